@@ -1,0 +1,118 @@
+# Needs make and Python >= 3.11; everything else is installed into folders of this repository.
+#
+#   make demo         race four optimizers on real text; the report is demo_out/report.html
+#   make test         style, types, examples in the documentation, and the quick tests
+#   make test-slow    the tests that `make test` leaves out
+#   make test-latest  a part of the tests on Python 3.12 or later with the newest JAX
+#   make lint         style only
+#   make clean        remove all that these commands made
+
+PYTHON ?= python3
+PYTHON312 ?= python3.12
+JOBS ?= 2
+
+VENV ?= .venv
+VENV_LATEST ?= .venv-latest
+
+DEMO ?= optkit race adamw lion muon cautious_adamw --task bytelm --config benchmarks/demo.toml \
+	--out demo_out
+PYTEST_FLAGS ?= -n $(JOBS) --dist worksteal
+LATEST_TESTS ?= tests/golden tests/conformance
+LATEST_FLAGS ?= -m "not slow"
+
+# Packages of the user or of another project must not be seen in place of those installed here.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+export PYTHONNOUSERSITE := 1
+
+.PHONY: help demo test test-slow test-latest lint types clean own-venv own-venv-latest
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:
+	@sed -n '3,$${/^#/!q;s/^# *//;p;}' Makefile
+
+demo: $(VENV)/.optkit-cli
+	$(VENV)/bin/$(DEMO)
+
+test: lint types
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-slow: $(VENV)/.optkit-test
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m slow
+
+test-latest: $(VENV_LATEST)/.optkit-test
+	$(VENV_LATEST)/bin/python -m pytest $(PYTEST_FLAGS) $(LATEST_FLAGS) $(LATEST_TESTS)
+
+lint: $(VENV)/.optkit-test
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+types: $(VENV)/.optkit-test
+	$(VENV)/bin/python -m mypy
+
+# An environment that this Makefile did not make is left alone, here and below.
+clean:
+	@for venv in $(VENV) $(VENV_LATEST); do \
+	  if [ -e "$$venv/.optkit-home" ]; then rm -rf "$$venv"; \
+	  elif [ -e "$$venv" ]; then echo "$$venv stays: this Makefile did not make it"; fi; \
+	done
+	rm -rf .cache .hypothesis build dist demo_out
+	find optkit tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + \
+	  2>/dev/null || true
+
+# --- environments: the stamp inside one says which extra of this pyproject.toml it holds ----------
+
+$(VENV)/.optkit-cli: pyproject.toml | own-venv
+	$(VENV)/bin/python -m pip install --quiet --editable '.[cli]'
+	@touch $@
+
+$(VENV)/.optkit-test: pyproject.toml | own-venv
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.optkit-cli
+
+$(VENV_LATEST)/.optkit-test: pyproject.toml | own-venv-latest
+	$(VENV_LATEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+	  --editable '.[test]'
+	@touch $@
+
+# $(1): folder; $(2): shell text that sets $$python to the interpreter to make it with
+define own_venv
+@if [ -e $(1) ]; then \
+  if [ "$$(cat $(1)/.optkit-home 2>/dev/null)" != "$$(pwd -P)" ]; then \
+    echo "error: the folder $(1) was not made by this Makefile in this place:" \
+      "remove it, or name another one (make VENV=DIR, make VENV_LATEST=DIR)" >&2; exit 1; \
+  fi; \
+else \
+  $(2); \
+  echo "making $(1) with $$("$$python" --version)"; \
+  { "$$python" -m venv $(1) && pwd -P > $(1)/.optkit-home; } || { rm -rf $(1); exit 1; }; \
+fi
+endef
+
+own-venv:
+	$(call own_venv,$(VENV),$(find_python))
+
+own-venv-latest:
+	$(call own_venv,$(VENV_LATEST),$(find_python312))
+
+define find_python
+python="$(PYTHON)"; \
+"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "error: optkit needs Python >= 3.11, and $$python is $$("$$python" --version 2>&1):" \
+    "name a newer one with make PYTHON=/path/to/python3" >&2; exit 1; }
+endef
+
+# After python3.12, the newest 3.12 that pyenv has: its shim may refuse to start one not selected.
+define find_python312
+root="$${PYENV_ROOT:-$$(pyenv root 2>/dev/null || echo "$$HOME/.pyenv")}"; python=; \
+for found in "$(PYTHON312)" \
+  $$(ls -d "$$root"/versions/3.12.*/bin/python 2>/dev/null | sort -t. -k3 -rV); do \
+  if "$$found" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+    python="$$found"; break; \
+  fi; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "error: no Python 3.12: neither $(PYTHON312) nor one under $$root/versions runs;" \
+    "install it, or name one with make PYTHON312=/path/to/python3.12" >&2; exit 1; \
+fi
+endef

@@ -1,0 +1,200 @@
+"""The one registry: every method's name, factory, paper, family, state bytes and tags.
+
+Tests, command line, tables and benchmarks walk it; a public factory that is not in it fails a test.
+"""
+
+import difflib
+import fnmatch
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Kind = Literal["recipe", "part", "wrapper"]
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+class UnknownMethod(KeyError):
+    """No method of that name; the message has the closest ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from."""
+
+    title: str
+    arxiv: str | None
+    year: int
+
+    def __str__(self) -> str:
+        where = f"arXiv {self.arxiv}" if self.arxiv else "no arXiv id"
+        return f"{self.title} ({self.year}, {where})"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method.
+
+    Attributes:
+      name: the name it is exported under.
+      factory: builds the transformation; ``learning_rate`` first for recipes, the inner
+        transformation first for wrappers.
+      kind: recipe (a whole optimizer), part (a link of a chain) or wrapper (takes an inner one).
+      family: what it is about: matrix, sign, adaptive, accumulator, direction, safety, ...
+      paper: its source, None for plumbing.
+      state_bytes: bytes per float32 parameter by role; ``"*"`` for the roles not named.
+      tags: words to search for.
+      chain: its links in one line.
+      example: arguments that make a runnable instance where defaults do not suffice.
+      matrices_only: the factory's transformation takes matrices, not every leaf.
+    """
+
+    name: str
+    factory: Callable[..., Any]
+    kind: Kind
+    family: str
+    paper: Paper | None
+    state_bytes: Mapping[str, float]
+    tags: tuple[str, ...]
+    chain: str
+    example: Mapping[str, Any] = field(default_factory=dict)
+    matrices_only: bool = False
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.factory) or "").split("\n", 1)[0]
+
+    def hyperparameters(self) -> dict[str, inspect.Parameter]:
+        """Returns the factory's parameters by name."""
+        return dict(inspect.signature(self.factory).parameters)
+
+    def bytes_per_parameter(self, role: str) -> float:
+        """Returns the state bytes per float32 parameter of a leaf of a role."""
+        return self.state_bytes.get(role, self.state_bytes.get("*", 0.0))
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(
+    *,
+    kind: Kind,
+    family: str,
+    state_bytes: Mapping[str, float],
+    chain: str,
+    paper: tuple[str, str | None, int] | None = None,
+    tags: tuple[str, ...] = (),
+    example: Mapping[str, Any] | None = None,
+    matrices_only: bool = False,
+) -> Callable[[Factory], Factory]:
+    """Enters a factory into the catalogue and makes equal calls return the same object.
+
+    A jitted step that closes over a transformation is keyed by identity: were an equal optimizer
+    built anew, the step would compile anew.
+
+    Args:
+      kind: recipe, part or wrapper.
+      family: what it is about.
+      state_bytes: bytes per float32 parameter by role.
+      chain: its links in one line.
+      paper: (title, arXiv id, year).
+      tags: words to search for.
+      example: arguments of a runnable instance.
+      matrices_only: it takes matrices only.
+
+    Returns:
+      A decorator.
+    """
+
+    def decorate(factory: Factory) -> Factory:
+        cached = _cached(factory)
+        source = Paper(*paper) if paper else None
+        name = factory.__name__
+        if name in _ENTRIES:
+            raise ValueError(f"the catalogue has a {name!r} already")
+        _ENTRIES[name] = Entry(
+            name, cached, kind, family, source, dict(state_bytes), tags, chain,
+            dict(example or {}), matrices_only,
+        )
+        return cached
+
+    return decorate
+
+
+def _cached(factory: Factory) -> Factory:
+    build = functools.lru_cache(maxsize=256, typed=True)(factory)
+
+    @functools.wraps(factory)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            hash((args, tuple(kwargs.values())))
+        except TypeError:
+            # Arrays, tracers, trees and lists have no hash; such calls are built each time.
+            return factory(*args, **kwargs)
+        return build(*args, **kwargs)
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+def get(name: str) -> Entry:
+    """Returns the entry of a method.
+
+    Args:
+      name: its exact name.
+
+    Returns:
+      The entry.
+
+    Raises:
+      UnknownMethod: no such method; suggests close names.
+
+    Example:
+      >>> import optkit
+      >>> optkit.catalogue.get("muon").family
+      'matrix'
+    """
+    if name in _ENTRIES:
+        return _ENTRIES[name]
+    close = difflib.get_close_matches(name, _ENTRIES, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`optkit list` shows all."
+    raise UnknownMethod(f"there is no method {name!r}; {hint}")
+
+
+def entries(
+    pattern: str = "*", *, kind: str | None = None, family: str | None = None, tag: str | None = None
+) -> list[Entry]:
+    """Returns the entries that fit, by name.
+
+    Args:
+      pattern: wildcard on the name.
+      kind: recipe, part or wrapper.
+      family: exact family.
+      tag: a tag that must be there.
+
+    Returns:
+      Sorted entries.
+
+    Example:
+      >>> import optkit
+      >>> [e.name for e in optkit.catalogue.entries("sig*", kind="recipe")]
+      ['signsgd', 'signum']
+    """
+    return sorted(_fitting(pattern, kind, family, tag), key=lambda entry: entry.name)
+
+
+def _fitting(
+    pattern: str, kind: str | None, family: str | None, tag: str | None
+) -> Iterator[Entry]:
+    for entry in _ENTRIES.values():
+        if (
+            fnmatch.fnmatchcase(entry.name, pattern)
+            and kind in (None, entry.kind)
+            and family in (None, entry.family)
+            and (tag is None or tag in entry.tags)
+        ):
+            yield entry

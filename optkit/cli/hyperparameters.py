@@ -1,0 +1,143 @@
+"""Checks the hyperparameters of a method against the signature of its factory."""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+import optkit.catalogue
+from optkit.catalogue import Entry
+from optkit.cli.errors import CommandError, message_of, suggestion
+from optkit.cli.values import convert, plain
+
+__all__ = [
+    "bind",
+    "build",
+    "find_entry",
+    "find_recipe",
+    "resolved",
+]
+
+
+def find_entry(name: str) -> Entry:
+    """Returns a catalogue entry, turning an unknown name into a one-line error.
+
+    Args:
+      name: a catalogued name.
+
+    Returns:
+      The entry.
+
+    Raises:
+      CommandError: for an unknown name, with close ones.
+    """
+    try:
+        return optkit.catalogue.get(name)
+    except KeyError as error:
+        close = suggestion(name, [entry.name for entry in optkit.catalogue.entries()])
+        raise CommandError(f"unknown method {name!r}{close}; `optkit list` shows all") from error
+
+
+def find_recipe(name: str) -> Entry:
+    """Returns the entry of a complete optimizer; parts and wrappers are refused.
+
+    Args:
+      name: a catalogued name.
+
+    Returns:
+      The entry.
+
+    Raises:
+      CommandError: for an unknown name or something that is no complete optimizer.
+    """
+    entry = find_entry(name)
+    if entry.kind != "recipe":
+        raise CommandError(
+            f"{name} is a {entry.kind}, not a complete optimizer; "
+            "choose a recipe (`optkit list --kind recipe`)"
+        )
+    return entry
+
+
+def bind(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks hyperparameters against a method and convert them to the annotated types.
+
+    Args:
+      entry: the method.
+      given: values by name, as parsed.
+
+    Returns:
+      The values to call ``entry.factory`` with.
+
+    Raises:
+      CommandError: for an unknown name, a value of the wrong type or a missing one.
+    """
+    allowed = entry.hyperparameters()
+    keywords = inspect.Parameter.VAR_KEYWORD
+    open_ended = (keywords, inspect.Parameter.VAR_POSITIONAL)
+    named = {name: par for name, par in allowed.items() if par.kind not in open_ended}
+    hints = _hints(entry.factory)
+    bound = {}
+    for name, value in given.items():
+        if name in named:
+            annotation = hints.get(name, named[name].annotation)
+            bound[name] = convert(entry.name, name, value, annotation)
+        elif any(parameter.kind is keywords for parameter in allowed.values()):
+            bound[name] = value
+        else:
+            raise CommandError(
+                f"{entry.name} has no hyperparameter {name!r}{suggestion(name, named)}; "
+                f"allowed: {', '.join(named)}"
+            )
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in bound:
+            raise CommandError(
+                f"{entry.name} needs a value for {name}: "
+                f"pass -p {name}=VALUE (in a race: {entry.name}:{name}=VALUE)"
+            )
+    return bound
+
+
+def build(entry: Entry, given: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Builds the optimizer of a method.
+
+    Args:
+      entry: the method.
+      given: hyperparameters by name, as parsed.
+
+    Returns:
+      The transformation.
+
+    Raises:
+      CommandError: as `bind`, and for values that the factory refuses.
+    """
+    bound = bind(entry, given)
+    try:
+        return entry.factory(**bound)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CommandError(f"{entry.name}: {message_of(error)}") from error
+
+
+def resolved(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns every hyperparameter with the value that is in force, as plain JSON values.
+
+    Args:
+      entry: the method.
+      given: hyperparameters by name, as parsed.
+
+    Returns:
+      Defaults and given values; anything that is no plain value appears as stable text.
+    """
+    parameters = entry.hyperparameters().items()
+    defaults = {name: par.default for name, par in parameters if par.default is not par.empty}
+    return {name: plain(value) for name, value in {**defaults, **bind(entry, given)}.items()}
+
+
+def _hints(factory: Callable[..., object]) -> dict[str, Any]:
+    """Returns the evaluated annotations of a factory, or none if they cannot be evaluated."""
+    try:
+        return typing.get_type_hints(inspect.unwrap(factory))
+    except (NameError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,115 @@
+"""What a training run is, and how a resumed run is held to what was saved."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from optkit.cli.errors import CommandError
+from optkit.cli.hyperparameters import find_recipe, resolved
+from optkit.cli.parsing import make_task
+from optkit.cli.values import plain
+
+__all__ = ["TrainRequest", "TrainSettings", "settle"]
+
+# Fields that a resumed run must share with the saved one. The number of steps may grow, and how
+# often a checkpoint is written changes no number.
+_FIXED = ("method", "task", "task_options", "seed", "log_every", "eval_every")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What was asked for; None means not given: the saved value, or else the default."""
+
+    method: str
+    out: pathlib.Path
+    hyperparameters: Mapping[str, Any] | None = None
+    task: str | None = None
+    task_options: Mapping[str, Any] | None = None
+    seed: int | None = None
+    steps: int | None = None
+    log_every: int | None = None
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    resume: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """A training run with nothing left open."""
+
+    method: str
+    hyperparameters: dict[str, Any]
+    task: str
+    task_options: dict[str, Any]
+    seed: int
+    steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+
+    def record(self) -> dict[str, Any]:
+        """Returns what a checkpoint says of its run: these settings and every value in force."""
+        entry = find_recipe(self.method)
+        return {
+            **plain(dataclasses.asdict(self)),
+            "in_force": resolved(entry, self.hyperparameters),
+        }
+
+
+def settle(request: TrainRequest, saved: Mapping[str, Any] | None) -> TrainSettings:
+    """Fills in what was not asked for, and refuse what contradicts the saved run.
+
+    Hyperparameters (and task options) that are given at all are taken as the complete set.
+
+    Args:
+      request: what was asked for.
+      saved: record of the newest checkpoint, or None for a new run.
+
+    Returns:
+      The settings of the run.
+
+    Raises:
+      CommandError: naming each difference to the saved run, or a number that makes no sense.
+    """
+    known = saved or {}
+
+    def choose(name: str, default: Any) -> Any:
+        asked = getattr(request, name)
+        return asked if asked is not None else known.get(name, default)
+
+    task_name = choose("task", "bytelm")
+    task_options = dict(choose("task_options", {}))
+    steps = request.steps or known.get("steps") or make_task(task_name, task_options).default_steps
+    tenth = max(1, steps // 10)
+    settings = TrainSettings(
+        method=request.method,
+        hyperparameters=dict(choose("hyperparameters", {})),
+        task=task_name,
+        task_options=task_options,
+        seed=choose("seed", 0),
+        steps=steps,
+        log_every=choose("log_every", 1),
+        eval_every=choose("eval_every", tenth),
+        checkpoint_every=choose("checkpoint_every", tenth),
+    )
+    if saved is not None:
+        _refuse_differences(settings.record(), saved, request.out)
+    return settings
+
+
+def _refuse_differences(
+    new: Mapping[str, Any], saved: Mapping[str, Any], out: pathlib.Path
+) -> None:
+    """Raises if a resumed run would not be the saved run."""
+    pairs = [(name, saved[name], new[name]) for name in _FIXED]
+    if new["method"] == saved["method"]:
+        old, now = saved["in_force"], new["in_force"]
+        names = sorted({*old, *now})
+        pairs += [(name, old.get(name, "absent"), now.get(name, "absent")) for name in names]
+    differences = [f"{name}: saved {old!r}, now {now!r}" for name, old, now in pairs if old != now]
+    if differences:
+        raise CommandError(
+            f"{out} holds another run ({'; '.join(differences)}): "
+            "resume it with its own settings, or give another --out"
+        )

@@ -1,0 +1,227 @@
+"""Training with checkpoints: a run that is killed and resumed equals one that was never stopped."""
+
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from optkit.cli.checkpoints import Checkpoints
+from optkit.cli.errors import CommandError
+from optkit.cli.hyperparameters import find_recipe
+from optkit.cli.logs import TrainingLog
+from optkit.cli.parsing import make_task
+from optkit.cli.running import Prepared, prepare, versions, warm_up
+from optkit.cli.settings import TrainRequest, TrainSettings, settle
+from optkit.cli.signals import StopRequest
+from optkit.tasks.training import start
+
+__all__ = ["Outcome", "load_run", "train"]
+
+LOG_NAME = "log.jsonl"
+_CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a training run ended.
+
+    Attributes:
+      settings: what ran.
+      started_at: step it began or resumed from.
+      step: steps done.
+      rows: the rows of the log.
+      stopped: whether Ctrl-C ended it before its last step.
+    """
+
+    settings: TrainSettings
+    started_at: int
+    step: int
+    rows: list[dict[str, Any]]
+    stopped: bool
+
+
+@dataclasses.dataclass
+class _Run:
+    """The moving parts of a run."""
+
+    state: Any
+    params: Any
+    step: int = 0
+    seconds: float = 0.0
+    saved: int = -1
+
+
+def train(
+    request: TrainRequest,
+    *,
+    on_start: Callable[[TrainSettings, int], None] = lambda settings, step: None,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Outcome:
+    """Trains one method on one task, with a log and checkpoints in ``request.out``.
+
+    Args:
+      request: what to run.
+      on_start: called with the settings and the first step, before anything is compiled.
+      on_row: called with each row that is logged.
+
+    Returns:
+      How it ended.
+
+    Raises:
+      CommandError: for wrong settings, a directory that holds another run, or a loss that is not
+        finite (the last checkpoint stays).
+    """
+    out = request.out
+    log_path = out / LOG_NAME
+    latest, saved = _saved_record(out)
+    if not request.resume and (latest is not None or log_path.exists()):
+        raise CommandError(
+            f"{out} already holds a run: pass --resume to go on with it, or another --out"
+        )
+    settings = settle(request, saved)
+    task = make_task(settings.task, settings.task_options)
+    prepared = prepare(task, find_recipe(settings.method), settings.hyperparameters)
+    on_start(settings, latest or 0)
+    with Checkpoints(out / _CHECKPOINTS) as checkpoints:
+        run = _begin(prepared, settings, checkpoints, latest, saved)
+        started_at = run.step
+        with TrainingLog(log_path, after=run.saved) as log, StopRequest() as stop:
+            _loop(_Loop(prepared, settings, run, log, checkpoints, stop, on_row))
+    stopped = run.step < settings.steps
+    return Outcome(settings, started_at, run.step, log.rows, stopped)
+
+
+def load_run(directory: pathlib.Path) -> tuple[Any, Any, dict[str, Any]]:
+    """Loads the newest checkpoint of a training directory.
+
+    Args:
+      directory: the ``--out`` of ``optkit train``.
+
+    Returns:
+      ``(params, state, record)`` in the structures of the task and the optimizer.
+
+    Raises:
+      CommandError: if there is no checkpoint.
+    """
+    latest, record = _saved_record(directory)
+    if latest is None or record is None:
+        raise CommandError(f"{directory} holds no complete checkpoint of `optkit train`")
+    task = make_task(record["task"], record["task_options"])
+    prepared = prepare(task, find_recipe(record["method"]), record["hyperparameters"])
+    with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
+        state, params = checkpoints.restore(
+            latest, prepared.abstract_params, prepared.abstract_state
+        )
+    return params, state, record
+
+
+def _saved_record(directory: pathlib.Path) -> tuple[int | None, dict[str, Any] | None]:
+    """Returns step and record of the newest checkpoint, creating nothing if there is none."""
+    if not (directory / _CHECKPOINTS).is_dir():
+        return None, None
+    with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
+        latest = checkpoints.latest()
+        return latest, None if latest is None else checkpoints.record(latest)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """What the loop works with."""
+
+    prepared: Prepared
+    settings: TrainSettings
+    run: _Run
+    log: TrainingLog
+    checkpoints: Checkpoints
+    stop: StopRequest
+    on_row: Callable[[dict[str, Any]], None]
+
+
+def _begin(
+    prepared: Prepared,
+    settings: TrainSettings,
+    checkpoints: Checkpoints,
+    latest: int | None,
+    saved: dict[str, Any] | None,
+) -> _Run:
+    """Returns the run at its newest checkpoint, or at step 0."""
+    if latest is None or saved is None:
+        state, params = start(prepared.task, prepared.tx, settings.seed)
+        run = _Run(state, params)
+    else:
+        state, params = checkpoints.restore(
+            latest, prepared.abstract_params, prepared.abstract_state
+        )
+        run = _Run(state, params, step=latest, seconds=saved["seconds"], saved=latest)
+    if run.step < settings.steps:
+        warm_up(prepared, settings.seed, run.state, run.params)
+    return run
+
+
+def _loop(loop: _Loop) -> None:
+    """Takes steps until the last one or a request to stop; save at the end in any case."""
+    settings, run, task = loop.settings, loop.run, loop.prepared.task
+    if run.saved < 0:
+        # A checkpoint of step 0 lets a resume be checked against the settings from the very start.
+        loop.log.append({"step": 0, "seconds": 0.0, "held_out": task.evaluate(run.params)})
+        _save(loop)
+    while run.step < settings.steps and not loop.stop.requested:
+        begin = time.perf_counter()
+        batch = task.batch(settings.seed, run.step)
+        run.state, run.params, metrics = loop.prepared.step(batch, run.state, run.params)
+        run.step += 1
+        evaluates = run.step % settings.eval_every == 0 or run.step == settings.steps
+        logs = evaluates or run.step % settings.log_every == 0
+        saves = run.step % settings.checkpoint_every == 0
+        if logs or saves:
+            # Waiting only where a number is needed lets accelerators run ahead of the host.
+            jax.block_until_ready((run.state, run.params, metrics))
+        run.seconds += time.perf_counter() - begin
+        if logs or saves:
+            _refuse_divergence(run, float(np.asarray(metrics["loss"])))
+        if logs:
+            _log(loop, metrics, evaluates=evaluates)
+        if saves:
+            _save(loop)
+    if run.saved < run.step:
+        _save(loop)
+
+
+def _refuse_divergence(run: _Run, loss: float) -> None:
+    """Raises if the loss is not finite, before anything of it is logged or saved."""
+    if not math.isfinite(loss):
+        raise CommandError(
+            f"the loss became {loss} at step {run.step}: try a smaller learning_rate "
+            f"(the checkpoint of step {run.saved} stays)",
+            exit_code=1,
+        )
+
+
+def _log(loop: _Loop, metrics: dict[str, jax.Array], *, evaluates: bool) -> None:
+    """Appends the row of the current step."""
+    run = loop.run
+    scalars = {name: float(np.asarray(value)) for name, value in metrics.items()}
+    row: dict[str, Any] = {"step": run.step, "seconds": run.seconds, **scalars}
+    if evaluates:
+        row["held_out"] = loop.prepared.task.evaluate(run.params)
+    loop.log.append(row)
+    loop.on_row(row)
+
+
+def _save(loop: _Loop) -> None:
+    """Saves a checkpoint after all rows up to its step are on disk."""
+    run = loop.run
+    loop.log.sync()
+    record = {
+        **loop.settings.record(),
+        "step": run.step,
+        "seconds": run.seconds,
+        "versions": versions(),
+    }
+    loop.checkpoints.save(run.step, run.params, run.state, record)
+    run.saved = run.step

@@ -1,0 +1,49 @@
+"""Functions on arrays (..., m, n): Newton-Schulz and its coefficients, Gram form, exact polar."""
+
+from optkit.linalg.coefficients import (
+    COEFFICIENTS,
+    Coefficients,
+    CoefficientSet,
+    Row,
+    as_coefficient_set,
+    get_coefficients,
+    polar_express_coefficients,
+)
+from optkit.linalg.factor import (
+    Method,
+    choose_form,
+    gram_flops,
+    orthogonal_factor,
+    standard_flops,
+)
+from optkit.linalg.gram import gram_newton_schulz
+from optkit.linalg.newton_schulz import newton_schulz
+from optkit.linalg.normalise import EpsMode, Precondition
+from optkit.linalg.norms import accumulation_dtype, frobenius_norm
+from optkit.linalg.polar import polar
+from optkit.linalg.resets import default_resets, reset_growth, tune_resets
+
+__all__ = [
+    "COEFFICIENTS",
+    "CoefficientSet",
+    "Coefficients",
+    "EpsMode",
+    "Method",
+    "Precondition",
+    "Row",
+    "accumulation_dtype",
+    "as_coefficient_set",
+    "choose_form",
+    "default_resets",
+    "frobenius_norm",
+    "get_coefficients",
+    "gram_flops",
+    "gram_newton_schulz",
+    "newton_schulz",
+    "orthogonal_factor",
+    "polar",
+    "polar_express_coefficients",
+    "reset_growth",
+    "standard_flops",
+    "tune_resets",
+]

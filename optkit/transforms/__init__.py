@@ -1,0 +1,39 @@
+"""The parts: directions, accumulators and wrappers; each an Optax transformation."""
+
+from optkit.transforms.accumulate import AccumulateState, accumulate_gradients
+from optkit.transforms.base import Transformation
+from optkit.transforms.adam import ScaleByAdamState, scale_by_adam
+from optkit.transforms.cautious import cautious, sign_from_grad
+from optkit.transforms.guards import (
+    SkipNonfiniteState,
+    SkipSpikesState,
+    global_norm,
+    skip_nonfinite,
+    skip_spikes,
+)
+from optkit.transforms.hyperparams import ScaleByLearningRateState, get_hyperparam, hyperparams
+from optkit.transforms.kappa import scale_by_kappa
+from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
+from optkit.transforms.orthogonalize import orthogonalize
+from optkit.transforms.precision import (
+    MasterWeightsState,
+    StochasticRoundState,
+    in_float32,
+    master_weights,
+    round_stochastically,
+    stochastic_round,
+)
+from optkit.transforms.route import FROZEN, RouteState, freeze, recording, route, split_matrices
+from optkit.transforms.shape_scale import scale_by_shape
+from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
+
+__all__ = [
+    "FROZEN", "AccumulateState", "DecayState", "MasterWeightsState", "MomentumState", "RouteState",
+    "ScaleByAdamState", "ScaleByLearningRateState", "SkipNonfiniteState", "SkipSpikesState",
+    "Transformation",
+    "StochasticRoundState", "accumulate_gradients", "blend_momentum", "cautious", "decay_weights",
+    "descend", "freeze", "get_hyperparam", "global_norm", "hyperparams", "in_float32",
+    "master_weights", "momentum", "orthogonalize", "recording", "round_stochastically", "route",
+    "scale_by_adam", "scale_by_kappa", "scale_by_learning_rate", "scale_by_shape",
+    "sign_from_grad", "skip_nonfinite", "skip_spikes", "split_matrices", "stochastic_round",
+]

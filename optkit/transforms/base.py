@@ -1,0 +1,77 @@
+"""What every part is built from: the constructor and the maps over leaves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from optkit.tree import PyTree, leaves_with_paths, upcast
+
+Transformation = optax.GradientTransformationExtraArgs
+
+
+def _mismatch(updates: PyTree, other: PyTree, what: str) -> str:
+    given = dict(leaves_with_paths(updates))
+    held = dict(leaves_with_paths(other))
+    lines = [f"  {path}: in the updates, not in the {what}" for path in given if path not in held]
+    lines += [f"  {path}: in the {what}, not in the updates" for path in held if path not in given]
+    return "\n".join(lines) or "  same paths, other containers"
+
+
+def map_leaves(function: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:
+    """Maps a function over updates and trees of the same structure.
+
+    ``None`` and masked nodes are passed over.
+
+    Raises:
+      ValueError: a tree has other leaves than the updates; lists their paths.
+    """
+    structure = jax.tree.structure(updates)
+    for tree in rest:
+        if jax.tree.structure(tree) != structure:
+            raise ValueError(
+                "the updates do not have the leaves that this transformation holds or was given:\n"
+                + _mismatch(updates, tree, "other tree")
+                + "\ngive gradients of the same tree as the parameters passed to init"
+            )
+    return jax.tree.map(function, updates, *rest)
+
+
+def map_updates(function: Callable[..., jax.Array], updates: PyTree, *rest: PyTree) -> PyTree:
+    """Like ``map_leaves``, computing in float32 or better and keeping the dtype of the updates."""
+
+    def leaf(u: jax.Array, *others: jax.Array) -> jax.Array:
+        return function(upcast(u), *map(upcast, others)).astype(u.dtype)
+
+    return map_leaves(leaf, updates, *rest)
+
+
+def need_params(params: PyTree | None, name: str) -> PyTree:
+    """Returns params, or raises ValueError with the remedy if the caller left them out."""
+    if params is None:
+        raise ValueError(f"{name} needs the parameters: call tx.update(updates, state, params)")
+    return params
+
+
+def unzip(structure_of: PyTree, pairs: PyTree, count: int) -> tuple[PyTree, ...]:
+    """Splits a tree whose leaves are ``count``-tuples into that many trees."""
+    structure = jax.tree.structure(structure_of)
+    flat = structure.flatten_up_to(pairs)
+    return tuple(structure.unflatten([pair[i] for pair in flat]) for i in range(count))
+
+
+def stateless(update: Callable[[PyTree, PyTree | None], PyTree]) -> Transformation:
+    """Builds a transformation without state from a function of (updates, params)."""
+
+    def init_fn(params: PyTree) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: PyTree, state: optax.EmptyState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, optax.EmptyState]:
+        del extra_args
+        return update(updates, params), state
+
+    return Transformation(init_fn, update_fn)

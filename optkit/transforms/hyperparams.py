@@ -1,0 +1,158 @@
+"""Numbers that may be schedules: one step convention, and where to read their present value."""
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optkit.tree import PyTree
+
+Schedule = Callable[[jax.Array], jax.Array]
+Scalar = float | jax.Array
+ScalarOrSchedule = Scalar | Schedule
+
+
+def check_number(
+    name: str, value: Any, *, low: float = -math.inf, high: float = math.inf, open_high: bool = False
+) -> None:
+    """Raises ValueError if a Python number is outside ``[low, high]``.
+
+    Schedules and arrays pass: their values are not known when the chain is built.
+    """
+    if callable(value) or isinstance(value, jax.Array):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) and jnp.ndim(value) != 0:
+        raise ValueError(f"{name} must be a number or a schedule, not {value!r}")
+    inside = low <= value <= high and not (open_high and value == high)
+    if not inside:
+        end = ")" if open_high else "]"
+        raise ValueError(f"{name}={value!r} is outside [{low}, {high}{end}; give a number inside it")
+
+
+def check_static_int(name: str, value: Any, *, low: int = 1) -> None:
+    """Raises if a value that decides the program's shape is not a Python integer."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} decides the compiled program and must be a Python int; under "
+            f"optax.inject_hyperparams pass static_args=({name!r},)"
+        )
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {low}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises ValueError with the allowed values and the closest one if a value is none of them."""
+    if value in choices:
+        return
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}{hint}")
+
+
+def value_at(value: ScalarOrSchedule, count: jax.Array) -> Scalar:
+    """Returns the value for the update after ``count`` finished ones; a constant as it is.
+
+    Constants stay Python floats: they become part of the program, not inputs of it, so no tracer
+    can leak and no extra rounding happens.
+    """
+    return value(count) if callable(value) else value
+
+
+def recorded(count: jax.Array, always: bool = False, **values: ScalarOrSchedule) -> dict:
+    """Returns the scheduled values (or all, with ``always``) as float32 arrays for the state."""
+    return {
+        name: jnp.asarray(value_at(value, count), jnp.float32)
+        for name, value in values.items()
+        if always or callable(value)
+    }
+
+
+def debias(decay: Scalar, steps: jax.Array) -> Scalar:
+    """Returns ``1 - decay**steps`` without the cancellation that a decay near 1 brings."""
+    if not isinstance(decay, jax.Array):
+        if decay <= 0.0:
+            return 1.0
+        return -jnp.expm1(steps * math.log(decay)) if decay < 1.0 else jnp.zeros(())
+    return -jnp.expm1(steps * jnp.log(decay))
+
+
+class ScaleByLearningRateState(NamedTuple):
+    """State of ``scale_by_learning_rate``."""
+
+    count: jax.Array  # int32 scalar, finished updates
+    hyperparams: dict[str, jax.Array]  # {"learning_rate": float32 scalar}, that of the last update
+
+
+def _collect(node: Any, prefix: str, out: list[tuple[str, Any]]) -> None:
+    if isinstance(node, dict):
+        for key, child in node.items():
+            _collect(child, f"{prefix}/{key}" if prefix else str(key), out)
+    elif isinstance(node, tuple | list):
+        fields = getattr(node, "_fields", (None,) * len(node))
+        for field, child in zip(fields, node, strict=True):
+            if field in ("hyperparams",) and isinstance(child, dict):
+                out.extend((f"{prefix}/{name}".strip("/"), value) for name, value in child.items())
+            else:
+                _collect(child, prefix, out)
+
+
+def hyperparams(state: PyTree) -> dict[str, jax.Array]:
+    """Returns every hyperparameter that a state records, by name.
+
+    Recorded are the learning rate of every optkit recipe, every value given as a schedule, and
+    what ``optax.inject_hyperparams`` injects. Below ``optkit.route`` a name is preceded by its
+    route: ``"muon/learning_rate"``.
+
+    Args:
+      state: an optimizer state.
+
+    Returns:
+      ``{name: value}`` of the last update (before the first: of the first).
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> state = optkit.lion(1e-4).init({"w": jnp.zeros(2)})
+      >>> {name: float(value) for name, value in optkit.hyperparams(state).items()}
+      {'learning_rate': 9.999999747378752e-05}
+    """
+    found: list[tuple[str, Any]] = []
+    _collect(state, "", found)
+    return dict(found)
+
+
+def get_hyperparam(state: PyTree, name: str) -> jax.Array:
+    """Returns the value that a hyperparameter had in the last update.
+
+    Args:
+      state: an optimizer state.
+      name: ``"learning_rate"``, or with its route ``"muon/learning_rate"``.
+
+    Returns:
+      A scalar array.
+
+    Raises:
+      KeyError: the state does not record the name, or records it for several routes with a value
+        each; lists what there is.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optkit
+      >>> tx = optkit.adamw(optax.linear_schedule(0.5, 0.0, 10))
+      >>> float(optkit.get_hyperparam(tx.init({"w": jnp.zeros(2)}), "learning_rate"))
+      0.5
+    """
+    found = hyperparams(state)
+    hits = [key for key in found if key == name or key.endswith(f"/{name}")]
+    if name in found:
+        return found[name]
+    if len(hits) == 1:
+        return found[hits[0]]
+    if hits:
+        raise KeyError(f"{name!r} is recorded for several routes: {', '.join(sorted(hits))}")
+    raise KeyError(
+        f"the state records no {name!r}; it records {', '.join(sorted(found)) or 'nothing'}. "
+        "Constants other than the learning rate are part of the compiled program: pass a schedule "
+        "or use optax.inject_hyperparams to have them in the state"
+    )

@@ -1,0 +1,224 @@
+"""The last links of every recipe: weight decay of each kind and the learning rate."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optkit.catalogue import register
+from optkit.transforms.base import Transformation, map_updates, need_params
+from optkit.transforms.hyperparams import (
+    ScalarOrSchedule,
+    ScaleByLearningRateState,
+    check_choice,
+    check_number,
+    recorded,
+    value_at,
+)
+from optkit.transforms.precision import in_float32
+from optkit.tree import PyTree, RuleLike, Selector, leaves_with_paths, selects
+
+Decay = Literal["decoupled", "cautious", "independent", "coupled"]
+Mask = PyTree | Callable[[PyTree], PyTree] | Selector | None
+
+
+class DecayState(NamedTuple):
+    """State of ``decay_weights``."""
+
+    count: jax.Array  # int32 scalar, finished updates
+    hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
+
+
+def _masked(mask: Mask, params: PyTree, rules: Sequence[RuleLike]) -> PyTree:
+    """Returns a tree of Python bools from any of the forms that a mask may have."""
+    structure = jax.tree.structure(params)
+    if mask is None:
+        return structure.unflatten([True] * structure.num_leaves)
+    if isinstance(mask, str) or (
+        isinstance(mask, tuple | list) and mask and all(isinstance(part, str) for part in mask)
+    ):
+        return structure.unflatten(
+            selects(mask, path, leaf, rules) for path, leaf in leaves_with_paths(params)
+        )
+    return mask(params) if callable(mask) else mask
+
+
+@register(
+    kind="part",
+    family="decay",
+    paper=("Decoupled Weight Decay Regularization", "1711.05101", 2017),
+    state_bytes={"*": 0},
+    tags=("weight decay",),
+    chain="u + wd p",
+    example={"weight_decay": 0.1},
+)
+def decay_weights(
+    weight_decay: ScalarOrSchedule,
+    *,
+    kind: Decay = "decoupled",
+    mask: Mask = None,
+    rules: Sequence[RuleLike] = (),
+) -> Transformation:
+    """Adds weight decay of a stated kind; where the link stands in the chain belongs to the kind.
+
+    * ``"decoupled"``: ``u <- u + wd*p``, before the learning rate: ``p <- (1 - lr*wd)*p - lr*u``.
+    * ``"cautious"``: ``u <- u + wd*p*1[u*p >= 0]``, before the learning rate: decays where the step
+      shrinks the weight anyway.
+    * ``"independent"``: ``u <- u - wd*p``, after the learning rate: ``p <- (1 - wd)*p - lr*u``, the
+      loss of weight per step does not depend on the learning rate.
+    * ``"coupled"``: ``g <- g + wd*p``, first in the chain: L2 regularisation.
+
+    ``optkit.descend`` puts the link in its place.
+
+    Args:
+      weight_decay: coefficient, a number or a schedule, at least 0.
+      kind: which decay.
+      mask: leaves that decay: a tree of bools, a function from params to one, or roles and globs
+        such as ``("matrix", "embedding")``; None for all.
+      rules: the user's role rules.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; 0 bytes per parameter.
+
+    Raises:
+      ValueError: unknown kind, negative coefficient, or params not given to update.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> tx = optkit.decay_weights(0.1, kind="cautious")
+      >>> params = {"w": jnp.array([1.0, -1.0])}
+      >>> tx.update({"w": jnp.array([1.0, 1.0])}, tx.init(params), params)[0]["w"].tolist()
+      [1.100000023841858, 1.0]
+
+    Reference:
+      Loshchilov and Hutter, arXiv 1711.05101; cautious: Chen et al., Cautious Weight Decay, arXiv
+      2510.12402.
+    """
+    check_number("weight_decay", weight_decay, low=0.0)
+    check_choice("kind", kind, get_args(Decay))
+
+    def init_fn(params: PyTree) -> DecayState:
+        del params
+        count = jnp.zeros((), jnp.int32)
+        return DecayState(count, recorded(count, weight_decay=weight_decay))
+
+    def update_fn(
+        updates: PyTree, state: DecayState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, DecayState]:
+        del extra_args
+        params = need_params(params, f"decay_weights(kind={kind!r})")
+        wd = value_at(weight_decay, state.count)
+
+        def decay(u: jax.Array, p: jax.Array) -> jax.Array:
+            if kind == "cautious":
+                return u + wd * p * (jnp.sign(u) * jnp.sign(p) >= 0)
+            return u - wd * p if kind == "independent" else u + wd * p
+
+        chosen = _masked(mask, params, rules)
+        out = jax.tree.map(
+            lambda u, p, on: map_updates(decay, u, p) if on else u, updates, params, chosen
+        )
+        new = recorded(state.count, weight_decay=weight_decay)
+        return out, DecayState(state.count + 1, new)
+
+    return Transformation(init_fn, update_fn)
+
+
+@register(
+    kind="part",
+    family="step",
+    state_bytes={"*": 0},
+    tags=("learning rate",),
+    chain="u = -lr u",
+    example={"learning_rate": 0.1},
+)
+def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> Transformation:
+    """Multiplies by minus the learning rate and records it in the state.
+
+    ``u <- -lr(t)*u`` with ``t`` the number of finished updates, 0 at the first.
+
+    Args:
+      learning_rate: a number or a schedule.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; 0 bytes per parameter. The value used last is
+      ``optkit.get_hyperparam(state, "learning_rate")``.
+
+    Raises:
+      ValueError: not a number.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> tx = optkit.scale_by_learning_rate(lambda t: 1.0 / (t + 1))
+      >>> state = tx.init({"w": jnp.zeros(1)})
+      >>> for _ in range(2):
+      ...   u, state = tx.update({"w": jnp.ones(1)}, state)
+      >>> float(u["w"][0]), float(optkit.get_hyperparam(state, "learning_rate"))
+      (-0.5, 0.5)
+    """
+    check_number("learning_rate", learning_rate)
+
+    def init_fn(params: PyTree) -> ScaleByLearningRateState:
+        del params
+        count = jnp.zeros((), jnp.int32)
+        return ScaleByLearningRateState(count, recorded(count, True, learning_rate=learning_rate))
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleByLearningRateState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByLearningRateState]:
+        del params, extra_args
+        rate = value_at(learning_rate, state.count)
+        out = map_updates(lambda u: -rate * u, updates)
+        new = recorded(state.count, True, learning_rate=learning_rate)
+        return out, ScaleByLearningRateState(state.count + 1, new)
+
+    return Transformation(init_fn, update_fn)
+
+
+def descend(
+    direction: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule = 0.0,
+    decay: Decay = "decoupled",
+    mask: Mask = None,
+    rules: Sequence[RuleLike] = (),
+) -> Transformation:
+    """Makes a direction an optimizer: decay of the stated kind, learning rate, float32 arithmetic.
+
+    Args:
+      direction: a transformation that points along the gradient.
+      learning_rate: a number or a schedule.
+      weight_decay: coefficient; the constant 0 adds no link.
+      decay: kind of decay, see ``optkit.decay_weights``.
+      mask: leaves that decay.
+      rules: the user's role rules.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``. State bytes: those of the direction.
+
+    Raises:
+      ValueError: as ``optkit.decay_weights``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optkit
+      >>> tx = optkit.descend(optax.identity(), 0.1, weight_decay=0.5)
+      >>> params = {"w": jnp.ones(1)}
+      >>> tx.update({"w": jnp.ones(1)}, tx.init(params), params)[0]["w"].round(3).tolist()
+      [-0.15...]
+    """
+    check_choice("decay", decay, get_args(Decay))
+    links: list[optax.GradientTransformation] = [direction]
+    step = scale_by_learning_rate(learning_rate)
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        links.append(step)
+    else:
+        link = decay_weights(weight_decay, kind=decay, mask=mask, rules=rules)
+        order = {"coupled": [link, direction, step], "independent": [direction, step, link]}
+        links = order.get(decay, [direction, link, step])
+    return in_float32(optax.chain(*links))

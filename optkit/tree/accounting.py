@@ -1,0 +1,142 @@
+"""Which state belongs to which parameter: the basis of plans, shardings and byte counts."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from optkit.tree.paths import KeyPath, PyTree, path_string
+
+
+@dataclass(frozen=True)
+class StateLeaf:
+    """One array of an optimizer state.
+
+    Attributes:
+      key_path: its key path in the state.
+      leaf: the array or shape.
+      param_path: path of the parameter it belongs to; None for counters and the like.
+      param: that parameter.
+    """
+
+    key_path: KeyPath
+    leaf: Any
+    param_path: str | None
+    param: Any
+
+    @property
+    def owner(self) -> str:
+        """The part of the key path before the parameter's own path."""
+        full = path_string(self.key_path)
+        if self.param_path and full.endswith(self.param_path):
+            return full[: -len(self.param_path)].rstrip("/")
+        return full
+
+
+def match_state(state: PyTree, params: PyTree) -> list[StateLeaf]:
+    """Assigns every leaf of a state to the parameter whose key path its own ends with.
+
+    Args:
+      state: an optimizer state or its shapes.
+      params: the parameters or their shapes.
+
+    Returns:
+      One ``StateLeaf`` a leaf, in flattening order; the longest matching path wins.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optkit
+      >>> params = {"w": jnp.ones(3)}
+      >>> [m.param_path for m in optkit.tree.match_state(optax.adam(1.0).init(params), params)]
+      [None, 'w', 'w']
+    """
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    by_path = {tuple(path): (path_string(path), leaf) for path, leaf in flat}
+    out = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        found = (None, None)
+        for start in range(len(path) + 1):
+            owner = by_path.get(tuple(path[start:]))
+            # A bare array has the empty path, which every path ends with: compare its shape too.
+            if owner and (start < len(path) or np.shape(owner[1]) == np.shape(leaf)):
+                found = owner
+                break
+        out.append(StateLeaf(path, leaf, *found))
+    return out
+
+
+def leaf_bytes(leaf: Any) -> int:
+    """Returns the bytes of an array or shape; PRNG keys count their words.
+
+    Args:
+      leaf: array or ``ShapeDtypeStruct``.
+
+    Returns:
+      Bytes.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> optkit.tree.leaf_bytes(jnp.zeros((2, 3), jnp.bfloat16))
+      12
+    """
+    return math.prod(np.shape(leaf)) * leaf.dtype.itemsize
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Returns the bytes of all leaves.
+
+    Args:
+      tree: arrays or shapes.
+
+    Returns:
+      Bytes.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> optkit.tree.tree_bytes({"a": jnp.zeros(3), "b": None})
+      12
+    """
+    return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def state_sharding(state: PyTree, params: PyTree) -> PyTree:
+    """Returns the sharding of every leaf of an optimizer state, for ``jit``'s ``out_shardings``.
+
+    A state leaf that belongs to a parameter and has its shape is sharded like it; everything else
+    is replicated on the parameters' mesh.
+
+    Args:
+      state: an optimizer state or its ``jax.eval_shape``.
+      params: placed parameters, or ``ShapeDtypeStruct``s with shardings.
+
+    Returns:
+      A tree like ``state`` of shardings, usable in ``out_shardings`` of a jitted ``tx.init`` and
+      as the placement of a restored checkpoint.
+
+    Raises:
+      ValueError: no parameter carries a sharding.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, optkit
+      >>> params = {"w": jnp.ones((4, 2))}
+      >>> state = jax.eval_shape(optax.adam(1e-3).init, params)
+      >>> optkit.state_sharding(state, params)[0].mu["w"] == params["w"].sharding
+      True
+    """
+    placed = [p.sharding for p in jax.tree.leaves(params) if getattr(p, "sharding", None)]
+    if not placed:
+        raise ValueError(
+            "no parameter has a sharding; place the parameters first, or give "
+            "jax.ShapeDtypeStruct(shape, dtype, sharding=...)"
+        )
+    meshes = [s for s in placed if isinstance(s, NamedSharding)]
+    rest = NamedSharding(meshes[0].mesh, PartitionSpec()) if meshes else placed[0]
+    leaves = [
+        match.param.sharding
+        if match.param is not None and match.param.shape == np.shape(match.leaf)
+        else rest
+        for match in match_state(state, params)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)

@@ -1,0 +1,125 @@
+"""Optimizer state by name: survives a change of the chain that a positional checkpoint does not."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optkit.tree.paths import PyTree, path_string
+
+FORMAT = 1
+FORMAT_KEY = "optkit.format"
+
+
+def _named(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yields (name, leaf) in jax's flattening order.
+
+    States are named by their class, not by their place in a chain: a link that is added or removed
+    leaves the names of the others as they were. Two siblings of one class are told apart by #2.
+    """
+    children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+    if len(children) == 1 and children[0][1] is node:
+        yield prefix, node
+        return
+    seen: dict[str, int] = {}
+    for key_path, child in children:
+        name = path_string(key_path)
+        if hasattr(node, "_fields"):
+            name = f"{type(node).__name__}.{name}"
+        elif type(node) in (tuple, list) and hasattr(child, "_fields"):
+            name = ""
+            kind = type(child).__name__
+            seen[kind] = seen.get(kind, 0) + 1
+            if seen[kind] > 1:
+                name = f"#{seen[kind]}"
+        yield from _named(child, "/".join(part for part in (prefix, name) if part))
+
+
+def _is_key(x: Any) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def export_state(state: PyTree) -> dict[str, np.ndarray]:
+    """Returns an optimizer state as a flat dict from names to NumPy arrays.
+
+    Save it with any tool, for example ``np.savez(path, **export_state(state))``.
+
+    Args:
+      state: a concrete optimizer state.
+
+    Returns:
+      ``{"MomentumState.momentum/dense/kernel": array, ..., "optkit.format": 1}``.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> state = optkit.momentum(0.9).init({"w": jnp.zeros(2)})
+      >>> sorted(optkit.export_state(state))
+      ['MomentumState.count', 'MomentumState.momentum/w', 'optkit.format']
+    """
+    out = {FORMAT_KEY: np.asarray(FORMAT)}
+    for name, leaf in _named(state, ""):
+        leaf = jax.random.key_data(leaf) if _is_key(jnp.asarray(leaf)) else leaf
+        out[name] = np.asarray(leaf)
+    return out
+
+
+def restore_state(
+    template: PyTree,
+    exported: Mapping[str, Any],
+    *,
+    missing: Literal["error", "keep"] = "error",
+) -> PyTree:
+    """Fills a freshly initialised state with the values of an exported one, by name.
+
+    Args:
+      template: what ``tx.init(params)`` gives now; decides structure, dtypes and placement.
+      exported: what ``export_state`` gave, then or in an earlier version.
+      missing: "keep" leaves what the export does not hold as the template has it.
+
+    Returns:
+      The restored state. Names that only the export holds are ignored: a removed link.
+
+    Raises:
+      ValueError: the export is of a newer format, lacks names, or holds another shape; the message
+        lists each.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> tx = optkit.momentum(0.9)
+      >>> state = tx.init({"w": jnp.zeros(2)})
+      >>> optkit.restore_state(state, optkit.export_state(state)).count.dtype
+      dtype('int32')
+    """
+    found = int(exported.get(FORMAT_KEY, -1))
+    if not 1 <= found <= FORMAT:
+        raise ValueError(
+            f"cannot read state of format {found}; this optkit reads 1 to {FORMAT} (a file without "
+            f"{FORMAT_KEY!r} was not written by optkit.export_state)"
+        )
+    problems, leaves = [], []
+    for name, leaf in _named(template, ""):
+        if name not in exported:
+            if missing == "error":
+                close = difflib.get_close_matches(name, exported, n=1)
+                problems.append(f"  {name}: missing" + (f" (there is {close[0]})" if close else ""))
+            leaves.append(leaf)
+            continue
+        value = exported[name]
+        if _is_key(jnp.asarray(leaf)):
+            leaves.append(jax.random.wrap_key_data(jnp.asarray(value)))
+        elif np.shape(value) != np.shape(leaf):
+            problems.append(f"  {name}: has shape {np.shape(value)}, needed is {np.shape(leaf)}")
+        else:
+            placed = jnp.asarray(value, leaf.dtype)
+            committed = getattr(leaf, "committed", False)
+            leaves.append(jax.device_put(placed, leaf.sharding) if committed else placed)
+    if problems:
+        raise ValueError(
+            "the exported state does not fit:\n"
+            + "\n".join(problems)
+            + '\npass missing="keep" to start what is missing from the template'
+        )
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)

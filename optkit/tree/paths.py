@@ -1,0 +1,151 @@
+"""Names of leaves: one spelling of a tree path for every message, rule and file."""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+PyTree = Any
+KeyPath = tuple[Any, ...]
+
+
+def path_string(key_path: KeyPath) -> str:
+    """Returns the leaf's path as ``a/b/0/kernel``.
+
+    The ``.value`` that an nnx ``Variable`` adds at the end is left out, so that a module and its
+    pure state give the same names.
+
+    Args:
+      key_path: key path as ``jax.tree_util.tree_flatten_with_path`` gives it.
+
+    Returns:
+      Components joined by ``/``; ``""`` for a tree that is a single leaf.
+
+    Example:
+      >>> import jax, optkit
+      >>> tree = {"dense": {"kernel": 1}, "blocks": [2]}
+      >>> [optkit.tree.path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+      ['blocks/0', 'dense/kernel']
+    """
+    keys = list(key_path)
+    if keys and isinstance(keys[-1], GetAttrKey) and keys[-1].name in ("value", "raw_value"):
+        keys.pop()
+    return "/".join(_component(key) for key in keys)
+
+
+def _component(key: Any) -> str:
+    match key:
+        case DictKey(key=name) | FlattenedIndexKey(key=name):
+            return str(name)
+        case SequenceKey(idx=index):
+            return str(index)
+        case GetAttrKey(name=name):
+            return name
+        case _:
+            return str(key).strip(".[]'\"")
+
+
+def leaves_with_paths(tree: PyTree) -> list[tuple[str, Any]]:
+    """Returns ``[(path, leaf), ...]`` in flattening order; ``None`` and masked nodes are no leaves.
+
+    Args:
+      tree: any pytree.
+
+    Returns:
+      One pair a leaf.
+
+    Example:
+      >>> import optkit
+      >>> optkit.tree.leaves_with_paths({"a": 1, "b": None, "c": (2,)})
+      [('a', 1), ('c/0', 2)]
+    """
+    return [(path_string(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_with_path(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """Maps ``function(path, leaf, *other_leaves)`` over trees of one structure.
+
+    Args:
+      function: called with the path string first.
+      tree: the tree that gives structure and paths.
+      *rest: further trees that have ``tree`` as a prefix.
+
+    Returns:
+      A tree of the results.
+
+    Example:
+      >>> import optkit
+      >>> optkit.tree.map_with_path(lambda path, x: f"{path}={x}", {"a": [1, 2]})
+      {'a': ['a/0=1', 'a/1=2']}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(path_string(path), *leaves), tree, *rest
+    )
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Tells whether a rule's pattern names a path.
+
+    * ``re:EXPR`` is a regular expression searched in the whole path.
+    * A glob with a ``/`` must match the whole path; ``*`` and ``?`` stay inside one component and
+      ``**`` spans any number of them.
+    * A glob without a ``/`` must match one component, wherever it stands.
+
+    Args:
+      pattern: the rule.
+      path: a path string.
+
+    Returns:
+      True if the pattern names the path.
+
+    Raises:
+      ValueError: the expression behind ``re:`` is not a valid regular expression.
+
+    Example:
+      >>> import optkit
+      >>> [optkit.tree.matches(p, "blocks/0/mlp/kernel") for p in ("mlp", "**/kernel", "re:^bl")]
+      [True, True, True]
+      >>> optkit.tree.matches("blocks/kernel", "blocks/0/mlp/kernel")
+      False
+    """
+    if pattern.startswith("re:"):
+        return _regex(pattern[3:]).search(path) is not None
+    if "/" in pattern:
+        return _glob(pattern).fullmatch(path) is not None
+    return any(_glob(pattern).fullmatch(part) for part in path.split("/"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _regex(expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise ValueError(
+            f"rule 're:{expression}' is not a valid regular expression: {error}; "
+            "leave out 're:' for a glob"
+        ) from error
+
+
+_GLOB_TOKENS: Sequence[tuple[str, str]] = (
+    ("**/", "(?:.*/)?"),
+    ("/**", "(?:/.*)?"),
+    ("**", ".*"),
+    ("*", "[^/]*"),
+    ("?", "[^/]"),
+)
+
+
+@functools.lru_cache(maxsize=1024)
+def _glob(pattern: str) -> re.Pattern[str]:
+    out, at = "", 0
+    while at < len(pattern):
+        for token, expression in _GLOB_TOKENS:
+            if pattern.startswith(token, at):
+                out, at = out + expression, at + len(token)
+                break
+        else:
+            out, at = out + re.escape(pattern[at]), at + 1
+    return re.compile(out)

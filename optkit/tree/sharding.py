@@ -1,0 +1,86 @@
+"""Where a stack of matrices lives: whole matrices on single devices, moved there and back once."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+Mesh = Any
+
+
+def mesh_of(x: jax.Array) -> Mesh | None:
+    """Returns the mesh that an array (or the tracer of one) lives on, or None for one device.
+
+    Axes that a surrounding ``shard_map`` has made manual do not count: inside it an array is the
+    local block.
+    """
+    mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
+    if mesh is None or mesh.empty or AxisType.Manual in mesh.axis_types or mesh.size == 1:
+        return None
+    return mesh
+
+
+def platform_of(x: jax.Array) -> str:
+    """Returns the platform an array is meant for: that of its mesh, or the default backend."""
+    mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
+    return getattr(mesh, "platform", None) or jax.default_backend()
+
+
+def spec_of(x: jax.Array) -> PartitionSpec | None:
+    """Returns the partition of an array on an Explicit mesh; None where the compiler decides it."""
+    mesh = mesh_of(x)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return None
+    return jax.typeof(x).sharding.spec
+
+
+def _place(x: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
+    if all(kind == AxisType.Explicit for kind in mesh.axis_types):
+        return jax.sharding.reshard(x, NamedSharding(mesh, spec))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def shard_stack(stack: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
+    """Returns ``(..., m, n)`` as whole matrices, batch axis ``axis`` split over the mesh.
+
+    The axis must be a multiple of the mesh size. Where the mesh has several axes they move there
+    one at a time: asked for in one step, XLA's partitioner gathers everything.
+    """
+    names = tuple(mesh.axis_names)
+    stack = _halfway(stack, mesh, axis)
+    return _place(stack, mesh, _spec(stack.ndim, {axis: (*names[1:], names[0])}))
+
+
+def unshard_stack(
+    stack: jax.Array, mesh: Mesh, axis: int, spec: PartitionSpec | None
+) -> jax.Array:
+    """Returns the stack as it was before ``shard_stack``; ``spec`` is that of a single leaf's view.
+
+    Without a spec (Auto axes) the compiler takes the leaf's sharding from what it is added to.
+    """
+    stack = _halfway(stack, mesh, axis)
+    return stack if spec is None else place_stack(stack, mesh, spec)
+
+
+def place_stack(stack: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
+    """Places a stack of leaves so that each has the given partition."""
+    return _place(stack, mesh, PartitionSpec(None, *spec))
+
+
+def _halfway(stack: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
+    names = tuple(mesh.axis_names)
+    rows_fit = stack.shape[-2] % mesh.shape[names[0]] == 0
+    if len(names) == 1 or not rows_fit:
+        return stack
+    return _place(stack, mesh, _spec(stack.ndim, {axis: names[1:], stack.ndim - 2: names[0]}))
+
+
+def _spec(rank: int, parts: dict[int, Any]) -> PartitionSpec:
+    return PartitionSpec(*(parts.get(axis) for axis in range(rank)))
+
+
+def padded(count: int, mesh: Mesh) -> int:
+    """Returns the smallest multiple of the mesh size that holds ``count`` matrices."""
+    return math.ceil(count / mesh.size) * mesh.size

@@ -1,0 +1,154 @@
+"""The commands as a user meets them: their output, their errors and their exit codes."""
+
+import importlib.util
+import sys
+
+import pytest
+
+import optkit
+from optkit.cli.progress import RaceProgress, TrainProgress
+from optkit.cli.racing import Run
+from optkit.cli.settings import TrainSettings
+
+
+def test_list_filters_and_finds_parts_of_names(command):
+    everything = command("list")
+    assert everything.code == 0
+    assert all(entry.name in everything.out for entry in optkit.catalogue.entries())
+    assert "adamw" not in command("list", "lion").out
+    cautious = command("list", "cautious_*", "--family", "matrix").out
+    assert "cautious_muon" in cautious
+    assert "cautious_lion" not in cautious
+    assert "2411.16085" in cautious
+    assert "adamw" not in command("list", "--kind", "part").out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "moun"], "no method matches 'moun' here (did you mean 'muon'?)"),
+        (["list", "--family", "matrx"], "unknown family 'matrx' (did you mean 'matrix'?)"),
+        (["list", "--kind", "recipes"], "known: part, recipe, wrapper"),
+        (["show", "moun"], "unknown method 'moun' (did you mean 'muon'?)"),
+        (["plan", "muon", "--task", "regresion"], "did you mean 'regression'?"),
+        (["plan", "muon", "--task", "digits", "--task-option", "widht=3"], "widht"),
+        (["plan", "muon", "-p", "stepz=3"], "allowed: learning_rate"),
+        (["plan", "muon", "-p", "steps=many"], "steps expects an integer or None, got 'many'"),
+        (["plan", "muon", "-p", "steps"], "-p takes name=value, got 'steps'"),
+        (["plan", "adamw", "--task", "regression", "-p", "state_dtype=float33"], "adamw: "),
+        (["train", "orthogonalize", "--task", "regression"], "not a complete optimizer"),
+        (["race", "--task", "regression"], "name the methods to race"),
+        (["race", "lion", "lion", "--task", "regression"], "'lion' is entered twice"),
+        (["race", "lion:b9=1", "--task", "regression"], "lion has no hyperparameter 'b9'"),
+        (["race", "lion", "--task", "regression", "--seeds", "1,1"], "different non-negative"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(command, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finished = command(*words)
+    assert finished.code == 2
+    assert finished.err.startswith("error: ")
+    assert finished.err.count("\n") == 1
+    assert message in finished.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"), [(["trian"], "train"), (["train", "lion", "--stpes", "3"], "--steps")]
+)
+def test_unknown_commands_and_flags_are_suggested(command, words, hint):
+    finished = command(*words)
+    assert finished.code == 2
+    assert hint in finished.err
+
+
+def test_show_names_chain_defaults_and_paper(command):
+    entry = optkit.catalogue.get("lion")
+    out = command("show", "lion").out
+    assert entry.chain in out
+    assert "arXiv:2302.06675" in out
+    assert "b1 = 0.9" in out
+    assert all(name in out for name in entry.hyperparameters())
+
+
+@pytest.mark.parametrize("entry", optkit.catalogue.entries(), ids=lambda entry: entry.name)
+def test_show_knows_every_method(command, entry):
+    finished = command("show", entry.name)
+    assert finished.code == 0
+    assert "0x" not in finished.out
+
+
+def test_plan_prints_the_plan_of_the_tasks_model(command):
+    finished = command("plan", "muon", "--task", "regression", "-p", "b1=0.9")
+    assert finished.code == 0
+    assert "first/kernel" in finished.out
+    assert "32x24" in finished.out
+
+
+def test_version_and_help(command):
+    assert command("--version").out.strip() == optkit.__version__
+    out = command("--help").out
+    assert all(name in out for name in ("list", "show", "plan", "train", "race"))
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_a_missing_extra_says_how_to_install_it(command, monkeypatch, missing):
+    find = importlib.util.find_spec
+    hide = lambda name, *rest: None if name == missing else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hide)
+    finished = command("list")
+    assert finished.code == 1
+    assert finished.err == (f'error: the command line needs {missing}: pip install "optkit[cli]"\n')
+
+
+def test_a_race_without_plotly_stops_before_it_trains(command, monkeypatch):
+    find = importlib.util.find_spec
+    hide = lambda name, *rest: None if name == "plotly" else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hide)
+    finished = command("race", "lion", "--task", "regression")
+    assert finished.code == 1
+    assert 'a race report needs plotly: pip install "optkit[cli]"' in finished.err
+
+
+def test_a_task_without_its_data_package_says_so(command, monkeypatch, tmp_path):
+    from optkit.tasks import digits_data
+
+    digits_data.load.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.chdir(tmp_path)
+    finished = command("train", "lion", "--task", "digits", "--steps", 1)
+    assert finished.code == 1
+    assert "optkit[cli]" in finished.err
+    assert finished.err.count("\n") == 1
+
+
+def test_it_runs_as_a_module(launch):
+    process = launch("-m", "optkit", "list", "signum")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "signum" in out
+
+
+def test_bars_follow_the_runs_on_a_terminal():
+    from rich.console import Console
+
+    console = Console(force_terminal=True, width=120, record=True, highlight=False)
+    run = Run("lion", 0, 0.1, 8, 5, 0.5, "running", losses=[(5, 0.5, 1.25)])
+    run.held_out.append({"step": 5, "seconds": 0.5, "error": 0.5})
+    with RaceProgress(console, labels=["lion"], metric="error", steps=10, seconds=None) as bars:
+        bars.compiling("lion")
+        bars.entered(run)
+        bars.moved(run)
+    text = console.export_text()
+    assert "lion seed 0" in text
+    assert "loss 1.2500" in text
+    settings = TrainSettings(
+        method="lion", hyperparameters={}, task="toy", task_options={}, seed=0, steps=10,
+        log_every=1, eval_every=5, checkpoint_every=5,
+    )  # fmt: skip
+    with TrainProgress(console) as bar:
+        bar.start(settings, 0)
+        bar.row({"step": 5, "loss": 2.5, "held_out": {"error": 0.25}})
+    text = console.export_text()
+    assert "lion on toy" in text
+    assert "held-out error 0.2500" in text

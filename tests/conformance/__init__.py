@@ -1,0 +1,1 @@
+"""One suite of contracts over the catalogue: a new method is tested by being registered."""

@@ -1,0 +1,136 @@
+"""Every method of the catalogue, built to be tested, with the results that contracts share."""
+
+import collections
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+import optkit
+from optkit.catalogue import Entry
+from tests.conformance import trees
+
+RATE = 0.05
+# What differs from the catalogue's example in the tests, and why.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "skip_spikes": {"window": 32},  # the history is shared state: 4 bytes a value
+}
+# Their updates of 16-bit leaves are float32: a 16-bit difference cannot carry the step.
+FLOAT32_UPDATES = ("master_weights", "stochastic_round")
+BASES: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sign": lambda: optkit.lion(RATE),
+    "adaptive": lambda: optkit.adamw(RATE),
+    "matrix": lambda: optkit.muon(RATE),
+    "optax": lambda: optax.adam(RATE),
+}
+TRACES: collections.Counter = collections.Counter()
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def step(tx: optax.GradientTransformation, state: Any, params: Any, grads: Any) -> tuple:
+    """One training step; the state and the parameters are donated."""
+    TRACES[tx] += 1
+    updates, state = tx.update(grads, state, params)
+    return state, optax.apply_updates(params, updates), updates
+
+
+def takes_schedule(parameter: inspect.Parameter) -> bool:
+    """Tells whether a factory's parameter is annotated as a number or a schedule."""
+    members = typing.get_args(parameter.annotation)
+    kinds = [typing.get_origin(member) or member for member in members]
+    return float in kinds and collections.abc.Callable in kinds
+
+
+class Method:
+    """One method of the catalogue (a wrapper around one base), and its short run, made once."""
+
+    def __init__(self, entry: Entry, base: str = "adaptive") -> None:
+        self.entry, self.base = entry, base
+
+    def __str__(self) -> str:
+        return self.entry.name
+
+    @property
+    def is_float32(self) -> bool:
+        return self.entry.name in FLOAT32_UPDATES
+
+    @functools.cached_property
+    def hyperparameters(self) -> dict[str, inspect.Parameter]:
+        return self.entry.hyperparameters()
+
+    def build(self, **options: Any) -> Any:
+        """Builds the transformation; a wrapper goes around its base."""
+        inner = None if self.entry.kind != "wrapper" else BASES[self.base]()
+        return self.around(inner, **options)
+
+    def around(self, inner: optax.GradientTransformation | None, **options: Any) -> Any:
+        """Builds a wrapper around any transformation; others are built as they are."""
+        given = {**self.entry.example, **OPTIONS.get(self.entry.name, {}), **options}
+        if self.entry.kind == "recipe":
+            given.setdefault("learning_rate", RATE)
+        if self.entry.kind != "wrapper":
+            return self.entry.factory(**given)
+        if "transformations" in self.hyperparameters:
+            given.setdefault("transformations", {"inner": inner, "other": inner})
+            given.setdefault("rules", [("bias", "other"), ("**", "inner")])
+            return self.entry.factory(**given)
+        return self.entry.factory(inner, **given)
+
+    @functools.cached_property
+    def tx(self) -> Any:
+        return self.build()
+
+    def shapes(self, shapes: trees.Shapes) -> trees.Shapes:
+        """The part of a tree that the method takes."""
+        return trees.only_matrices(shapes) if self.entry.matrices_only else shapes
+
+    def params(self, shapes: trees.Shapes = trees.SMALL, **options: Any) -> Any:
+        return trees.filled(self.shapes(shapes), 0, **options)
+
+    def grads(self, time: int, shapes: trees.Shapes = trees.SMALL, **options: Any) -> Any:
+        return trees.filled(self.shapes(shapes), 1 + time, **options)
+
+    def run(self, tx: Any, steps: int = 2, **options: Any) -> tuple[list, Any]:
+        """Runs some steps without jit; returns the updates and the last state."""
+        params, updates = self.params(**options), []
+        state = tx.init(params)
+        for time in range(steps):
+            out, state = tx.update(self.grads(time, **options), state, params)
+            params = optax.apply_updates(params, out)
+            updates.append(out)
+        return updates, state
+
+    @functools.cached_property
+    def eager(self) -> tuple[list, Any]:
+        """Updates of two steps without jit, and the state after them."""
+        return self.run(self.tx)
+
+    @functools.cached_property
+    def compiled(self) -> list[tuple]:
+        """(state, params, updates) after each of three compiled steps from fresh donated values."""
+        params = self.params()
+        state, out = self.tx.init(params), []
+        for time in range(3):
+            state, params, updates = step(self.tx, state, params, self.grads(time))
+            out.append(trees.copy((state, params, updates)))
+        return out
+
+
+@functools.cache
+def method(name: str, base: str = "adaptive") -> Method:
+    """One object a method in each process, so that its results are made once."""
+    return Method(optkit.catalogue.get(name), base)
+
+
+def names(*kinds: str) -> list[str]:
+    return [entry.name for entry in optkit.catalogue.entries() if entry.kind in kinds]
+
+
+ALL = names("recipe", "part", "wrapper")
+RECIPES = names("recipe")
+WRAPPERS = names("wrapper")
+MATRIX_RECIPES = [e.name for e in optkit.catalogue.entries(kind="recipe", family="matrix")]

@@ -1,0 +1,121 @@
+"""Tiny models and gradients that all methods share, so that operations compile once."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# One leaf for each treatment that a method may give.
+SMALL: Shapes = {
+    "embed/embedding": (5, 4),
+    "up/kernel": (4, 6),
+    "up/bias": (6,),
+    "down/kernel": (6, 4),
+    "norm/scale": (4,),
+}
+# Every role, every rank from 0 to 5, empty axes.
+ZOO: Shapes = {
+    **SMALL,
+    "gain": (),
+    "empty/bias": (0,),
+    "empty/kernel": (0, 4),
+    "narrow/kernel": (1, 3),
+    "head/kernel": (4, 5),
+    "conv1/kernel": (3, 2, 4),
+    "conv2/kernel": (2, 2, 2, 4),
+    "conv3/kernel": (1, 2, 2, 2, 4),
+    "experts/up": (2, 3, 4),
+    "layers/up/kernel": (2, 4, 6),
+    "layers/experts/up": (2, 2, 3, 4),
+    "layers/none/kernel": (2, 0, 4, 6),
+    "layers/wide/extra/kernel": (1, 2, 1, 3, 4),
+    "layers/norm/scale": (2, 4),
+    "attention/query/kernel": (4, 2, 3),
+    "attention/out/kernel": (2, 3, 4),
+}
+
+
+def is_matrix(path: str) -> bool:
+    """Tells whether a leaf of the shapes above is a hidden matrix (or a batch of them)."""
+    return path.endswith(("kernel", "experts/up")) and not path.startswith("head")
+
+
+def nested(flat: Mapping[str, Any]) -> dict:
+    """Makes ``{"a/b": x}`` into ``{"a": {"b": x}}``."""
+    out: dict = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return out
+
+
+def filled(shapes: Shapes, seed: int, dtype: Any = jnp.float32, scale: float = 1.0) -> dict:
+    """Returns normal numbers that depend on seed and path only."""
+
+    def leaf(path: str, shape: tuple[int, ...]) -> jax.Array:
+        random = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        return jnp.asarray(scale * random.standard_normal(shape), dtype)
+
+    return nested({path: leaf(path, shape) for path, shape in shapes.items()})
+
+
+def only_matrices(shapes: Shapes) -> Shapes:
+    return {path: shape for path, shape in shapes.items() if is_matrix(path)}
+
+
+def copy(tree: Any) -> Any:
+    """Returns a tree of new buffers, so that the old one can be donated."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def numbers(tree: Any) -> Any:
+    """Returns NumPy values; PRNG keys as their words."""
+
+    def leaf(x: Any) -> np.ndarray:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        return np.asarray(x)
+
+    return jax.tree.map(leaf, tree)
+
+
+def assert_close(got: Any, want: Any, *, units: float = 64.0, dtype: Any = jnp.float32) -> None:
+    """Compares trees within so many roundings of the dtype, relative to each leaf's largest entry.
+
+    A rounding here or there is all that compilation, batching or sharding may change.
+    """
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    error = units * float(jnp.finfo(dtype).eps)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(numbers(got)),
+        jax.tree.leaves(numbers(want)),
+        strict=True,
+    ):
+        assert a.shape == b.shape and a.dtype == b.dtype, jax.tree_util.keystr(path)
+        if not np.issubdtype(b.dtype, np.floating) and b.dtype.kind != "V":
+            np.testing.assert_array_equal(a, b, jax.tree_util.keystr(path))
+            continue
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        size = np.max(np.abs(b), initial=0.0)
+        np.testing.assert_allclose(
+            a, b, rtol=0.0, atol=error * size, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def assert_same(got: Any, want: Any) -> None:
+    """Compares trees bit for bit."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(np.testing.assert_array_equal, numbers(got), numbers(want))
+
+
+def assert_finite(tree: Any) -> None:
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        assert jnp.all(jnp.isfinite(x)), f"{jax.tree_util.keystr(path)}: {x}"

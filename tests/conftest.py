@@ -1,0 +1,50 @@
+"""How JAX and Hypothesis run under every test; the environment is set before JAX is imported."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICES_FLAG = "--xla_force_host_platform_device_count"
+
+
+def _prepare_environment() -> None:
+    """Sets what JAX reads when it is imported, here and in the processes that tests start."""
+    if "jax" in sys.modules:
+        raise RuntimeError(
+            "jax was imported before tests/conftest.py: its devices can't be set any more. "
+            "Find the pytest plugin that imports it, and leave it out with `-p no:NAME`."
+        )
+    flags = os.environ.get("XLA_FLAGS", "")
+    if DEVICES_FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {DEVICES_FLAG}=8".strip()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Most programs of the tests are tiny, and compiling them is most of the tests' time: keep all
+    # of them. Entries are keyed by program, flags and versions, so that environments can share.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+_prepare_environment()
+
+import jax  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# Silent rank promotion hides shape errors in update rules. Set here and not by the environment:
+# processes that tests start run as a user's would.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+settings.register_profile(
+    "quick",
+    deadline=None,  # the first example compiles
+    derandomize=True,
+    print_blob=True,
+    max_examples=15,
+    # How long an example takes to build tells of the machine's load, not of the test.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "thorough", settings.get_profile("quick"), derandomize=False, max_examples=300
+)
+settings.load_profile(os.environ.get("OPTKIT_HYPOTHESIS_PROFILE", "quick"))

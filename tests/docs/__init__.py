@@ -1,0 +1,1 @@
+"""The documentation is true: examples run, public names are described."""

@@ -1,0 +1,1 @@
+"""Replay of what the official implementations computed."""

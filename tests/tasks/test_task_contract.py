@@ -1,0 +1,155 @@
+"""What every task promises, checked on tiny sizes."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optkit import tasks
+
+TINY = {
+    "bytelm": {"width": 16, "layers": 1, "heads": 2, "context": 16, "held_out_windows": 8},
+    "digits": {"width": 16, "channels": 2, "batch": 32},
+    "digits_linen": {"width": 16, "batch": 32},
+    "regression": {"inputs": 8, "outputs": 6, "batch": 16},
+}
+LEARNING = {"bytelm": 1e-2, "digits": 1e-2, "digits_linen": 1e-2, "regression": 3e-2}
+
+
+@pytest.fixture(scope="module", params=tasks.names())
+def task(request: pytest.FixtureRequest) -> tasks.Task:
+    return tasks.get(request.param, **TINY[request.param])
+
+
+@pytest.fixture(scope="module")
+def params(task: tasks.Task) -> tasks.Params:
+    return task.init(jax.random.key(0))
+
+
+def test_every_task_is_covered() -> None:
+    assert sorted(TINY) == tasks.names()
+
+
+def test_params_are_nested_dicts_of_float32_with_string_keys(
+    task: tasks.Task, params: tasks.Params
+) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        assert all(isinstance(key, jax.tree_util.DictKey) and type(key.key) is str for key in path)
+        assert leaf.dtype == jnp.float32
+    assert task.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_init_is_a_function_of_the_key(task: tasks.Task, params: tasks.Params) -> None:
+    again, other = task.init(jax.random.key(0)), task.init(jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    moved = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), other, params)
+    assert any(jax.tree.leaves(moved))
+
+
+def test_init_works_without_making_arrays(task: tasks.Task, params: tasks.Params) -> None:
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+
+
+def test_batch_is_a_function_of_seed_and_step(task: tasks.Task) -> None:
+    later_first = task.batch(3, 7)
+    for step in range(3):
+        task.batch(3, step)
+    jax.tree.map(np.testing.assert_array_equal, task.batch(3, 7), later_first)
+    for seed, step in ((3, 8), (4, 7)):
+        other = task.batch(seed, step)
+        same = [np.array_equal(other[field], later_first[field]) for field in other]
+        assert not all(same)
+    with pytest.raises(ValueError, match="step=-1"):
+        task.batch(0, -1)
+
+
+def test_loss_is_a_scalar_with_scalar_metrics(task: tasks.Task, params: tasks.Params) -> None:
+    value, metrics = task.loss(params, task.batch(0, 0))
+    assert value.shape == () and value.dtype == jnp.float32 and bool(jnp.isfinite(value))
+    assert all(metric.shape == () for metric in metrics.values())
+
+
+def test_loss_works_under_vmap_over_a_population(task: tasks.Task) -> None:
+    batch = task.batch(0, 0)
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = jax.jit(jax.vmap(lambda p: task.loss(p, batch)[0]))(jax.vmap(task.init)(keys))
+    alone = [task.loss(task.init(key), batch)[0] for key in keys]
+    np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-5)
+
+
+def test_loss_under_strict_promotion(task: tasks.Task, params: tasks.Params) -> None:
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(task.loss, params, task.batch(0, 0))
+
+
+def test_loss_stays_float32_for_bfloat16_params(task: tasks.Task, params: tasks.Params) -> None:
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    batch = task.batch(0, 0)
+    value = task.loss(low, batch)[0]
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, task.loss(params, batch)[0], rtol=0.05)
+
+
+def test_evaluate_returns_floats_and_repeats(task: tasks.Task, params: tasks.Params) -> None:
+    first = task.evaluate(params)
+    assert task.metric in first and all(type(value) is float for value in first.values())
+    assert task.evaluate(params) == first
+
+
+def test_training_lowers_both_losses(task: tasks.Task) -> None:
+    tx = optax.adamw(LEARNING[task.name])
+    records = tasks.run(task, tx, steps=60, seed=0, eval_every=20)
+    assert records[-1].loss < 0.8 * records[0].loss
+    before = task.evaluate(task.init(jax.random.key(0)))
+    assert records[-1].held_out["loss"] < 0.8 * before["loss"]
+    assert records[-1].held_out[task.metric] < before[task.metric]
+
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from optkit import tasks
+from test_task_contract import TINY
+
+def columns(mesh, leaf):
+    split = leaf.ndim > 1 and leaf.shape[-1] % 2 == 0
+    return NamedSharding(mesh, P(*(None,) * (leaf.ndim - 1), "model") if split else P())
+
+for name in tasks.names():
+    task = tasks.get(name, **TINY[name])
+    params, batch = task.init(jax.random.key(0)), task.batch(0, 0)
+    alone = jax.jit(jax.grad(lambda p, b: task.loss(p, b)[0]))(params, batch)
+    # Explicit axes carry data only: splitting a kernel there asks the model to name its shardings.
+    for kind, split in ((AxisType.Auto, True), (AxisType.Explicit, False)):
+        mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind, kind))
+        with jax.set_mesh(mesh):
+            everywhere = NamedSharding(mesh, P())
+            placed = jax.tree.map(
+                lambda x: jax.device_put(x, columns(mesh, x) if split else everywhere), params
+            )
+            spread = jax.device_put(batch, NamedSharding(mesh, P("data")))
+            together = jax.jit(jax.grad(lambda p, b: task.loss(p, b)[0]))(placed, spread)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), alone, together
+        )
+print("same gradients")
+"""
+
+
+def test_sharded_gradients_equal_unsharded_ones() -> None:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "same gradients", done.stderr

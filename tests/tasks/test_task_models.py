@@ -1,0 +1,127 @@
+"""The models, against what they must be by construction."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from optkit import tasks
+from optkit.tasks import corpus, decoder, digits_data, modules
+from optkit.tasks.regression import ill_conditioned
+
+TINY_LM = {"width": 16, "layers": 2, "heads": 2, "context": 24, "held_out_windows": 5}
+
+
+@pytest.fixture(scope="module")
+def language_model() -> tasks.Task:
+    return tasks.get("bytelm", **TINY_LM)
+
+
+def test_language_model_paths_read_well(language_model: tasks.Task) -> None:
+    shapes = jax.eval_shape(language_model.init, jax.random.key(0))
+    flat = jax.tree_util.tree_leaves_with_path(shapes)
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in flat
+    }
+    assert named["blocks/0/attention/query/kernel"] == (16, 16)
+    assert named["blocks/1/mlp/up/kernel"] == (16, 64)
+    assert named["embed/embedding"] == (256, 16)
+    assert named["head/kernel"] == (16, 256)
+    assert len(named) == 2 * 8 + 3
+
+
+def test_language_model_starts_at_the_uniform_guess(language_model: tasks.Task) -> None:
+    held_out = language_model.evaluate(language_model.init(jax.random.key(0)))
+    assert abs(held_out["bits_per_byte"] - 8.0) < 0.1
+
+
+def test_language_model_evaluates_held_out_windows_only(language_model: tasks.Task) -> None:
+    params = language_model.init(jax.random.key(1))
+    data = corpus.standard_library().held_out.astype(np.int32)
+    starts = np.linspace(0, data.size - 25, 5).astype(int)
+    window = np.stack([data[start : start + 25] for start in starts])
+    loss, metrics = language_model.loss(
+        params, {"inputs": window[:, :-1], "targets": window[:, 1:]}
+    )
+    measured = language_model.evaluate(params)
+    np.testing.assert_allclose(measured["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(measured["bits_per_byte"], metrics["bits_per_byte"], rtol=1e-5)
+
+
+def test_decoder_is_causal_and_uses_the_past() -> None:
+    init, apply = modules.functional(lambda rngs: decoder.Decoder(16, 2, 2, rngs=rngs))
+    params = init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (1, 12), 0, 256)
+    changed = tokens.at[0, 5].add(1)
+    before, after = apply(params, tokens)[0], apply(params, changed)[0]
+    np.testing.assert_allclose(before[:5], after[:5], atol=1e-6)
+    assert bool(jnp.all(jnp.abs(before[5:] - after[5:]).max(axis=-1) > 1e-5))
+
+
+def test_decoder_with_more_than_ten_blocks_keeps_their_order() -> None:
+    # As strings, "10" sorts before "2".
+    def build(rngs: nnx.Rngs) -> decoder.Decoder:
+        return decoder.Decoder(8, 12, 2, rngs=rngs)
+
+    init, apply = modules.functional(build)
+    tokens = jnp.arange(6)[None]
+    expected = build(nnx.Rngs(jax.random.key(3)))(tokens)
+    np.testing.assert_allclose(apply(init(jax.random.key(3)), tokens), expected, atol=1e-6)
+
+
+def test_rotation_makes_scores_depend_on_distance_only() -> None:
+    query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 8))
+    queries, keys = (decoder.rotate(jnp.broadcast_to(x, (9, 1, 8))) for x in (query, key))
+    scores = jnp.einsum("qhd,khd->qk", queries, keys)
+    for distance in range(9):
+        diagonal = jnp.diagonal(scores, -distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(queries, axis=-1), jnp.linalg.norm(query), rtol=1e-6)
+
+
+def test_digits_split_is_disjoint_fixed_and_scaled_by_training_images() -> None:
+    digits_data.load.cache_clear()
+    first = digits_data.load()
+    digits_data.load.cache_clear()
+    again = digits_data.load()
+    jax.tree.map(np.testing.assert_array_equal, first.train, again.train)
+    rows = [{row.tobytes() for row in part["images"]} for part in (first.train, first.held_out)]
+    assert len(first.train["labels"]) == 1437 and len(first.held_out["labels"]) == 360
+    assert rows[0].isdisjoint(rows[1])
+    np.testing.assert_allclose(first.train["images"].mean(), 0.0, atol=1e-5)
+    np.testing.assert_allclose(first.train["images"].std(), 1.0, atol=1e-5)
+    assert abs(first.held_out["images"].mean()) > 1e-4
+
+
+def test_digits_evaluates_held_out_images_only() -> None:
+    task = tasks.get("digits", width=8)
+    params = task.init(jax.random.key(0))
+    loss, metrics = task.loss(params, digits_data.load().held_out)
+    expected = {"loss": float(loss), "error": float(metrics["error"])}
+    assert task.evaluate(params) == pytest.approx(expected, rel=1e-5)
+
+
+def test_digits_batches_hold_each_image_once() -> None:
+    images = tasks.get("digits", batch=1437).batch(0, 0)["images"]
+    assert {image.tobytes() for image in images} == {
+        image.tobytes() for image in digits_data.load().train["images"]
+    }
+
+
+def test_linen_and_nnx_models_are_the_same_function() -> None:
+    nnx_task, linen_task = tasks.get("digits", width=12), tasks.get("digits_linen", width=12)
+    params = nnx_task.init(jax.random.key(0))
+    assert jax.tree.structure(linen_task.init(jax.random.key(0))) == jax.tree.structure(params)
+    batch = nnx_task.batch(5, 5)
+    jax.tree.map(np.testing.assert_array_equal, linen_task.batch(5, 5), batch)
+    np.testing.assert_allclose(
+        linen_task.loss(params, batch)[0], nnx_task.loss(params, batch)[0], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (5, 9)])
+def test_teacher_has_the_asked_condition(shape: tuple[int, int]) -> None:
+    teacher = ill_conditioned(np.random.default_rng(0), *shape, 1000.0)
+    values = np.linalg.svd(teacher, compute_uv=False)
+    np.testing.assert_allclose(values, np.geomspace(1.0, 1e-3, min(shape)), rtol=1e-9)
