@@ -4,7 +4,8 @@ Each method gets the same search over one number, its learning rate: a few point
 around a start, then further points as long as the best one is at an edge. What a method leaves to
 AdamW (embeddings, norms) takes the rate found for AdamW. Every finished point is saved at once to
 ``--results``, so that an interrupted sweep goes on where it stopped, and a later one with more
-methods or points reuses them (delete the file when a method has changed). The rates found are written as a configuration for ``optkit race``.
+methods or points reuses them (delete the file when a method has changed). The rates found are
+written as a configuration for ``optkit race``.
 
 The seed is none of the demo's, so that no method is tuned to the run that is shown.
 """

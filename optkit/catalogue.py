@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 Kind = Literal["recipe", "part", "wrapper"]
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -118,8 +118,16 @@ def register(
         if name in _ENTRIES:
             raise ValueError(f"the catalogue has a {name!r} already")
         _ENTRIES[name] = Entry(
-            name, cached, kind, family, source, dict(state_bytes), tags, chain,
-            dict(example or {}), matrices_only,
+            name,
+            cached,
+            kind,
+            family,
+            source,
+            dict(state_bytes),
+            tags,
+            chain,
+            dict(example or {}),
+            matrices_only,
         )
         return cached
 
@@ -138,7 +146,7 @@ def _cached(factory: Factory) -> Factory:
             return factory(*args, **kwargs)
         return build(*args, **kwargs)
 
-    return call  # pyright: ignore[reportReturnType]
+    return cast(Factory, call)
 
 
 def get(name: str) -> Entry:
@@ -166,7 +174,11 @@ def get(name: str) -> Entry:
 
 
 def entries(
-    pattern: str = "*", *, kind: str | None = None, family: str | None = None, tag: str | None = None
+    pattern: str = "*",
+    *,
+    kind: str | None = None,
+    family: str | None = None,
+    tag: str | None = None,
 ) -> list[Entry]:
     """Returns the entries that fit, by name.
 

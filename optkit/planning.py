@@ -15,8 +15,10 @@ from optkit.tree import (
     leaf_bytes,
     leaves_with_paths,
     match_state,
-    roles as roles_of,
     tree_bytes,
+)
+from optkit.tree import (
+    roles as roles_of,
 )
 
 
@@ -65,8 +67,14 @@ class Plan:
     def __str__(self) -> str:
         head = ("path", "shape", "role", "method", "state", "state bytes")
         cells = [
-            (row.path or "(root)", "x".join(map(str, row.shape)) or "scalar", str(row.role),
-             row.method, row.state_dtype, f"{row.state_bytes:,}")
+            (
+                row.path or "(root)",
+                "x".join(map(str, row.shape)) or "scalar",
+                str(row.role),
+                row.method,
+                row.state_dtype,
+                f"{row.state_bytes:,}",
+            )
             for row in self.rows
         ]
         table = [head, *cells]
@@ -130,8 +138,15 @@ def plan(
         dtypes = dict.fromkeys(str(match.leaf.dtype) for match in matches)
         state_bytes = sum(leaf_bytes(match.leaf) for match in matches)
         rows.append(
-            PlanRow(path, tuple(np.shape(leaf)), str(leaf.dtype), role, method,
-                    "+".join(dtypes) or "-", state_bytes)
+            PlanRow(
+                path,
+                tuple(np.shape(leaf)),
+                str(leaf.dtype),
+                role,
+                method,
+                "+".join(dtypes) or "-",
+                state_bytes,
+            )
         )
     shared = sum(leaf_bytes(match.leaf) for match in owned.get(None, []))
     return Plan(tuple(rows), shared, tree_bytes(params))

@@ -120,12 +120,17 @@ def race(task: Task, settings: RaceSettings, observer: Observer) -> tuple[list[R
             _advance(lane, settings, stop)
             observer.moved(lane.run)
             turn += 1
-        for lane in lanes:
-            if lane.run.status in ("waiting", "running"):
-                lane.run.status = "stopped"
-                _evaluate(lane)
-                observer.moved(lane.run)
+        _stop(lanes, observer)
     return [lane.run for lane in lanes], stop.requested
+
+
+def _stop(lanes: list[_Lane], observer: Observer) -> None:
+    """Evaluates the runs that did not get to their end, so that they can be compared."""
+    for lane in lanes:
+        if lane.run.status in ("waiting", "running"):
+            lane.run.status = "stopped"
+            _evaluate(lane)
+            observer.moved(lane.run)
 
 
 def _progress(run: Run, settings: RaceSettings) -> float:

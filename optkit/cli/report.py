@@ -30,6 +30,8 @@ _COLOURS = (
     "#8c564b",
 )
 _DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
+# Plotly's tool bar offers to upload the chart to a server unless told not to.
+_CHART_CONFIG = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
 _STYLE = """
 body { font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem;
   color: #1a1a1a; background: #fff; }
@@ -146,7 +148,7 @@ def picture(report: RaceReport, path: pathlib.Path) -> None:
     comparison = report.comparison
     lines = [_headline(report)]
     for verdict in (comparison.by_steps, comparison.by_seconds):
-        lines += textwrap.wrap(verdict.text, width=130)
+        lines += textwrap.wrap(verdict.text, width=140)
     figure.suptitle("\n".join(lines), fontsize=11)
     canvas.print_figure(path, dpi=110, format="png")
 
@@ -179,7 +181,7 @@ def page(report: RaceReport) -> str:
 
     figure = _figure(report)
     chart = plotly.io.to_html(
-        figure, include_plotlyjs=True, full_html=False, config={"displaylogo": False}
+        figure, include_plotlyjs=True, full_html=False, config=dict(_CHART_CONFIG)
     )
     comparison = report.comparison
     stopped = "<p class=warn>Stopped by Ctrl-C: this shows what had run.</p>"
@@ -245,7 +247,8 @@ def _figure(report: RaceReport) -> "plotly.graph_objects.Figure":
     from plotly.subplots import make_subplots
 
     drawn = panels(report.runs, report.metric)
-    figure = make_subplots(rows=2, cols=2, subplot_titles=[panel.title for panel in drawn])
+    titles = [panel.title for panel in drawn]
+    figure = make_subplots(rows=2, cols=2, subplot_titles=titles, vertical_spacing=0.14)
     looks = _looks(report)
     for index, panel in enumerate(drawn):
         place: dict[str, Any] = {"row": index // 2 + 1, "col": index % 2 + 1}
@@ -272,7 +275,8 @@ def _figure(report: RaceReport) -> "plotly.graph_objects.Figure":
             )
         figure.update_xaxes(title_text=panel.x_title, **place)
         figure.update_yaxes(title_text=panel.y_title, range=panel.y_range, **place)
-    figure.update_layout(height=850, template="plotly_white", hovermode="closest")
+    legend = {"orientation": "h", "y": 1.05, "yanchor": "bottom"}
+    figure.update_layout(height=850, template="plotly_white", hovermode="closest", legend=legend)
     return figure
 
 

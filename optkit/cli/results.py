@@ -203,19 +203,19 @@ def _verdict(scores: Sequence[tuple[str, Score | None]], metric: str, where: str
     if not known:
         return Verdict(None, False, f"{where}: nothing to compare.")
     best, score = known[0]
-    text = f"{where} {best} has the best {metric}, {score}"
+    text = f"{where}: {best} is best, {metric} {score}"
     if len(known) == 1:
-        return Verdict(best, False, f"{text}; there is no other run to compare it with.")
+        return Verdict(best, False, f"{text}; there is nothing to compare it with.")
     rival, other = known[1]
-    lead = other.mean - score.mean
+    lead = f"{other.mean - score.mean:.2g}"
     if score.spread is None or other.spread is None:
-        end = f"ahead of {rival} by {lead:.2g}; with one seed the spread is unknown."
+        end = f"ahead of {rival} by {lead}; with one seed the spread is unknown."
         return Verdict(best, False, f"{text}, {end}")
     spread = max(score.spread, other.spread)
-    if lead > spread:
-        end = f"ahead of {rival} by {lead:.2g}, more than the spread over seeds ({spread:.2g})."
+    if other.mean - score.mean > spread:
+        end = f"ahead of {rival} by {lead}, more than the seed spread {spread:.2g}."
         return Verdict(best, True, f"{text}, {end}")
-    end = f"but its lead over {rival}, {lead:.2g}, is within the spread over seeds ({spread:.2g})."
+    end = f"but its lead over {rival}, {lead}, is within the seed spread {spread:.2g}."
     return Verdict(best, False, f"{text}, {end}")
 
 

@@ -113,7 +113,8 @@ def gram_steps(
         return x
 
     fused = partial(fused_product, precision=precision)
-    identity = jnp.eye(x.shape[-2], dtype=x.dtype)
+    m = x.shape[-2]
+    identity = jnp.broadcast_to(jnp.eye(m, dtype=x.dtype), (*x.shape[:-1], m))
     q: jax.Array | None = None
     r = fused(x, x.mT) if gram is None else gram
     for i, (a, b, c) in enumerate(rows):

@@ -11,6 +11,18 @@ from optkit.optimizers.muon_rms import muon_rms
 from optkit.optimizers.signsgd import signsgd, signum
 
 __all__ = [
-    "adamw", "cautious_adamw", "cautious_lion", "cautious_muon", "cwd_adamw", "cwd_lion", "grams",
-    "lion", "lion_k", "muon", "muon_dion", "muon_rms", "signsgd", "signum",
+    "adamw",
+    "cautious_adamw",
+    "cautious_lion",
+    "cautious_muon",
+    "cwd_adamw",
+    "cwd_lion",
+    "grams",
+    "lion",
+    "lion_k",
+    "muon",
+    "muon_dion",
+    "muon_rms",
+    "signsgd",
+    "signum",
 ]

@@ -36,8 +36,8 @@ def adamw(
     2. ``u = (mu/c1) / (sqrt(nu/c2) + eps)``, ``c1 = 1-b1**n``, ``c2 = 1-b2**n``;
     3. ``p <- (1 - lr*weight_decay)*p - lr*u``.
 
-    For float32 parameters it is ``optax.adamw``; for 16-bit ones Optax keeps ``nu`` in 16 bits, where it
-    stalls, and an fp16 eps underflows.
+    For float32 parameters it is ``optax.adamw``; for 16-bit ones Optax keeps ``nu`` in 16 bits,
+    where it stalls, and an fp16 eps underflows.
 
     Args:
       learning_rate: a number or a schedule.

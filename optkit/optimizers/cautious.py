@@ -76,9 +76,7 @@ def cautious_adamw(
       Liang et al., Cautious Optimizers, arXiv 2411.16085.
     """
     adam = scale_by_adam(b1, b2, eps, eps_mode="uncorrected", state_dtype=state_dtype)
-    return descend(
-        cautious(adam), learning_rate, weight_decay=weight_decay, decay=decay, mask=mask
-    )
+    return descend(cautious(adam), learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)
 
 
 @register(
@@ -128,9 +126,7 @@ def cautious_lion(
     Reference:
       Liang et al., Cautious Optimizers, arXiv 2411.16085.
     """
-    direction = optax.chain(
-        blend_momentum(b1, b2, state_dtype=state_dtype), scale_by_kappa("l1")
-    )
+    direction = optax.chain(blend_momentum(b1, b2, state_dtype=state_dtype), scale_by_kappa("l1"))
     return descend(
         cautious(direction, rescale="count"),
         learning_rate,
@@ -146,7 +142,7 @@ def cautious_lion(
     paper=_PAPER,
     state_bytes={"matrix": 4, "stacked": 4, "expert": 4, "conv": 4, "*": 8},
     tags=("cautious", "muon", "newton-schulz"),
-    chain="cautious(momentum) > orthogonalize > scale_by_shape > decay > lr; cautious adam on the rest",
+    chain="cautious(momentum) > orthogonalize > scale_by_shape > decay > lr; cautious adam",
 )
 def cautious_muon(
     learning_rate: ScalarOrSchedule = 0.02,
@@ -204,7 +200,7 @@ def cautious_muon(
       group_bytes: bytes of one stack of matrices.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, 8 per other.
+      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
 
     Raises:
       ValueError: an option out of range; at init a leaf that cannot be read as ``dims`` says.
@@ -222,8 +218,13 @@ def cautious_muon(
     matrix = optax.chain(
         cautious(momentum(b1, nesterov=nesterov, state_dtype=state_dtype), compare="momentum"),
         orthogonalize(
-            coefficients=coefficients, steps=steps, eps=eps or 0.0, dims=dims, rules=roles,
-            dtype=dtype, group_bytes=group_bytes,
+            coefficients=coefficients,
+            steps=steps,
+            eps=eps or 0.0,
+            dims=dims,
+            rules=roles,
+            dtype=dtype,
+            group_bytes=group_bytes,
         ),
         scale_by_shape("max1", dims=dims, rules=roles),
     )

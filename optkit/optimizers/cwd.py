@@ -68,9 +68,7 @@ def cwd_adamw(
       checked (confidence medium).
     """
     direction = scale_by_adam(b1, b2, eps, state_dtype=state_dtype)
-    return descend(
-        direction, learning_rate, weight_decay=weight_decay, decay="cautious", mask=mask
-    )
+    return descend(direction, learning_rate, weight_decay=weight_decay, decay="cautious", mask=mask)
 
 
 @register(
@@ -118,9 +116,5 @@ def cwd_lion(
     Reference:
       Chen et al., Cautious Weight Decay, arXiv 2510.12402.
     """
-    direction = optax.chain(
-        blend_momentum(b1, b2, state_dtype=state_dtype), scale_by_kappa("l1")
-    )
-    return descend(
-        direction, learning_rate, weight_decay=weight_decay, decay="cautious", mask=mask
-    )
+    direction = optax.chain(blend_momentum(b1, b2, state_dtype=state_dtype), scale_by_kappa("l1"))
+    return descend(direction, learning_rate, weight_decay=weight_decay, decay="cautious", mask=mask)

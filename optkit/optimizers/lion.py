@@ -68,16 +68,18 @@ def lion(
     Reference:
       Chen et al., Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675.
     """
-    direction = optax.chain(
-        blend_momentum(b1, b2, state_dtype=state_dtype), scale_by_kappa("l1")
-    )
+    direction = optax.chain(blend_momentum(b1, b2, state_dtype=state_dtype), scale_by_kappa("l1"))
     return descend(direction, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)
 
 
 @register(
     kind="recipe",
     family="sign",
-    paper=("Lion Secretly Solves Constrained Optimization: As Lyapunov Predicts", "2310.05898", 2023),
+    paper=(
+        "Lion Secretly Solves Constrained Optimization: As Lyapunov Predicts",
+        "2310.05898",
+        2023,
+    ),
     state_bytes={"*": 4},
     tags=("sign", "lion"),
     chain="blend_momentum > scale_by_kappa(kind) > decay > learning rate",
@@ -103,8 +105,8 @@ def lion_k(
     1. ``u = grad K(b1*m + (1-b1)*g)``; 2. ``p <- (1 - lr*lam)*p - lr*u``;
     3. ``m <- b2*m + (1-b2)*g``.
 
-    With decay ``lam`` and ``lr*lam <= 1`` the parameters stay in (or move geometrically towards) the
-    domain of the dual of K, scaled by ``1/lam``; the Lyapunov argument needs ``b2 > b1``.
+    With decay ``lam`` and ``lr*lam <= 1`` the parameters stay in (or move geometrically towards)
+    the domain of the dual of K, scaled by ``1/lam``; the Lyapunov argument needs ``b2 > b1``.
 
     Args:
       learning_rate: a number or a schedule.

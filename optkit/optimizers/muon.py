@@ -90,7 +90,7 @@ def muon(
       group_bytes: bytes of one stack of matrices.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, 8 per other.
+      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
 
     Raises:
       ValueError: an option out of range; at init a leaf that cannot be read as ``dims`` says.
@@ -110,8 +110,14 @@ def muon(
     matrix = optax.chain(
         momentum(b1, nesterov=nesterov, debias=debias, state_dtype=state_dtype),
         orthogonalize(
-            method, coefficients=coefficients, steps=steps, eps=eps or 0.0, dims=dims, rules=roles,
-            dtype=dtype, group_bytes=group_bytes,
+            method,
+            coefficients=coefficients,
+            steps=steps,
+            eps=eps or 0.0,
+            dims=dims,
+            rules=roles,
+            dtype=dtype,
+            group_bytes=group_bytes,
         ),
         scale_by_shape(scale, shape_from=shape_from, dims=dims, rules=roles),
     )

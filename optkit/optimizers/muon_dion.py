@@ -83,7 +83,7 @@ def muon_dion(
       group_bytes: bytes of one stack of matrices.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, 8 per other.
+      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
 
     Raises:
       ValueError: an option out of range; at init a leaf that cannot be read as ``dims`` says.
@@ -103,8 +103,14 @@ def muon_dion(
     matrix = optax.chain(
         momentum(b1, kind="heavy_ball", nesterov=nesterov, state_dtype=state_dtype),
         orthogonalize(
-            method, coefficients=coefficients, steps=steps, eps=eps or 0.0, dims=dims, rules=roles,
-            dtype=dtype, group_bytes=group_bytes,
+            method,
+            coefficients=coefficients,
+            steps=steps,
+            eps=eps or 0.0,
+            dims=dims,
+            rules=roles,
+            dtype=dtype,
+            group_bytes=group_bytes,
         ),
         scale_by_shape(scale, dims=dims, rules=roles),
     )

@@ -82,7 +82,7 @@ def muon_rms(
       group_bytes: bytes of one stack of matrices.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, 8 per other.
+      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
 
     Raises:
       ValueError: an option out of range; at init a leaf that cannot be read as ``dims`` says.
@@ -102,13 +102,23 @@ def muon_rms(
     matrix = optax.chain(
         momentum(b1, kind="heavy_ball", nesterov=nesterov, state_dtype=state_dtype),
         orthogonalize(
-            method, coefficients=coefficients, steps=steps, eps=eps or 0.0, dims=dims, rules=roles,
-            dtype=dtype, group_bytes=group_bytes,
+            method,
+            coefficients=coefficients,
+            steps=steps,
+            eps=eps or 0.0,
+            dims=dims,
+            rules=roles,
+            dtype=dtype,
+            group_bytes=group_bytes,
         ),
         scale_by_shape("match_rms", factor=update_rms, dims=dims, rules=roles),
     )
     name, rest = adam_for_the_rest(
-        other, learning_rate, eps=adam_eps, state_dtype=state_dtype, weight_decay=weight_decay,
+        other,
+        learning_rate,
+        eps=adam_eps,
+        state_dtype=state_dtype,
+        weight_decay=weight_decay,
         eps_mode="uncorrected",
     )
     tx = descend(

@@ -1,8 +1,8 @@
 """The parts: directions, accumulators and wrappers; each an Optax transformation."""
 
 from optkit.transforms.accumulate import AccumulateState, accumulate_gradients
-from optkit.transforms.base import Transformation
 from optkit.transforms.adam import ScaleByAdamState, scale_by_adam
+from optkit.transforms.base import Transformation
 from optkit.transforms.cautious import cautious, sign_from_grad
 from optkit.transforms.guards import (
     SkipNonfiniteState,
@@ -28,12 +28,41 @@ from optkit.transforms.shape_scale import scale_by_shape
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
 
 __all__ = [
-    "FROZEN", "AccumulateState", "DecayState", "MasterWeightsState", "MomentumState", "RouteState",
-    "ScaleByAdamState", "ScaleByLearningRateState", "SkipNonfiniteState", "SkipSpikesState",
+    "FROZEN",
+    "AccumulateState",
+    "DecayState",
+    "MasterWeightsState",
+    "MomentumState",
+    "RouteState",
+    "ScaleByAdamState",
+    "ScaleByLearningRateState",
+    "SkipNonfiniteState",
+    "SkipSpikesState",
+    "StochasticRoundState",
     "Transformation",
-    "StochasticRoundState", "accumulate_gradients", "blend_momentum", "cautious", "decay_weights",
-    "descend", "freeze", "get_hyperparam", "global_norm", "hyperparams", "in_float32",
-    "master_weights", "momentum", "orthogonalize", "recording", "round_stochastically", "route",
-    "scale_by_adam", "scale_by_kappa", "scale_by_learning_rate", "scale_by_shape",
-    "sign_from_grad", "skip_nonfinite", "skip_spikes", "split_matrices", "stochastic_round",
+    "accumulate_gradients",
+    "blend_momentum",
+    "cautious",
+    "decay_weights",
+    "descend",
+    "freeze",
+    "get_hyperparam",
+    "global_norm",
+    "hyperparams",
+    "in_float32",
+    "master_weights",
+    "momentum",
+    "orthogonalize",
+    "recording",
+    "round_stochastically",
+    "route",
+    "scale_by_adam",
+    "scale_by_kappa",
+    "scale_by_learning_rate",
+    "scale_by_shape",
+    "sign_from_grad",
+    "skip_nonfinite",
+    "skip_spikes",
+    "split_matrices",
+    "stochastic_round",
 ]

@@ -37,8 +37,9 @@ def accumulate_gradients(
 ) -> Transformation:
     """Gathers ``every`` gradients and lets the inner optimizer step on their mean.
 
-    1. ``a <- a + g`` in ``dtype``; 2. at each ``every``-th call ``u <- inner(a/every)`` and ``a <- 0``;
-    at the others ``u = 0`` and the inner state stays.
+    1. ``a <- a + g`` in ``dtype``;
+    2. at each ``every``-th call ``u <- inner(a/every)`` and ``a <- 0``; at the others ``u = 0`` and
+       the inner state stays.
 
     Args:
       inner: a whole optimizer; sees the gathered gradient in float32 or better and counts its own

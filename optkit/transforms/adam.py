@@ -22,7 +22,8 @@ from optkit.tree import PyTree, upcast, zeros_like_params
 class ScaleByAdamState(NamedTuple):
     """State of ``scale_by_adam``."""
 
-    count: jax.Array  # int32 scalar, finished updates
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
     mu: PyTree  # like params, first moment
     nu: PyTree  # like params, second moment
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update

@@ -1,14 +1,14 @@
 """What every part is built from: the constructor and the maps over leaves."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
 
 from optkit.tree import PyTree, leaves_with_paths, upcast
 
-Transformation = optax.GradientTransformationExtraArgs
+Transformation: TypeAlias = optax.GradientTransformationExtraArgs
 
 
 def _mismatch(updates: PyTree, other: PyTree, what: str) -> str:
@@ -27,9 +27,9 @@ def map_leaves(function: Callable[..., Any], updates: PyTree, *rest: PyTree) -> 
     Raises:
       ValueError: a tree has other leaves than the updates; lists their paths.
     """
-    structure = jax.tree.structure(updates)
+    structure: Any = jax.tree.structure(updates)
     for tree in rest:
-        if jax.tree.structure(tree) != structure:
+        if structure != jax.tree.structure(tree):
             raise ValueError(
                 "the updates do not have the leaves that this transformation holds or was given:\n"
                 + _mismatch(updates, tree, "other tree")
@@ -56,7 +56,7 @@ def need_params(params: PyTree | None, name: str) -> PyTree:
 
 def unzip(structure_of: PyTree, pairs: PyTree, count: int) -> tuple[PyTree, ...]:
     """Splits a tree whose leaves are ``count``-tuples into that many trees."""
-    structure = jax.tree.structure(structure_of)
+    structure: Any = jax.tree.structure(structure_of)
     flat = structure.flatten_up_to(pairs)
     return tuple(structure.unflatten([pair[i] for pair in flat]) for i in range(count))
 

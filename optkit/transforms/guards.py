@@ -66,9 +66,11 @@ class SkipNonfiniteState(NamedTuple):
 def skip_nonfinite(inner: optax.GradientTransformation) -> Transformation:
     """Skips an update whose gradient, loss or result is not finite.
 
-    1. ``u, s <- inner(g)``; 2. if an entry of ``g`` or ``u``, or the extra argument ``value``, is not
-    finite: ``u = 0`` and ``s`` stays; 3. ``skipped`` counts such steps, ``consecutive`` those in a row;
-    a good step sets ``consecutive`` to 0, however long the row was.
+    1. ``u, s <- inner(g)``;
+    2. if an entry of ``g`` or ``u``, or the extra argument ``value``, is not finite: ``u = 0`` and
+       ``s`` stays;
+    3. ``skipped`` counts such steps, ``consecutive`` those in a row; a good step sets
+       ``consecutive`` to 0, however long the row was.
 
     Args:
       inner: any transformation.
@@ -134,13 +136,13 @@ def skip_spikes(
 ) -> Transformation:
     """Skips an update when the gradient norm (or loss) leaves the range of its recent past.
 
-    With ``x`` the global gradient norm or the extra argument ``value``, and mean and deviation taken
-    over the last ``window`` accepted values:
+    With ``x`` the global gradient norm or the extra argument ``value``, and mean and deviation
+    taken over the last ``window`` accepted values:
 
-    1. ``x`` not finite: skip, always;
+    1. ``x`` or the gradient not finite: skip, always;
     2. ``x > mean + factor*deviation`` once ``warmup`` values are known: skip;
-    3. after ``max_consecutive`` skips in a row a finite ``x`` is accepted and the history starts anew:
-       the level has shifted, and the guard recovers.
+    3. after ``max_consecutive`` skips in a row a finite step is accepted and the history starts
+       anew: the level has shifted, and the guard recovers.
 
     A skipped step gives zero updates and leaves the inner state untouched.
 
@@ -199,7 +201,8 @@ def skip_spikes(
         deviation = jnp.sqrt(jnp.where(known, jnp.square(past - mean), 0.0).sum() / count)
         spike = (state.accepted >= warmup) & (x / unit > mean + factor * deviation)
         shifted = state.consecutive >= max_consecutive
-        good = jnp.isfinite(x) & (~spike | shifted)
+        finite = jnp.isfinite(x) & jnp.isfinite(global_norm(updates))
+        good = finite & (~spike | shifted)
         anew = good & spike
         place = jnp.where(anew, 0, state.accepted % window)
         history = jnp.where(good, state.history.at[place].set(x), state.history)

@@ -16,7 +16,12 @@ ScalarOrSchedule = Scalar | Schedule
 
 
 def check_number(
-    name: str, value: Any, *, low: float = -math.inf, high: float = math.inf, open_high: bool = False
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_high: bool = False,
 ) -> None:
     """Raises ValueError if a Python number is outside ``[low, high]``.
 
@@ -24,12 +29,14 @@ def check_number(
     """
     if callable(value) or isinstance(value, jax.Array):
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) and jnp.ndim(value) != 0:
+    if isinstance(value, bool) or (not isinstance(value, int | float) and jnp.ndim(value) != 0):
         raise ValueError(f"{name} must be a number or a schedule, not {value!r}")
     inside = low <= value <= high and not (open_high and value == high)
     if not inside:
         end = ")" if open_high else "]"
-        raise ValueError(f"{name}={value!r} is outside [{low}, {high}{end}; give a number inside it")
+        raise ValueError(
+            f"{name}={value!r} is outside [{low}, {high}{end}; give a number inside it"
+        )
 
 
 def check_static_int(name: str, value: Any, *, low: int = 1) -> None:
@@ -61,7 +68,9 @@ def value_at(value: ScalarOrSchedule, count: jax.Array) -> Scalar:
     return value(count) if callable(value) else value
 
 
-def recorded(count: jax.Array, always: bool = False, **values: ScalarOrSchedule) -> dict:
+def recorded(
+    count: jax.Array, always: bool = False, **values: ScalarOrSchedule
+) -> dict[str, jax.Array]:
     """Returns the scheduled values (or all, with ``always``) as float32 arrays for the state."""
     return {
         name: jnp.asarray(value_at(value, count), jnp.float32)
@@ -82,7 +91,8 @@ def debias(decay: Scalar, steps: jax.Array) -> Scalar:
 class ScaleByLearningRateState(NamedTuple):
     """State of ``scale_by_learning_rate``."""
 
-    count: jax.Array  # int32 scalar, finished updates
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
     hyperparams: dict[str, jax.Array]  # {"learning_rate": float32 scalar}, that of the last update
 
 

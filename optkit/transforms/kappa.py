@@ -1,4 +1,4 @@
-"""Directions that are gradients of a convex function: sign, p-norm, shrink, top-k, Huber, spectral."""
+"""Directions that are gradients of a convex function: sign, p-norm, shrink, Huber and more."""
 
 from typing import Any, Literal, get_args
 
@@ -34,7 +34,11 @@ def _topk(x: jax.Array, k: float) -> jax.Array:
 @register(
     kind="part",
     family="direction",
-    paper=("Lion Secretly Solves Constrained Optimization: As Lyapunov Predicts", "2310.05898", 2023),
+    paper=(
+        "Lion Secretly Solves Constrained Optimization: As Lyapunov Predicts",
+        "2310.05898",
+        2023,
+    ),
     state_bytes={"*": 0},
     tags=("sign", "lion"),
     chain="u = grad K(u)",
@@ -47,16 +51,16 @@ def scale_by_kappa(
     k: float = 0.1,
     **spectral: Any,
 ) -> Transformation:
-    """Replaces each leaf by the gradient of a convex function K at it.
+    r"""Replaces each leaf by the gradient of a convex function K at it.
 
-    With decoupled decay ``lam`` the limit of the training solves a constrained or composite problem:
+    With decoupled decay ``lam`` training tends to solve a constrained or composite problem:
 
     ==========  ===============================  =================================================
     kind        gradient of K                    what is added to the loss
     ==========  ===============================  =================================================
-    l1          sign(x)                          box: largest \\|entry\\| <= 1/lam
-    lp          sign(x) (\\|x\\|/norm_p)^(p-1)      ball of the dual norm, radius 1/lam
-    shrink      sign(x) where \\|x\\| > e          e * l1 norm, and the box
+    l1          sign(x)                          box: largest \|entry\| <= 1/lam
+    lp          sign(x) (\|x\|/norm_p)^(p-1)      ball of the dual norm, radius 1/lam
+    shrink      sign(x) where \|x\| > e          e * l1 norm, and the box
     topk        sign(x) on the k largest         box, and l1 norm <= k/lam
     huber       clip(x, -e, e) / e               (e lam / 2) * squared l2 norm, and the box
     spectral    orthogonal factor of x           largest singular value <= 1/lam
@@ -69,7 +73,7 @@ def scale_by_kappa(
       e: threshold of shrink and huber, in units of the updates; positive.
       p: exponent of lp, above 1; 2 is normalised momentum, per leaf.
       k: entries kept by topk: a count if 1 or more, else a fraction of the leaf.
-      **spectral: options of ``optkit.orthogonalize`` for kind="spectral", which takes matrices only.
+      **spectral: options of ``optkit.orthogonalize`` for kind="spectral" (matrices only).
 
     Returns:
       A stateless ``optax.GradientTransformationExtraArgs`` (0 bytes); keeps dtypes.

@@ -11,9 +11,11 @@ from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_choice,
     check_number,
-    debias as debias_weight,
     recorded,
     value_at,
+)
+from optkit.transforms.hyperparams import (
+    debias as debias_weight,
 )
 from optkit.tree import PyTree, upcast, zeros_like_params
 
@@ -21,7 +23,8 @@ from optkit.tree import PyTree, upcast, zeros_like_params
 class MomentumState(NamedTuple):
     """State of ``momentum`` and ``blend_momentum``."""
 
-    count: jax.Array  # int32 scalar, finished updates
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
     momentum: PyTree  # like params, state_dtype (float32 for 16-bit parameters)
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
@@ -125,7 +128,7 @@ def blend_momentum(
     *,
     state_dtype: Any | None = None,
 ) -> Transformation:
-    """Gives the blend of the old momentum with the gradient, and decays the momentum at another rate.
+    """Blends the old momentum with the gradient, and decays the momentum at another rate.
 
     1. ``u = b1*m + (1-b1)*g`` with the old ``m``;
     2. ``m <- b2*m + (1-b2)*g``.

@@ -33,7 +33,7 @@ Method = Literal["auto", "ns", "gram_ns", "svd", "qdwh"] | Callable[[jax.Array],
 def orthogonalize(
     method: Method = "auto",
     *,
-    coefficients: str | Sequence[Sequence[float]] = "jordan",
+    coefficients: str | linalg.CoefficientSet | Sequence[Sequence[float]] = "jordan",
     steps: int | None = None,
     eps: float = 0.0,
     eps_mode: Literal["add", "clamp"] = "add",
@@ -68,8 +68,8 @@ def orthogonalize(
       resets: steps at which the Gram form recomputes its Gram matrix.
       adaptive: multiply by ``<U V^T, X>``, which approximates the nuclear norm (optax's
         ``adaptive``, PolarGrad).
-      dims: ``optax.contrib.MuonDimensionNumbers`` for all leaves, a tree of them, or a function from
-        params to such a tree; None for Flax's kernel layout by role.
+      dims: ``optax.contrib.MuonDimensionNumbers`` for all leaves, a tree of them, or a function
+        from params to such a tree; None for Flax's kernel layout by role.
       rules: the user's role rules.
       dtype: dtype of the iteration; None for float32 (float64 for float64 updates).
       precision: matmul precision of jax.
@@ -93,13 +93,18 @@ def orthogonalize(
       Jordan et al., Muon, 2024 (blog); Amsel et al., The Polar Express, arXiv 2505.16932; Lau et
       al., PolarGrad, arXiv 2505.21799.
     """
-    options = {
-        "coefficients": coefficients if isinstance(coefficients, str) else tuple(
-            (float(a), float(b), float(c)) for a, b, c in coefficients
-        ),
-        "steps": steps, "eps": eps, "eps_mode": eps_mode, "margin": margin,
-        "precondition": precondition, "resets": None if resets is None else tuple(resets),
-        "precision": precision, "compute_dtype": dtype,
+    options: dict[str, Any] = {
+        "coefficients": coefficients
+        if isinstance(coefficients, str | linalg.CoefficientSet)
+        else tuple((float(a), float(b), float(c)) for a, b, c in coefficients),
+        "steps": steps,
+        "eps": eps,
+        "eps_mode": eps_mode,
+        "margin": margin,
+        "precondition": precondition,
+        "resets": None if resets is None else tuple(resets),
+        "precision": precision,
+        "compute_dtype": dtype,
     }
     # bfloat16 has float32's range, so the leaf is cast whole, as the references do; float16 has
     # not, so there the cast comes after the division by the norm.
@@ -121,14 +126,12 @@ def orthogonalize(
         del params
         leaves, structure = jax.tree.flatten(updates)
         views = [view for _, view in matrix_views(updates, dims, rules)]
-        matrices = [
-            view.split(upcast(leaf))
-            for leaf, view in zip(leaves, views, strict=True)
-        ]
+        matrices = [view.split(upcast(leaf)) for leaf, view in zip(leaves, views, strict=True)]
         done = map_groups(factor, matrices, group_bytes=group_bytes)
-        return structure.unflatten(
+        out = [
             view.merge(x.astype(leaf.dtype))
             for leaf, view, x in zip(leaves, views, done, strict=True)
-        )
+        ]
+        return jax.tree.unflatten(structure, out)
 
     return stateless(update)

@@ -79,8 +79,9 @@ def master_weights(inner: optax.GradientTransformation) -> Transformation:
     1. ``u <- inner(g, state, master)`` in float32; 2. ``master <- master + u``;
     3. the update leads the parameter to ``round(master)``.
 
-    The updates of 16-bit leaves leave in float32, because a 16-bit difference cannot carry the step;
-    ``optax.apply_updates`` rounds the sum to the parameter's dtype, exactly to the rounded master.
+    The updates of 16-bit leaves leave in float32, because a 16-bit difference cannot carry the
+    step; ``optax.apply_updates`` rounds the sum to the parameter's dtype, exactly to the rounded
+    master.
 
     Args:
       inner: a whole optimizer (with its learning rate).
@@ -129,9 +130,7 @@ def master_weights(inner: optax.GradientTransformation) -> Transformation:
         up = jax.tree.map(upcast, updates)
         steps, inner_state = inner.update(up, state.inner, full, **extra_args)
         moved = jax.tree.map(lambda m, u: m + u.astype(m.dtype), full, steps)
-        master = jax.tree.map(
-            lambda m, p: m if _is_low(p) else optax.MaskedNode(), moved, params
-        )
+        master = jax.tree.map(lambda m, p: m if _is_low(p) else optax.MaskedNode(), moved, params)
         out = map_leaves(
             lambda p, m, u, g: (
                 _exact_update(m.astype(p.dtype), p) if _is_low(p) else u.astype(g.dtype)
@@ -166,10 +165,14 @@ def round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
       ([1.0, 1.0078125], True)
     """
     near = x.astype(dtype)
-    down = jnp.where(near.astype(x.dtype) > x, jnp.nextafter(near, jnp.full_like(near, -jnp.inf)), near)
-    up = jnp.nextafter(down, jnp.full_like(down, jnp.inf))
+    # Neighbours are sought towards the largest finite values: not every 8-bit float has infinities.
+    bound = jnp.finfo(dtype).max
+    down = jnp.where(
+        near.astype(x.dtype) > x, jnp.nextafter(near, jnp.full_like(near, -bound)), near
+    )
+    up = jnp.nextafter(down, jnp.full_like(down, bound))
     low, high = down.astype(x.dtype), up.astype(x.dtype)
-    inside = jnp.isfinite(low) & jnp.isfinite(high) & (low < x)
+    inside = jnp.isfinite(low) & jnp.isfinite(high) & (low < x) & (x < high)
     share = jnp.where(inside, (x - low) / jnp.where(inside, high - low, 1.0), 0.0)
     chosen = jnp.where(jax.random.uniform(key, x.shape, jnp.float32) < share, up, down)
     return jnp.where(inside, chosen, near)
@@ -179,7 +182,8 @@ class StochasticRoundState(NamedTuple):
     """State of ``stochastic_round``."""
 
     key: jax.Array  # PRNG key, constant
-    count: jax.Array  # int32 scalar, finished updates
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
 
 
 @register(
@@ -194,9 +198,9 @@ def stochastic_round(key: int | jax.Array = 0) -> Transformation:
     """Rounds the parameters of 16 bits at random, so that small steps are not lost.
 
     The last link of a chain: 1. ``t = p + u`` in float32; 2. ``t`` is rounded to one of its two
-    neighbours in the parameter's dtype, up with probability ``(t - low)/(high - low)``; 3. the update
-    becomes the float32 difference to ``p``. Leaves of 32 bits pass unchanged. Noise depends on key,
-    step and the leaf's path only, so that any sharding gives the same run.
+    neighbours in the parameter's dtype, up with probability ``(t - low)/(high - low)``; 3. the
+    update becomes the float32 difference to ``p``. Leaves of 32 bits pass unchanged. Noise depends
+    on key, step and the leaf's path only, so that any sharding gives the same run.
 
     Args:
       key: seed or PRNG key.

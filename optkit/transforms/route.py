@@ -80,12 +80,12 @@ def _assign(
 
 def _only(tree: PyTree, labels: Sequence[str], name: str) -> PyTree:
     """The tree with masked nodes in place of the leaves of other routes."""
-    leaves, structure = jax.tree.flatten(tree)
+    leaves = jax.tree.leaves(tree)
     kept = [
         leaf if label == name else optax.MaskedNode()
         for leaf, label in zip(leaves, labels, strict=True)
     ]
-    return structure.unflatten(kept)
+    return jax.tree.unflatten(jax.tree.structure(tree), kept)
 
 
 @register(
@@ -104,11 +104,11 @@ def route(
     """Sends every leaf to one of several transformations, first matching rule wins.
 
     Args:
-      transformations: name -> transformation. The name ``"frozen"`` is built in: its leaves get zero
-        updates and no state.
-      rules: ``(selector, name)`` in order. A selector is a role (``optkit.Role.HEAD`` or ``"head"``),
-        a glob (``"blocks/**"``; without a slash: any component of that name), a ``"re:..."``
-        expression, a function of (path, leaf), or a tuple of those.
+      transformations: name -> transformation. The name ``"frozen"`` is built in: its leaves get
+        zero updates and no state.
+      rules: ``(selector, name)`` in order. A selector is a role (``optkit.Role.HEAD``,
+        ``"head"``), a glob (``"blocks/**"``; without a slash: any component of that name), a
+        ``"re:..."`` expression, a function of (path, leaf), or a tuple of those.
       roles: your own ``(pattern, role)`` rules, tried before the built-in role table.
 
     Returns:
@@ -146,7 +146,8 @@ def route(
     def update_fn(
         updates: PyTree, state: RouteState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, RouteState]:
-        leaves, structure = jax.tree.flatten(updates)
+        leaves = jax.tree.leaves(updates)
+        structure: Any = jax.tree.structure(updates)
         labels = labels_of(updates)
         out = [
             jnp.zeros_like(u) if label == FROZEN else u
@@ -157,7 +158,10 @@ def route(
             mine = [i for i, label in enumerate(labels) if label == name]
 
             def part(tree: PyTree, name: str = name) -> PyTree:
-                same = jax.tree.structure(tree) == structure
+                same = structure == jax.tree.structure(tree)
+                # A bare array has the structure of every scalar: there the shape tells.
+                if same and jax.tree_util.treedef_is_leaf(structure):
+                    same = jnp.shape(tree) == jnp.shape(updates)
                 return _only(tree, labels, name) if same else tree
 
             extras = {key: part(value) for key, value in extra_args.items()}
@@ -205,7 +209,7 @@ def split_matrices(
     """Sends hidden matrices to one transformation and all other leaves to another.
 
     Hidden matrices are the roles ``optkit.MATRIX_ROLES``: embeddings and heads are matrices by
-    rank but not by role. A tree of dimension numbers decides itself: its None leaves go to the rest.
+    rank but not by role. A tree of dimension numbers decides itself: None leaves go to the rest.
 
     Args:
       matrix: transformation of the matrices.

@@ -18,7 +18,14 @@ from optkit.transforms.hyperparams import (
     value_at,
 )
 from optkit.transforms.precision import in_float32
-from optkit.tree import PyTree, RuleLike, Selector, leaves_with_paths, selects
+from optkit.tree import (
+    PyTree,
+    RuleLike,
+    Selector,
+    leaves_with_paths,
+    selects,
+    values_by_path,
+)
 
 Decay = Literal["decoupled", "cautious", "independent", "coupled"]
 Mask = PyTree | Callable[[PyTree], PyTree] | Selector | None
@@ -27,13 +34,14 @@ Mask = PyTree | Callable[[PyTree], PyTree] | Selector | None
 class DecayState(NamedTuple):
     """State of ``decay_weights``."""
 
-    count: jax.Array  # int32 scalar, finished updates
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
 
 def _masked(mask: Mask, params: PyTree, rules: Sequence[RuleLike]) -> PyTree:
     """Returns a tree of Python bools from any of the forms that a mask may have."""
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
     if mask is None:
         return structure.unflatten([True] * structure.num_leaves)
     if isinstance(mask, str) or (
@@ -42,7 +50,13 @@ def _masked(mask: Mask, params: PyTree, rules: Sequence[RuleLike]) -> PyTree:
         return structure.unflatten(
             selects(mask, path, leaf, rules) for path, leaf in leaves_with_paths(params)
         )
-    return mask(params) if callable(mask) else mask
+    given: Any = mask
+    tree = given(params) if callable(given) else given
+    chosen = values_by_path(params, tree)
+    for path, _ in leaves_with_paths(params):
+        if path not in chosen:
+            raise ValueError(f"the decay mask has no entry for leaf {path!r}; add True or False")
+    return structure.unflatten(chosen[path] for path, _ in leaves_with_paths(params))
 
 
 @register(
@@ -75,8 +89,8 @@ def decay_weights(
     Args:
       weight_decay: coefficient, a number or a schedule, at least 0.
       kind: which decay.
-      mask: leaves that decay: a tree of bools, a function from params to one, or roles and globs
-        such as ``("matrix", "embedding")``; None for all.
+      mask: leaves that decay: a tree of bools (or a prefix of one), a function from params to
+        one, or roles and globs such as ``("matrix", "embedding")``; None for all.
       rules: the user's role rules.
 
     Returns:

@@ -5,7 +5,14 @@ from optkit.tree.dtypes import accumulator_dtype, compute_dtype, upcast, zeros_l
 from optkit.tree.export import export_state, restore_state
 from optkit.tree.groups import GROUP_BYTES, map_groups
 from optkit.tree.matrices import Dims, MatrixView, dims_by_path, is_dims, matrix_view, matrix_views
-from optkit.tree.paths import PyTree, leaves_with_paths, map_with_path, matches, path_string
+from optkit.tree.paths import (
+    PyTree,
+    leaves_with_paths,
+    map_with_path,
+    matches,
+    path_string,
+    values_by_path,
+)
 from optkit.tree.roles import (
     DEFAULT_RULES,
     MATRIX_ROLES,
@@ -20,10 +27,41 @@ from optkit.tree.roles import (
 from optkit.tree.sharding import mesh_of, platform_of, spec_of
 
 __all__ = [
-    "DEFAULT_RULES", "GROUP_BYTES", "MATRIX_ROLES", "Dims", "MatrixView", "PyTree", "Role",
-    "RoleRule", "RuleLike", "Selector", "StateLeaf", "accumulator_dtype", "compute_dtype",
-    "dims_by_path", "export_state", "is_dims", "leaf_bytes", "leaves_with_paths", "map_groups",
-    "map_with_path", "match_state", "matches", "matrix_view", "matrix_views", "mesh_of",
-    "path_string", "platform_of", "restore_state", "roles", "rule_of", "selects", "spec_of",
-    "state_sharding", "tree_bytes", "upcast", "zeros_like_params",
+    "DEFAULT_RULES",
+    "GROUP_BYTES",
+    "MATRIX_ROLES",
+    "Dims",
+    "MatrixView",
+    "PyTree",
+    "Role",
+    "RoleRule",
+    "RuleLike",
+    "Selector",
+    "StateLeaf",
+    "accumulator_dtype",
+    "compute_dtype",
+    "dims_by_path",
+    "export_state",
+    "is_dims",
+    "leaf_bytes",
+    "leaves_with_paths",
+    "map_groups",
+    "map_with_path",
+    "match_state",
+    "matches",
+    "matrix_view",
+    "matrix_views",
+    "mesh_of",
+    "path_string",
+    "platform_of",
+    "restore_state",
+    "roles",
+    "rule_of",
+    "selects",
+    "spec_of",
+    "state_sharding",
+    "tree_bytes",
+    "upcast",
+    "values_by_path",
+    "zeros_like_params",
 ]

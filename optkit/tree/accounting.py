@@ -8,7 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from optkit.tree.paths import KeyPath, PyTree, path_string
+from optkit.tree.paths import (
+    KeyPath,
+    PyTree,
+    full_path_string,
+    leaves_with_paths,
+    path_string,
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,10 @@ class StateLeaf:
     @property
     def owner(self) -> str:
         """The part of the key path before the parameter's own path."""
-        full = path_string(self.key_path)
-        if self.param_path and full.endswith(self.param_path):
-            return full[: -len(self.param_path)].rstrip("/")
-        return full
+        for full in (path_string(self.key_path), full_path_string(self.key_path)):
+            if self.param_path and full.endswith(self.param_path):
+                return full[: -len(self.param_path)].rstrip("/")
+        return path_string(self.key_path)
 
 
 def match_state(state: PyTree, params: PyTree) -> list[StateLeaf]:
@@ -53,10 +59,11 @@ def match_state(state: PyTree, params: PyTree) -> list[StateLeaf]:
       [None, 'w', 'w']
     """
     flat = jax.tree_util.tree_leaves_with_path(params)
-    by_path = {tuple(path): (path_string(path), leaf) for path, leaf in flat}
+    named = leaves_with_paths(params)
+    by_path = {tuple(key_path): pair for (key_path, _), pair in zip(flat, named, strict=True)}
     out = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        found = (None, None)
+        found: tuple[str | None, Any] = (None, None)
         for start in range(len(path) + 1):
             owner = by_path.get(tuple(path[start:]))
             # A bare array has the empty path, which every path ends with: compare its shape too.

@@ -24,8 +24,13 @@ def compute_dtype(*values: Any) -> jnp.dtype:
       >>> optkit.tree.compute_dtype(jnp.bfloat16)
       dtype('float32')
     """
-    dtypes = [getattr(value, "dtype", value) for value in values]
-    return jnp.promote_types(jnp.float32, jnp.result_type(*dtypes))
+    out = jnp.dtype(jnp.float32)
+    for value in values:
+        dtype = jnp.result_type(getattr(value, "dtype", value))
+        # JAX promotes no 8-bit float by itself; all of them fit into float32.
+        if not (jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 2):
+            out = jnp.promote_types(out, dtype)
+    return out
 
 
 def accumulator_dtype(leaf: Any, requested: DType | None = None) -> jnp.dtype:

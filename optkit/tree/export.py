@@ -8,25 +8,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optkit.tree.paths import PyTree, path_string
+from optkit.tree.paths import PyTree, full_path_string, path_string
 
 FORMAT = 1
 FORMAT_KEY = "optkit.format"
 
 
-def _named(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def _is_chain(node: Any) -> bool:
+    """Tells whether a node holds the states of a chain: a plain tuple of states, maybe nested."""
+    return type(node) is tuple and all(hasattr(x, "_fields") or _is_chain(x) for x in node)
+
+
+def _named(node: Any, prefix: str, seen: dict[str, int] | None = None) -> Iterator[tuple[str, Any]]:
     """Yields (name, leaf) in jax's flattening order.
 
     States are named by their class, not by their place in a chain: a link that is added or removed
     leaves the names of the others as they were. Two siblings of one class are told apart by #2.
+    A chain inside a chain is named as if its links stood in the outer one (``seen`` goes on).
     """
     children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
     if len(children) == 1 and children[0][1] is node:
         yield prefix, node
         return
-    seen: dict[str, int] = {}
+    seen = {} if seen is None else seen
     for key_path, child in children:
-        name = path_string(key_path)
+        if type(node) is tuple and _is_chain(child):
+            yield from _named(child, prefix, seen)
+            continue
+        name = full_path_string(key_path) if len(children) > 1 else path_string(key_path)
         if hasattr(node, "_fields"):
             name = f"{type(node).__name__}.{name}"
         elif type(node) in (tuple, list) and hasattr(child, "_fields"):
@@ -39,7 +48,22 @@ def _named(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _readable(value: Any, wanted: Any) -> Any:
+    """Gives back the dtype that ``np.savez`` takes from arrays of a type NumPy does not know."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or dtype.type is not np.void:
+        return value
+    if dtype.itemsize == 2:
+        return value.view(jnp.bfloat16)
+    if dtype.itemsize == jnp.dtype(wanted).itemsize:
+        return value.view(wanted)
+    raise ValueError(
+        f"an array of {dtype.itemsize}-byte items without a type cannot become {wanted}; restore "
+        "with the state_dtype that was exported"
+    )
 
 
 def export_state(state: PyTree) -> dict[str, np.ndarray]:
@@ -109,11 +133,12 @@ def restore_state(
             continue
         value = exported[name]
         if _is_key(jnp.asarray(leaf)):
-            leaves.append(jax.random.wrap_key_data(jnp.asarray(value)))
+            impl = jax.random.key_impl(leaf)
+            leaves.append(jax.random.wrap_key_data(jnp.asarray(value), impl=impl))
         elif np.shape(value) != np.shape(leaf):
             problems.append(f"  {name}: has shape {np.shape(value)}, needed is {np.shape(leaf)}")
         else:
-            placed = jnp.asarray(value, leaf.dtype)
+            placed = jnp.asarray(_readable(value, leaf.dtype), leaf.dtype)
             committed = getattr(leaf, "committed", False)
             leaves.append(jax.device_put(placed, leaf.sharding) if committed else placed)
     if problems:

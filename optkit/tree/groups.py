@@ -1,6 +1,7 @@
 """One compiled loop a shape: leaves of one shape are stacked and worked on together."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def map_groups(
       [(2, 3), (2, 3)]
     """
     out: list[jax.Array] = list(matrices)
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, x in enumerate(matrices):
         if x.size:
             groups.setdefault((x.shape, x.dtype, spec_of(x)), []).append(index)
@@ -84,7 +85,9 @@ def _apply(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) 
     fitting = [axis for axis, size in enumerate(batch) if axis and size % mesh.size == 0]
     if fitting:
         # Layers or experts that fill the mesh: if they are sharded already, nothing moves.
-        stack = unshard_stack(function(shard_stack(stack, mesh, fitting[-1])), mesh, fitting[-1], spec)
+        stack = unshard_stack(
+            function(shard_stack(stack, mesh, fitting[-1])), mesh, fitting[-1], spec
+        )
         return _unstack(stack)
     if spec is not None and any(part is not None for part in tuple(spec)[:-2]):
         whole = jax.sharding.PartitionSpec(*tuple(spec)[:-2], None, None)

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from optax.contrib import MuonDimensionNumbers
 
-from optkit.tree.paths import PyTree, leaves_with_paths
+from optkit.tree.paths import PyTree, leaves_with_paths, values_by_path
 from optkit.tree.roles import MATRIX_ROLES, Role, RuleLike, rule_of
 
-Dims = MuonDimensionNumbers | Callable[[PyTree], PyTree] | PyTree | None
+Dims: TypeAlias = MuonDimensionNumbers | Callable[[PyTree], PyTree] | PyTree | None
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class MatrixView:
         return min(self.fan_in, self.fan_out), max(self.fan_in, self.fan_out)
 
     def split(self, leaf: jax.Array) -> jax.Array:
-        """Returns the leaf as ``(*batch, short, long)``; a plain wide kernel is returned as it is."""
+        """Returns the leaf as ``(*batch, short, long)``; a plain wide kernel as it is."""
         return jnp.transpose(leaf, self._order).reshape(*self.batch_shape, *self.matrix_shape)
 
     def merge(self, matrices: jax.Array) -> jax.Array:
         """Undoes ``split``."""
         order = self._order
         moved = matrices.reshape(tuple(self.shape[axis] for axis in order))
-        return jnp.transpose(moved, np.argsort(order))
+        return jnp.transpose(moved, [order.index(axis) for axis in range(len(order))])
 
 
 def _axes(value: int | Sequence[int], rank: int, path: str, name: str) -> tuple[int, ...]:
@@ -160,20 +160,13 @@ def dims_by_path(params: PyTree, dims: Dims) -> dict[str, MuonDimensionNumbers |
         return None
     tree = dims(params) if callable(dims) else dims
     is_leaf = lambda x: x is None or is_dims(x)  # noqa: E731
-    # Masked-out parts of params have no leaves, so the tree may name more than params holds.
-    named = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    prefixes = [(jax.tree_util.keystr(path), value) for path, value in named]
-    out = {}
-    flat = jax.tree_util.tree_leaves_with_path(params)
-    for (key_path, _), (path, _) in zip(flat, leaves_with_paths(params), strict=True):
-        full = jax.tree_util.keystr(key_path)
-        found = [value for prefix, value in prefixes if full.startswith(prefix)]
-        if not found:
+    out = values_by_path(params, tree, is_leaf)
+    for path, _ in leaves_with_paths(params):
+        if path not in out:
             raise ValueError(
                 f"the tree of dimension numbers has no entry for leaf {path!r}; add one, or None "
                 "if the leaf is not a matrix"
             )
-        out[path] = found[0]
     return out
 
 

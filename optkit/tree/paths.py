@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import optax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 PyTree = Any
@@ -31,7 +32,7 @@ def path_string(key_path: KeyPath) -> str:
       ['blocks/0', 'dense/kernel']
     """
     keys = list(key_path)
-    if keys and isinstance(keys[-1], GetAttrKey) and keys[-1].name in ("value", "raw_value"):
+    if keys and _is_value(keys[-1]):
         keys.pop()
     return "/".join(_component(key) for key in keys)
 
@@ -51,6 +52,9 @@ def _component(key: Any) -> str:
 def leaves_with_paths(tree: PyTree) -> list[tuple[str, Any]]:
     """Returns ``[(path, leaf), ...]`` in flattening order; ``None`` and masked nodes are no leaves.
 
+    A field called ``value`` that has siblings is part of the path, unlike that of an nnx
+    ``Variable``.
+
     Args:
       tree: any pytree.
 
@@ -62,7 +66,65 @@ def leaves_with_paths(tree: PyTree) -> list[tuple[str, Any]]:
       >>> optkit.tree.leaves_with_paths({"a": 1, "b": None, "c": (2,)})
       [('a', 1), ('c/0', 2)]
     """
-    return [(path_string(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    parents = {path[:-1] for path, _ in flat if path and _is_value(path[-1])}
+    if not parents:
+        return [(path_string(path), leaf) for path, leaf in flat]
+    # Masked siblings count, so that a leaf has one name in the whole tree and in a part of it.
+    children: dict[KeyPath, set[Any]] = {parent: set() for parent in parents}
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_empty):
+        for depth in range(len(path)):
+            if path[:depth] in children:
+                children[path[:depth]].add(path[depth])
+    return [
+        ((full_path_string if len(children.get(path[:-1], ())) > 1 else path_string)(path), leaf)
+        for path, leaf in flat
+    ]
+
+
+def full_path_string(key_path: KeyPath) -> str:
+    """Returns all components joined by ``/``, a last ``value`` too."""
+    return "/".join(_component(key) for key in key_path)
+
+
+def values_by_path(
+    tree: PyTree, values: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> dict[str, Any]:
+    """Returns the value that a tree, or a prefix of one, holds for each leaf of another tree.
+
+    Masked-out parts of ``tree`` have no leaves, so ``values`` may name more than ``tree`` holds.
+
+    Args:
+      tree: gives the paths.
+      values: values, at the leaves or anywhere above them.
+      is_leaf: tells what is a value, where a value is a container or None.
+
+    Returns:
+      A dict; leaves without a value are not in it.
+
+    Example:
+      >>> import optkit
+      >>> optkit.tree.values_by_path({"a": [1, 2], "b": 3}, {"a": True, "c": False})
+      {'a/0': True, 'a/1': True}
+    """
+    named = jax.tree_util.tree_leaves_with_path(values, is_leaf=is_leaf)
+    held = {tuple(path): value for path, value in named}
+    out = {}
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    for (key_path, _), (path, _) in zip(flat, leaves_with_paths(tree), strict=True):
+        above = [tuple(key_path[:depth]) for depth in range(len(key_path) + 1)]
+        found = next((prefix for prefix in above if prefix in held), None)
+        if found is not None:
+            out[path] = held[found]
+    return out
+
+
+def _is_value(key: Any) -> bool:
+    return isinstance(key, GetAttrKey) and key.name in ("value", "raw_value")
+
+
+def _is_empty(node: Any) -> bool:
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def map_with_path(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
@@ -81,8 +143,11 @@ def map_with_path(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> 
       >>> optkit.tree.map_with_path(lambda path, x: f"{path}={x}", {"a": [1, 2]})
       {'a': ['a/0=1', 'a/1=2']}
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(path_string(path), *leaves), tree, *rest
+    paths = jax.tree.unflatten(
+        jax.tree.structure(tree), [path for path, _ in leaves_with_paths(tree)]
+    )
+    return jax.tree.map(
+        lambda leaf, path, *others: function(path, leaf, *others), tree, paths, *rest
     )
 
 

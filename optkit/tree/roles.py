@@ -55,27 +55,49 @@ def _component(*names: str) -> str:
     return rf"re:(?i)(^|/)({'|'.join(names)})(_?\d+)?(/|$)"
 
 
-_ANY_RANK = range(3, 10)
+_STACKED_RANKS = tuple(range(3, 10))
+_NORM = r"\w*norm(s|alization)?(\d+|_\w+)?|ln(_\w+)?|bn"
+_EMBED = (
+    r"((?!patch)\w*emb(ed|edding|eddings|edder)?(_?\d+)?|embed_(tokens?|in|positions?)|wte|wpe|vocab)"
+)
+_HEAD = (
+    r"((lm|cls|classification|output|value|policy)_?)?head|logits(_dense)?|to_logits|embed_out"
+    "|classifier|readout|unembed(ding)?"
+)
+_CONV = r"\w*conv\w*|patch_?embed\w*|downsample|stem"
+_QKV = "re:(?i)(^|/)(query|key|value)/kernel$"
+_OUT = r"re:(?i)(attn|attention)\w*/out/kernel$"
+_HEADS_IN, _HEADS_OUT = MuonDimensionNumbers(-3, (-2, -1)), MuonDimensionNumbers((-3, -2), -1)
 # Names are those of Flax linen and nnx and of the common JAX code bases (MaxText, Levanter, EasyDeL,
 # big_vision, Transformers). A leaf's own name decides before its container's.
 DEFAULT_RULES: tuple[RoleRule, ...] = (
-    RoleRule("re:(?i)(^|/)(\\w+_)?bias$", Role.BIAS),
+    RoleRule(r"re:(?i)(^|/)(\w+_)?bias$", Role.BIAS),
     RoleRule("re:(?i)(^|/)scale$", Role.NORM),
-    RoleRule(_component(r"\w*norm(alization)?\w*", r"ln(_\w+)?", "bn"), Role.NORM, ranks=(0, 1, 2)),
-    RoleRule("re:(?i)(^|/)(embeddings?|pos_emb\\w*|cls_token|wte|wpe)$", Role.EMBEDDING),
-    RoleRule("re:(?i)(^|/)(?!patch)\\w*emb(ed|edding|eddings|edder)?(_?\\d+)?(/|$)",
-             Role.EMBEDDING, ranks=(2,)),
-    RoleRule(_component("wte", "wpe", "vocab"), Role.EMBEDDING, ranks=(2,)),
-    RoleRule(_component("head", r"(lm|cls|classification|output|value|policy)_?head", "logits(_dense)?",
-                        "classifier", "readout", "unembed(ding)?"), Role.HEAD, ranks=(2,)),
-    RoleRule(_component(r"conv\w*", r"\w*_conv", "patch_?embed\\w*", "downsample"),
-             Role.CONV, ranks=(3, 4, 5)),
-    RoleRule(_component(r"\w*experts?\w*"), Role.EXPERT, ranks=tuple(_ANY_RANK)),
-    RoleRule("re:(?i)(^|/)(query|key|value|[qkv]_proj|qkv)/kernel$", Role.MATRIX, ranks=(3,),
-             dims=MuonDimensionNumbers(0, (1, 2))),
-    RoleRule("re:(?i)(^|/)(out|o_proj)/kernel$", Role.MATRIX, ranks=(3,),
-             dims=MuonDimensionNumbers((0, 1), 2)),
-    RoleRule("**", Role.STACKED, ranks=tuple(_ANY_RANK)),
+    RoleRule(_component(_NORM), Role.NORM, ranks=(0, 1)),
+    # Only the norm's own leaves: a pre-norm block has matrices somewhere below it.
+    RoleRule(rf"re:(?i)(^|/)({_NORM})(_?\d+)?(/(?!kernel$)[^/]+)?$", Role.NORM, ranks=(2,)),
+    # Tables and learned tokens, with or without a leading axis of 1.
+    RoleRule(
+        r"re:(?i)(^|/)((?!patch)\w*emb(ed)?(ding)?s?|pos(ition)?(al)?_?(emb|enc)\w*|cls|\w*_tokens?"
+        "|registers?|probe|wte|wpe)$",
+        Role.EMBEDDING,
+    ),
+    # A kernel further down is a projection (of time steps, of image features), not the table.
+    RoleRule(rf"re:(?i)(^|/){_EMBED}/(kernel|(.*/)?(?!kernel$)[^/]+)$", Role.EMBEDDING, ranks=(2,)),
+    # One head of an attention is a hidden matrix, whatever its number.
+    RoleRule(r"re:(?i)(attn|attention|multi_?head|mha).*/heads?(_?\d+)?/", Role.MATRIX, ranks=(2,)),
+    RoleRule(_component(_HEAD), Role.HEAD, ranks=(2,)),
+    # Flax attention keeps the heads on an axis of their own, behind that of scanned layers.
+    RoleRule(_QKV, Role.MATRIX, ranks=(3,), dims=_HEADS_IN),
+    RoleRule(_QKV, Role.STACKED, ranks=(4, 5), dims=_HEADS_IN),
+    RoleRule(_OUT, Role.MATRIX, ranks=(3,), dims=_HEADS_OUT),
+    RoleRule(_OUT, Role.STACKED, ranks=(4, 5), dims=_HEADS_OUT),
+    RoleRule(_component(_CONV), Role.CONV, ranks=(3, 4, 5)),
+    # Patches: a convolution that its model calls an embedding.
+    RoleRule(r"re:(?i)(^|/)\w*emb(ed)?(ding)?s?/kernel$", Role.CONV, ranks=(4, 5)),
+    RoleRule(_component(r"\w*experts?\w*"), Role.EXPERT, ranks=_STACKED_RANKS),
+    RoleRule("re:(?i)(^|/)out/kernel$", Role.MATRIX, ranks=(3,), dims=_HEADS_OUT),
+    RoleRule("**", Role.STACKED, ranks=_STACKED_RANKS),
     RoleRule("**", Role.MATRIX, ranks=(2,)),
     RoleRule("**", Role.BIAS),
 )

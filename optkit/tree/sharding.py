@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Mesh = Any
@@ -53,15 +52,17 @@ def shard_stack(stack: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
     return _place(stack, mesh, _spec(stack.ndim, {axis: (*names[1:], names[0])}))
 
 
-def unshard_stack(
-    stack: jax.Array, mesh: Mesh, axis: int, spec: PartitionSpec | None
-) -> jax.Array:
+def unshard_stack(stack: jax.Array, mesh: Mesh, axis: int, spec: PartitionSpec | None) -> jax.Array:
     """Returns the stack as it was before ``shard_stack``; ``spec`` is that of a single leaf's view.
 
-    Without a spec (Auto axes) the compiler takes the leaf's sharding from what it is added to.
+    Without a spec (Auto axes) the compiler takes the leaf's sharding from what it is added to; that
+    the stack axis is whole must be said, or slicing a leaf out of it is an exchange of its own.
     """
     stack = _halfway(stack, mesh, axis)
-    return stack if spec is None else place_stack(stack, mesh, spec)
+    if spec is None:
+        free = PartitionSpec.UNCONSTRAINED
+        return _place(stack, mesh, PartitionSpec(None, *(free,) * (stack.ndim - 1)))
+    return place_stack(stack, mesh, spec)
 
 
 def place_stack(stack: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:

@@ -123,7 +123,7 @@ def test_the_command_writes_the_report_and_names_the_winners(command, tmp_path):
     finished = command(*words, "--steps", 20, "--out", out, "--task-option", "batch=8")
     assert finished.code == 0
     assert {path.name for path in out.iterdir()} == FILES
-    assert "At equal steps (20) adamw:learning_rate=0.01 has the best loss" in finished.out
+    assert "At equal steps (20): adamw:learning_rate=0.01 is best, loss " in finished.out
     assert "At equal training time" in finished.out
     data = json.loads((out / "results.json").read_text())
     assert data["settings"]["methods"]["adamw:learning_rate=0.01"]["learning_rate"] == 0.01

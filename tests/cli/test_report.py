@@ -51,6 +51,7 @@ def test_the_page_needs_no_network_and_escapes_names(written):
     text = written[2].read_text()
     assert not re.findall(r"<script[^>]*\bsrc=|<link\b|<img\b|<iframe\b|@import", text)
     assert "Plotly.newPlot" in text
+    assert '"showSendToCloud": false' in text
     assert "m9:&lt;b&gt;&amp;" in text
     assert "A toy &lt;task&gt;." in text
     for title in ("Training loss over steps", "Held-out error over training seconds"):

@@ -61,7 +61,7 @@ def test_a_lead_within_the_spread_is_no_clear_win():
     verdict = compare(runs, "error").by_steps
     assert verdict.winner == "a"
     assert not verdict.clear
-    assert "within the spread" in verdict.text
+    assert "is within the seed spread" in verdict.text
     assert compare(runs, "error").mark("a", verdict) == "☆"
 
 

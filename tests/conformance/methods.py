@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import optkit
@@ -15,6 +16,7 @@ from optkit.catalogue import Entry
 from tests.conformance import trees
 
 RATE = 0.05
+DESCENT_STEPS = 40
 # What differs from the catalogue's example in the tests, and why.
 OPTIONS: dict[str, dict[str, Any]] = {
     "skip_spikes": {"window": 32},  # the history is shared state: 4 bytes a value
@@ -118,6 +120,21 @@ class Method:
             state, params, updates = step(self.tx, state, params, self.grads(time))
             out.append(trees.copy((state, params, updates)))
         return out
+
+    @functools.cached_property
+    def scanned(self) -> tuple:
+        """(states, params, updates) of a compiled scan that descends ``|p - target|^2 / 2``."""
+        target, params = self.grads(0), self.params()
+
+        def body(carry: tuple, _: None) -> tuple:
+            state, params = carry
+            grads = jax.tree.map(jnp.subtract, params, target)
+            updates, state = self.tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return (state, params), (state, params, updates)
+
+        run = jax.jit(lambda *carry: jax.lax.scan(body, carry, length=DESCENT_STEPS)[1])
+        return run(self.tx.init(params), params)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""``python -m tests.golden FILE...``: replays reference files from their own meta, one line each."""
+"""``python -m tests.golden FILE...``: replays reference files from their own meta."""
 
 import sys
 from pathlib import Path

@@ -48,8 +48,11 @@ def newton_schulz(golden: Golden) -> Iterator[Comparison]:
             name=name, rows=rows, repeat=repeat, steps=int(steps), source="the file"
         )
         got = linalg.newton_schulz(
-            jnp.asarray(golden.arrays[f"x/{matrix}"]), coefficients, int(steps),
-            eps=golden.hyper["eps"], eps_mode="clamp",
+            jnp.asarray(golden.arrays[f"x/{matrix}"]),
+            coefficients,
+            int(steps),
+            eps=golden.hyper["eps"],
+            eps_mode="clamp",
         )
         exact = exact_newton_schulz(golden.arrays[f"x/{matrix}"], coefficients.expand(int(steps)))
         yield Comparison(difference(got, expected), function_tolerance(exact, expected))
@@ -72,9 +75,7 @@ def gram_newton_schulz(golden: Golden) -> Iterator[Comparison]:
             digits = form.removeprefix("reset")
             resets = () if digits == "none" else tuple(int(i) for i in digits.split("_"))
             got = linalg.gram_newton_schulz(x, rows, len(rows), resets=resets, **options)
-        exact = exact_newton_schulz(
-            golden.arrays[f"x/{matrix}"], rows, golden.hyper["ns_epsilon"]
-        )
+        exact = exact_newton_schulz(golden.arrays[f"x/{matrix}"], rows, golden.hyper["ns_epsilon"])
         # float16 has 3 digits; ill-conditioned input multiplies its rounding by some ten.
         tolerance = function_tolerance(exact, expected) if dtype == "float32" else 5e-2
         yield Comparison(difference(got, expected), tolerance)
@@ -90,13 +91,22 @@ def muon(golden: Golden) -> Iterator[Comparison]:
     hyper = golden.hyper
     b1, b2 = hyper.get("adam_betas", (0.9, 0.95))
     other = optkit.adamw(
-        hyper.get("adam_lr", 3e-4), b1=b1, b2=b2, eps=hyper.get("adam_eps", 1e-10),
+        hyper.get("adam_lr", 3e-4),
+        b1=b1,
+        b2=b2,
+        eps=hyper.get("adam_eps", 1e-10),
         weight_decay=hyper.get("adam_weight_decay", 0.0),
     )
     tx = optkit.muon(
-        hyper["lr"], b1=hyper["momentum"], nesterov=hyper.get("nesterov", True),
-        coefficients=_rows(hyper), steps=hyper.get("ns_steps", 5), eps=hyper.get("ns_eps", 1e-7),
-        weight_decay=hyper["weight_decay"], other=other, dims=torch_dims,
+        hyper["lr"],
+        b1=hyper["momentum"],
+        nesterov=hyper.get("nesterov", True),
+        coefficients=_rows(hyper),
+        steps=hyper.get("ns_steps", 5),
+        eps=hyper.get("ns_eps", 1e-7),
+        weight_decay=hyper["weight_decay"],
+        other=other,
+        dims=torch_dims,
         shape_from="last_two_axes",
     )
     yield from trajectory(golden, tx)
@@ -106,8 +116,12 @@ def muon(golden: Golden) -> Iterator[Comparison]:
 def muon_bf16(golden: Golden) -> Iterator[Comparison]:
     hyper = golden.hyper
     tx = optkit.muon(
-        hyper["lr"], b1=hyper["momentum"], weight_decay=hyper["weight_decay"],
-        nesterov=hyper.get("nesterov", True), steps=hyper.get("ns_steps"), dims=torch_dims,
+        hyper["lr"],
+        b1=hyper["momentum"],
+        weight_decay=hyper["weight_decay"],
+        nesterov=hyper.get("nesterov", True),
+        steps=hyper.get("ns_steps"),
+        dims=torch_dims,
         dtype=jnp.bfloat16,
     )  # no eps: the reference adds 1e-7 to a bfloat16 norm, which leaves it as it is
     # Rounding of one step is about one bfloat16 ulp times lr, and the steps add up.
@@ -120,12 +134,22 @@ def muon_rms(golden: Golden) -> Iterator[Comparison]:
     hyper = golden.hyper
     b1, b2 = hyper["adamw_betas"]
     other = optkit.adamw(
-        hyper["lr"], b1=b1, b2=b2, eps=hyper["adamw_eps"], eps_mode="uncorrected",
+        hyper["lr"],
+        b1=b1,
+        b2=b2,
+        eps=hyper["adamw_eps"],
+        eps_mode="uncorrected",
         weight_decay=hyper["wd"],
     )
     tx = optkit.muon_rms(
-        hyper["lr"], b1=hyper["momentum"], nesterov=hyper["nesterov"], steps=hyper["ns_steps"],
-        weight_decay=hyper["wd"], eps=1e-7, other=other, dims=torch_dims,
+        hyper["lr"],
+        b1=hyper["momentum"],
+        nesterov=hyper["nesterov"],
+        steps=hyper["ns_steps"],
+        weight_decay=hyper["wd"],
+        eps=1e-7,
+        other=other,
+        dims=torch_dims,
     )
     yield from trajectory(golden, tx)
 
@@ -136,14 +160,26 @@ def muon_dion(golden: Golden) -> Iterator[Comparison]:
     b1, b2 = hyper["betas"]
     decay = "cautious" if hyper["cautious_wd"] else "decoupled"
     other = optkit.adamw(
-        hyper["lr"], b1=b1, b2=b2, eps=hyper["epsilon"], weight_decay=hyper["weight_decay"],
+        hyper["lr"],
+        b1=b1,
+        b2=b2,
+        eps=hyper["epsilon"],
+        weight_decay=hyper["weight_decay"],
         decay=decay,
     )
     tx = optkit.muon_dion(
-        hyper["lr"], b1=hyper["mu"], nesterov=hyper["nesterov"], decay=decay,
+        hyper["lr"],
+        b1=hyper["mu"],
+        nesterov=hyper["nesterov"],
+        decay=decay,
         coefficients="polar_express_1p02" if hyper["use_polar_express"] else "quintic_you",
-        scale={"spectral_norm": "rms_op", "rms_norm": "match_rms", None: "none"}[hyper["adjust_lr"]],
-        weight_decay=hyper["weight_decay"], eps=hyper["epsilon"], other=other, dims=torch_dims,
+        scale={"spectral_norm": "rms_op", "rms_norm": "match_rms", None: "none"}[
+            hyper["adjust_lr"]
+        ],
+        weight_decay=hyper["weight_decay"],
+        eps=hyper["epsilon"],
+        other=other,
+        dims=torch_dims,
     )
     yield from trajectory(golden, tx)
 
@@ -174,9 +210,17 @@ def cautious_muon(golden: Golden) -> Iterator[Comparison]:
     hyper = golden.hyper
     b1, b2 = hyper["adam_betas"]
     tx = optkit.cautious_muon(
-        hyper["lr"], b1=hyper["momentum"], nesterov=hyper["nesterov"], steps=hyper["ns_steps"],
-        weight_decay=hyper["weight_decay"], adam_learning_rate=hyper["adam_lr"], adam_b1=b1,
-        adam_b2=b2, adam_eps=hyper["adam_eps"], eps=1e-7, dims=torch_dims,
+        hyper["lr"],
+        b1=hyper["momentum"],
+        nesterov=hyper["nesterov"],
+        steps=hyper["ns_steps"],
+        weight_decay=hyper["weight_decay"],
+        adam_learning_rate=hyper["adam_lr"],
+        adam_b1=b1,
+        adam_b2=b2,
+        adam_eps=hyper["adam_eps"],
+        eps=1e-7,
+        dims=torch_dims,
         # One weight_decay serves both groups of the reference.
         adam_weight_decay=hyper.get("adam_weight_decay", hyper["weight_decay"]),
     )

@@ -34,7 +34,9 @@ class Golden:
 
     def tree(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays below ``prefix/`` by leaf name."""
-        return {k[len(prefix) + 1 :]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")}
+        return {
+            k[len(prefix) + 1 :]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")
+        }
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,8 @@ class Result:
 
     def __str__(self) -> str:
         worst = self.worst or Comparison(np.nan, np.nan)
-        return (
-            f"{self.stem:<24} {self.steps:>4}  {worst.error:.3e}  {worst.tolerance:.1e}  {self.verdict}"
-        )
+        numbers = f"{self.steps:>4}  {worst.error:.3e}  {worst.tolerance:.1e}"
+        return f"{self.stem:<24} {numbers}  {self.verdict}"
 
 
 Case = Callable[[Golden], Iterator[Comparison]]

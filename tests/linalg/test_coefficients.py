@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from optkit.linalg import (
@@ -70,7 +70,6 @@ def test_folded_table_is_derived():
     np.testing.assert_allclose(rows[0], np.array(first) / [1.05, 1.05**3, 1.05**5], rtol=1e-15)
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.floats(1e-4, 0.9), st.integers(1, 5), st.floats(0.5, 2.0))
 def test_generated_steps_close_in_on_one(lower, steps, upper):
     rows = polar_express_coefficients(lower * upper, upper=upper, steps=steps)

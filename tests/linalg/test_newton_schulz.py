@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from optkit.linalg import COEFFICIENTS, get_coefficients, newton_schulz
@@ -25,7 +25,7 @@ def gaussian(*shape, seed=0):
 
 
 def spread(low, count):
-    """Singular values of unit Frobenius norm with the smallest at `low`, well below 1 at the top."""
+    """Singular values of unit Frobenius norm, the smallest at `low`."""
     sigma = np.geomspace(low, 1, count)
     sigma[1:] *= np.sqrt((1 - low**2) / np.sum(sigma[1:] ** 2))
     return sigma
@@ -46,8 +46,10 @@ def test_singular_values_are_the_polynomial(name, low):
     assert image.min() - 5e-3 <= got.min() <= got.max() <= image.max() + 5e-3
 
 
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("shape", [(5, 8), (8, 5), (6, 6), (1, 7), (2, 4, 3)])
+EVERY_SHAPE = [("jordan", shape) for shape in [(5, 8), (8, 5), (6, 6), (1, 7), (2, 4, 3)]]
+
+
+@pytest.mark.parametrize(("name", "shape"), EVERY_SHAPE + [(name, (9, 6)) for name in SETS])
 def test_against_the_oracle(name, shape):
     entry = COEFFICIENTS[name]
     x = gaussian(*shape)
@@ -57,7 +59,6 @@ def test_against_the_oracle(name, shape):
     np.testing.assert_allclose(jitted(name)(x), want, atol=atol)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(-30, 30), st.integers(0, 3), st.sampled_from([(4, 6), (6, 4)]))
 def test_scale_invariance(exponent, seed, shape):
     x = gaussian(*shape, seed=seed)
@@ -81,7 +82,6 @@ def test_smallest_normal_numbers_and_subnormals():
     chex.assert_tree_all_finite(jitted()(x * np.float32(1e37)))
 
 
-@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000))
 def test_equivariance(seed):
     x = gaussian(4, 6, seed=seed)

@@ -54,20 +54,31 @@ def test_decoder_is_causal_and_uses_the_past() -> None:
     params = init(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (1, 12), 0, 256)
     changed = tokens.at[0, 5].add(1)
-    before, after = apply(params, tokens)[0], apply(params, changed)[0]
+    before, after = (jax.jit(apply)(params, x)[0] for x in (tokens, changed))
     np.testing.assert_allclose(before[:5], after[:5], atol=1e-6)
     assert bool(jnp.all(jnp.abs(before[5:] - after[5:]).max(axis=-1) > 1e-5))
 
 
-def test_decoder_with_more_than_ten_blocks_keeps_their_order() -> None:
-    # As strings, "10" sorts before "2".
-    def build(rngs: nnx.Rngs) -> decoder.Decoder:
-        return decoder.Decoder(8, 12, 2, rngs=rngs)
+class Chain(nnx.Module):
+    """Twelve layers that do not commute."""
 
-    init, apply = modules.functional(build)
-    tokens = jnp.arange(6)[None]
-    expected = build(nnx.Rngs(jax.random.key(3)))(tokens)
-    np.testing.assert_allclose(apply(init(jax.random.key(3)), tokens), expected, atol=1e-6)
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([nnx.Linear(2, 2, use_bias=False, rngs=rngs) for _ in range(12)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_more_than_ten_layers_keep_their_order() -> None:
+    # As strings, "10" sorts before "2".
+    init, apply = modules.functional(Chain)
+    params = init(jax.random.key(0))
+    expected = jnp.eye(2)
+    for index in range(12):
+        expected = expected @ params["layers"][str(index)]["kernel"]
+    np.testing.assert_allclose(jax.jit(apply)(params, jnp.eye(2)), expected, rtol=1e-5)
 
 
 def test_rotation_makes_scores_depend_on_distance_only() -> None:
@@ -97,7 +108,7 @@ def test_digits_split_is_disjoint_fixed_and_scaled_by_training_images() -> None:
 def test_digits_evaluates_held_out_images_only() -> None:
     task = tasks.get("digits", width=8)
     params = task.init(jax.random.key(0))
-    loss, metrics = task.loss(params, digits_data.load().held_out)
+    loss, metrics = jax.jit(task.loss)(params, digits_data.load().held_out)
     expected = {"loss": float(loss), "error": float(metrics["error"])}
     assert task.evaluate(params) == pytest.approx(expected, rel=1e-5)
 
@@ -115,9 +126,8 @@ def test_linen_and_nnx_models_are_the_same_function() -> None:
     assert jax.tree.structure(linen_task.init(jax.random.key(0))) == jax.tree.structure(params)
     batch = nnx_task.batch(5, 5)
     jax.tree.map(np.testing.assert_array_equal, linen_task.batch(5, 5), batch)
-    np.testing.assert_allclose(
-        linen_task.loss(params, batch)[0], nnx_task.loss(params, batch)[0], rtol=1e-6
-    )
+    losses = [jax.jit(task.loss)(params, batch)[0] for task in (nnx_task, linen_task)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (5, 9)])

@@ -63,7 +63,7 @@ def test_step_reports_loss_and_gradient_norm(task: tasks.Task) -> None:
     tx = optax.adamw(1e-3)
     state, params = tasks.start(task, tx, 0)
     batch = task.batch(0, 0)
-    loss, gradient = jax.value_and_grad(lambda p: task.loss(p, batch)[0])(params)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda p: task.loss(p, batch)[0]))(params)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
     metrics = tasks.train_step(task, tx)(batch, state, params)[2]
     assert set(metrics) == {"loss", "gradient_norm", "error"}

@@ -1,0 +1,51 @@
+"""What is public is in the catalogue, and what is in the catalogue is public."""
+
+import inspect
+
+import optkit
+from optkit.catalogue import Entry
+from optkit.transforms import Transformation
+
+# Compositions of catalogued parts that add no maths: their contracts are those of the parts.
+COMPOSITIONS = {
+    "descend",  # a direction > decay > learning rate; every recipe goes through it
+    "freeze",  # route with one rule
+    "split_matrices",  # route by role; every matrix recipe goes through it
+}
+
+
+def _makes_a_transformation(value: object) -> bool:
+    return inspect.isfunction(value) and (
+        inspect.signature(value).return_annotation is Transformation
+    )
+
+
+def test_every_public_factory_is_in_the_catalogue() -> None:
+    public = {}
+    for module in (optkit, optkit.optimizers, optkit.transforms):
+        public.update({name: getattr(module, name) for name in module.__all__})
+    factories = {name for name, value in public.items() if _makes_a_transformation(value)}
+    registered = {entry.name for entry in optkit.catalogue.entries()}
+    assert factories - registered == COMPOSITIONS
+
+
+def test_every_entry_is_public() -> None:
+    for entry in optkit.catalogue.entries():
+        assert entry.name in optkit.__all__
+        assert getattr(optkit, entry.name) is entry.factory
+
+
+def test_every_entry_says_what_it_is() -> None:
+    for entry in optkit.catalogue.entries():
+        assert entry.summary.endswith((".", ":")) and entry.chain and entry.tags, entry.name
+        assert set(entry.state_bytes) <= {*optkit.Role, "*"}, entry.name
+        _first_parameter_fits_the_kind(entry)
+
+
+def _first_parameter_fits_the_kind(entry: Entry) -> None:
+    first, *others = entry.hyperparameters().values()
+    if entry.kind == "recipe":
+        assert first.name == "learning_rate"
+        assert all(p.kind == p.KEYWORD_ONLY for p in others), entry.name
+    if entry.kind == "wrapper":
+        assert first.name in ("inner", "transformations")

@@ -1,0 +1,80 @@
+"""Updates keep their dtype; statistics are float32 unless asked otherwise."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from optkit.tree import match_state
+from tests.conformance.methods import Method
+from tests.conformance.trees import ZOO, assert_finite
+
+F32, BF16, F16 = jnp.float32, jnp.bfloat16, jnp.float16
+PAIRS = [(F32, F32), (BF16, BF16), (F16, F16), (F32, BF16), (BF16, F32), (F32, F16)]
+
+
+def _float_dtypes(tree: Any) -> set:
+    return {x.dtype for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
+
+
+def _statistics(state: Any, params: Any) -> set:
+    """Dtypes of the floating state that belongs to a parameter."""
+    return _float_dtypes([m.leaf for m in match_state(state, params) if m.param is not None])
+
+
+def _traced(tx: Any, method: Method, of_params: Any, of_grads: Any) -> tuple:
+    params = method.params(ZOO, dtype=of_params)
+    state = jax.eval_shape(tx.init, params)
+    return params, state, jax.eval_shape(tx.update, method.grads(0, ZOO, dtype=of_grads), state, params)
+
+
+@pytest.mark.parametrize(("of_params", "of_grads"), PAIRS, ids=lambda x: jnp.dtype(x).name)
+def test_updates_keep_their_dtype(method: Method, of_params: Any, of_grads: Any) -> None:
+    _, state, (updates, after) = _traced(method.tx, method, of_params, of_grads)
+    kept = F32 if method.is_float32 and of_params != F32 else of_grads
+    assert _float_dtypes(updates) == {jnp.dtype(kept)}
+    assert [x.dtype for x in jax.tree.leaves(state)] == [x.dtype for x in jax.tree.leaves(after)]
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=lambda x: jnp.dtype(x).name)
+def test_statistics_of_16_bit_parameters_are_float32(method: Method, dtype: Any) -> None:
+    params, state, (_, after) = _traced(method.tx, method, dtype, dtype)
+    assert _statistics(state, params) <= {jnp.dtype(F32)}
+    assert _statistics(after, params) <= {jnp.dtype(F32)}
+
+
+@pytest.mark.parametrize("of_params", [F32, BF16], ids=lambda x: jnp.dtype(x).name)
+def test_state_dtype_is_honoured(method: Method, of_params: Any) -> None:
+    names = {"state_dtype", "dtype"} if method.entry.kind == "wrapper" else {"state_dtype"}
+    asked = names & set(method.hyperparameters)
+    if not asked:
+        assert not any("dtype" in name for name in method.hyperparameters if name != "dtype")
+        return
+    if method.entry.kind == "wrapper":
+        tx, base = method.build(**dict.fromkeys(asked, BF16)), {jnp.dtype(F32)}
+    else:
+        tx, base = method.build(**dict.fromkeys(asked, BF16)), set()
+    params, state, (_, after) = _traced(tx, method, of_params, of_params)
+    assert _statistics(state, params) == _statistics(after, params) == {jnp.dtype(BF16)} | base
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=lambda x: jnp.dtype(x).name)
+def test_two_steps_in_16_bits_are_finite(method: Method, dtype: Any) -> None:
+    updates, state = method.run(method.tx, dtype=dtype)
+    assert_finite(updates)
+    assert_finite([x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)])
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=lambda x: jnp.dtype(x).name)
+def test_16_bit_gradients_cost_their_own_rounding_only(method: Method, dtype: Any) -> None:
+    """The same numbers in float32 give the same updates up to the last rounding."""
+    if method.is_float32:
+        pytest.xfail("the updates lead 16-bit parameters to their neighbours")
+    params, grads = method.params(), method.grads(0, dtype=dtype)
+    low, _ = method.tx.update(grads, method.tx.init(params), params)
+    full = jax.tree.map(lambda g: g.astype(F32), grads)
+    high, _ = method.tx.update(full, method.tx.init(params), params)
+    for a, b in zip(jax.tree.leaves(low), jax.tree.leaves(high), strict=True):
+        error = jnp.abs(a.astype(F32) - b)
+        assert jnp.all(error <= float(jnp.finfo(dtype).eps) * jnp.abs(b) + float(jnp.finfo(dtype).tiny))
