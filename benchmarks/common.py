@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Params = dict[str, Any]
+import optkit
 
 
 def gpt_like(
@@ -132,9 +132,10 @@ def fresh_process() -> None:
 
 def versions() -> dict[str, str]:
     """Returns what the numbers depend on."""
-    names = ("optkit", "jax", "jaxlib", "optax", "numpy")
+    names = ("jax", "jaxlib", "optax", "numpy")
     device = jax.devices()[0]
     return {
+        "optkit": optkit.__version__,
         **{name: importlib.metadata.version(name) for name in names},
         "python": platform.python_version(),
         "device": f"{device.platform} ({device.device_kind})",

@@ -236,16 +236,28 @@ def _run_race(
     console: Console, task: Task, plan: RaceSettings, options: dict[str, Any]
 ) -> RaceReport:
     """Runs a race under its progress bars and returns what there is to report."""
-    limits = {"steps": plan.steps, "seconds": plan.seconds}
     labels = [spec.label for spec in plan.entrants]
-    with RaceProgress(console, labels=labels, metric=task.metric, **limits) as progress:
-        runs, stopped = race(task, plan, progress)
+    bars = RaceProgress(
+        console, labels=labels, metric=task.metric, steps=plan.steps, seconds=plan.seconds
+    )
+    with bars:
+        runs, stopped = race(task, plan, bars)
     if not any(run.step for run in runs):
         raise CommandError("stopped before the first step: nothing to report", exit_code=STOPPED)
-    about = {"name": task.name, "description": task.description, "metric": task.metric}
-    about |= {"options": plain(options), "parameters": task.parameters}
-    setup = {**limits, "seeds": list(plan.seeds), "eval_every": plan.eval_every}
-    setup["methods"] = {spec.label: _shown(spec) for spec in plan.entrants}
+    about: dict[str, Any] = {
+        "name": task.name,
+        "description": task.description,
+        "metric": task.metric,
+        "options": plain(options),
+        "parameters": task.parameters,
+    }
+    setup: dict[str, Any] = {
+        "steps": plan.steps,
+        "seconds": plan.seconds,
+        "seeds": list(plan.seeds),
+        "eval_every": plan.eval_every,
+        "methods": {spec.label: _shown(spec) for spec in plan.entrants},
+    }
     return RaceReport(about, setup, versions(), runs, task.metric, stopped)
 
 

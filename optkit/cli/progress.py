@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from optkit.cli.racing import Run
@@ -13,13 +20,13 @@ from optkit.cli.settings import TrainSettings
 __all__ = ["RaceProgress", "TrainProgress"]
 
 
-def _bars(console: Console) -> Progress:
+def _bars(console: Console, *columns: ProgressColumn) -> Progress:
     """Returns bars that draw only when told to, so that it never falls on a training clock."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[figures]}", markup=False),
-        TimeRemainingColumn(),
+        *columns,
         console=console,
         auto_refresh=False,
         disable=not console.is_terminal,
@@ -35,7 +42,7 @@ class TrainProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = _bars(console)
+        self._bars = _bars(console, TimeRemainingColumn())
         self._id: TaskID | None = None
         self._held_out = ""
         self._label = ""
@@ -90,6 +97,7 @@ class RaceProgress:
         seconds: float | None,
     ) -> None:
         self._console = console
+        # No estimate of the time left: it would take the turns of the others for slowness.
         self._bars = _bars(console)
         self._width = max(len(label) for label in labels)
         self._metric = metric

@@ -207,7 +207,7 @@ def _verdict(scores: Sequence[tuple[str, Score | None]], metric: str, where: str
     if len(known) == 1:
         return Verdict(best, False, f"{text}; there is nothing to compare it with.")
     rival, other = known[1]
-    lead = f"{other.mean - score.mean:.2g}"
+    lead = f"{other.mean - score.mean:.3g}"
     if score.spread is None or other.spread is None:
         end = f"ahead of {rival} by {lead}; with one seed the spread is unknown."
         return Verdict(best, False, f"{text}, {end}")

@@ -170,7 +170,7 @@ def expectation(annotation: Any) -> str:
 
 def _word(kind: Any) -> str:
     """Returns what one alternative takes in words; empty if text cannot express it."""
-    origin = typing.get_origin(kind) or kind
+    origin: Any = typing.get_origin(kind) or kind
     names = {
         bool: "true or false",
         int: "an integer",

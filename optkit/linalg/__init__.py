@@ -22,6 +22,7 @@ from optkit.linalg.normalise import EpsMode, Precondition
 from optkit.linalg.norms import accumulation_dtype, frobenius_norm
 from optkit.linalg.polar import polar
 from optkit.linalg.resets import default_resets, reset_growth, tune_resets
+from optkit.linalg.rounded import newton_schulz_rounded
 
 __all__ = [
     "COEFFICIENTS",
@@ -40,6 +41,7 @@ __all__ = [
     "gram_flops",
     "gram_newton_schulz",
     "newton_schulz",
+    "newton_schulz_rounded",
     "orthogonal_factor",
     "polar",
     "polar_express_coefficients",

@@ -220,7 +220,7 @@ def cautious_muon(
         orthogonalize(
             coefficients=coefficients,
             steps=steps,
-            eps=eps or 0.0,
+            eps=0.0 if eps is None else eps,
             dims=dims,
             rules=roles,
             dtype=dtype,

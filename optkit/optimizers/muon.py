@@ -113,7 +113,7 @@ def muon(
             method,
             coefficients=coefficients,
             steps=steps,
-            eps=eps or 0.0,
+            eps=0.0 if eps is None else eps,
             dims=dims,
             rules=roles,
             dtype=dtype,

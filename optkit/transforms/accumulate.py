@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, map_leaves
+from optkit.transforms.base import Transformation, keep_dtypes, map_leaves
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree import PyTree, upcast, zeros_like_params
 
@@ -87,9 +87,9 @@ def accumulate_gradients(
         def step(held: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree, PyTree]:
             total, inner_state = held
             mean = jax.tree.map(lambda a: upcast(a) * scale, total)
-            out, inner_state = inner.update(mean, inner_state, params, **extra_args)
+            out, new = inner.update(mean, inner_state, params, **extra_args)
             out = jax.tree.map(lambda u, g: u.astype(g.dtype), out, updates)
-            return out, jax.tree.map(jnp.zeros_like, total), inner_state
+            return out, jax.tree.map(jnp.zeros_like, total), keep_dtypes(new, inner_state)
 
         def wait(held: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree, PyTree]:
             total, inner_state = held

@@ -61,6 +61,15 @@ def unzip(structure_of: PyTree, pairs: PyTree, count: int) -> tuple[PyTree, ...]
     return tuple(structure.unflatten([pair[i] for pair in flat]) for i in range(count))
 
 
+def keep_dtypes(new: PyTree, old: PyTree) -> PyTree:
+    """Returns a new state in the dtypes of the old one.
+
+    A foreign transformation that was initialised on 16-bit parameters promotes its statistics once
+    it is given float32 updates: the next step would compile anew, and a scan or cond refuse it.
+    """
+    return jax.tree.map(lambda a, b: a if a.dtype == b.dtype else a.astype(b.dtype), new, old)
+
+
 def stateless(update: Callable[[PyTree, PyTree | None], PyTree]) -> Transformation:
     """Builds a transformation without state from a function of (updates, params)."""
 

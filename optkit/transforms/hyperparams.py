@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optkit.tree import PyTree
 
@@ -29,13 +30,23 @@ def check_number(
     """
     if callable(value) or isinstance(value, jax.Array):
         return
-    if isinstance(value, bool) or (not isinstance(value, int | float) and jnp.ndim(value) != 0):
+    # NumPy's scalars are numbers too; text and sequences are not.
+    if isinstance(value, bool | str | list | tuple | dict | type(None)) or np.ndim(value) != 0:
         raise ValueError(f"{name} must be a number or a schedule, not {value!r}")
     inside = low <= value <= high and not (open_high and value == high)
     if not inside:
         end = ")" if open_high else "]"
         raise ValueError(
             f"{name}={value!r} is outside [{low}, {high}{end}; give a number inside it"
+        )
+
+
+def check_static_number(name: str, value: Any) -> None:
+    """Raises TypeError if a number that decides the program is not known when it is built."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} decides the compiled program and must be a Python number; under "
+            f"optax.inject_hyperparams pass static_args=({name!r},)"
         )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from optkit import linalg
 from optkit.catalogue import register
 from optkit.transforms.base import Transformation, stateless
+from optkit.transforms.hyperparams import check_number, check_static_number
 from optkit.tree import (
     Dims,
     PyTree,
@@ -93,6 +94,8 @@ def orthogonalize(
       Jordan et al., Muon, 2024 (blog); Amsel et al., The Polar Express, arXiv 2505.16932; Lau et
       al., PolarGrad, arXiv 2505.21799.
     """
+    check_static_number("eps", eps)
+    check_number("eps", eps, low=0.0)
     options: dict[str, Any] = {
         "coefficients": coefficients
         if isinstance(coefficients, str | linalg.CoefficientSet)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, map_leaves, need_params
+from optkit.transforms.base import Transformation, keep_dtypes, map_leaves, need_params
 from optkit.tree import PyTree, map_with_path, upcast
 
 
@@ -43,8 +43,9 @@ def in_float32(inner: optax.GradientTransformation) -> Transformation:
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
-        out, state = inner.update(jax.tree.map(upcast, updates), state, params, **extra_args)
-        return map_leaves(lambda u, g: u.astype(g.dtype), out, updates), state
+        out, new = inner.update(jax.tree.map(upcast, updates), state, params, **extra_args)
+        out = map_leaves(lambda u, g: u.astype(g.dtype), out, updates)
+        return out, keep_dtypes(new, state)
 
     return Transformation(inner.init, update_fn)
 

@@ -26,7 +26,9 @@ def compute_dtype(*values: Any) -> jnp.dtype:
     """
     out = jnp.dtype(jnp.float32)
     for value in values:
-        dtype = jnp.result_type(getattr(value, "dtype", value))
+        dtype = jnp.result_type(
+            value if isinstance(value, type) else getattr(value, "dtype", value)
+        )
         # JAX promotes no 8-bit float by itself; all of them fit into float32.
         if not (jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 2):
             out = jnp.promote_types(out, dtype)

@@ -97,7 +97,8 @@ def _apply(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) 
     missing = padded(count, mesh) - count
     if missing:
         # Matrices of zeros are safe in every method and give every device the same share.
-        flat = jnp.concatenate([flat, jnp.zeros((missing, *matrix), flat.dtype)])
+        # (A pad keeps the partition on Explicit axes, where a concatenation needs equal ones.)
+        flat = jnp.pad(flat, ((0, missing), (0, 0), (0, 0)))
     single = None if spec is None else jax.sharding.PartitionSpec(*tuple(spec)[-2:])
     flat = unshard_stack(function(shard_stack(flat, mesh, 0)), mesh, 0, single)
     return _unstack(flat[:count].reshape(*batch, *matrix))

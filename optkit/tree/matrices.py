@@ -57,7 +57,9 @@ class MatrixView:
         # The short side comes first: Newton-Schulz works on it, and a matrix and its transpose
         # fall into one group.
         sides = (self.in_axes, self.out_axes)
-        if self.fan_in > self.fan_out:
+        if self.fan_in == self.fan_out:
+            sides = (min(sides), max(sides))  # as they lie in memory: nothing to transpose
+        elif self.fan_in > self.fan_out:
             sides = sides[::-1]
         return (*self.batch_axes, *sides[0], *sides[1])
 

@@ -57,9 +57,8 @@ def _component(*names: str) -> str:
 
 _STACKED_RANKS = tuple(range(3, 10))
 _NORM = r"\w*norm(s|alization)?(\d+|_\w+)?|ln(_\w+)?|bn"
-_EMBED = (
-    r"((?!patch)\w*emb(ed|edding|eddings|edder)?(_?\d+)?|embed_(tokens?|in|positions?)|wte|wpe|vocab)"
-)
+_TABLE = r"(?!patch)\w*emb(ed|edding|eddings|edder)?(_?\d+)?|embed_(tokens?|in|positions?)"
+_EMBED = rf"({_TABLE}|wte|wpe|vocab)"
 _HEAD = (
     r"((lm|cls|classification|output|value|policy)_?)?head|logits(_dense)?|to_logits|embed_out"
     "|classifier|readout|unembed(ding)?"
@@ -78,8 +77,8 @@ DEFAULT_RULES: tuple[RoleRule, ...] = (
     RoleRule(rf"re:(?i)(^|/)({_NORM})(_?\d+)?(/(?!kernel$)[^/]+)?$", Role.NORM, ranks=(2,)),
     # Tables and learned tokens, with or without a leading axis of 1.
     RoleRule(
-        r"re:(?i)(^|/)((?!patch)\w*emb(ed)?(ding)?s?|pos(ition)?(al)?_?(emb|enc)\w*|cls|\w*_tokens?"
-        "|registers?|probe|wte|wpe)$",
+        r"re:(?i)(^|/)((?!patch)\w*emb(ed)?(ding)?s?|pos(ition)?(al)?_?(emb|enc)\w*|cls"
+        r"|\w*_tokens?|registers?|probe|wte|wpe)$",
         Role.EMBEDDING,
     ),
     # A kernel further down is a projection (of time steps, of image features), not the table.

@@ -100,10 +100,12 @@ class Method:
         """Runs some steps without jit; returns the updates and the last state."""
         params, updates = self.params(**options), []
         state = tx.init(params)
-        for time in range(steps):
-            out, state = tx.update(self.grads(time, **options), state, params)
-            params = optax.apply_updates(params, out)
-            updates.append(out)
+        # Without jit every lax.cond compiles anew at each call; its branches then run as Python.
+        with jax.disable_jit(self.entry.family == "accumulation"):
+            for time in range(steps):
+                out, state = tx.update(self.grads(time, **options), state, params)
+                params = optax.apply_updates(params, out)
+                updates.append(out)
         return updates, state
 
     @functools.cached_property

@@ -1,0 +1,1 @@
+"""The measurements in ``benchmarks/`` run, and compute what they say."""

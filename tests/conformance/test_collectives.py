@@ -1,0 +1,67 @@
+"""How many exchanges between devices a step compiles to, and that more leaves need no more."""
+
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from tests.conformance.hlo import collectives
+from tests.conformance.methods import ALL, MATRIX_RECIPES, method as method_named
+from tests.conformance.test_sharding import AXES, LEAVES_4X2, Sharded, check_equal, sharded
+
+MATRIX = [*MATRIX_RECIPES, "orthogonalize"]
+ELEMENTWISE = [name for name in ALL if name not in MATRIX]
+# Most exchanges of one group of leaves of one shape, measured: whole matrices move to single
+# devices and back, and masks of entries need a sum over the leaf besides.
+LIMIT = 4
+
+
+def _many(count: int, size: tuple[int, ...], spec: P) -> dict:
+    return {f"layer{i}/kernel": (size, spec) for i in range(count)}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_methods_exchange_scalars_only(name: str) -> None:
+    assert collectives(sharded(name, "auto").compiled) == {}
+
+
+@pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("name", MATRIX)
+def test_sharded_stacks_exchange_nothing(name: str, kind: str) -> None:
+    case = Sharded(method_named(name), _many(2, (8, 2, 3), P("x", None, None)), kind)
+    assert collectives(case.compiled) == {}
+
+
+@pytest.mark.parametrize("spec", [P("x", None), P(None, "x")], ids=["rows", "columns"])
+@pytest.mark.parametrize("name", MATRIX)
+def test_exchanges_do_not_grow_with_the_number_of_leaves(name: str, spec: P) -> None:
+    kind = "auto" if name != "muon_rms" else "explicit"
+    size = (8, 16) if spec[0] else (16, 8)
+    counts = [
+        collectives(Sharded(method_named(name), _many(count, size, spec), kind).compiled)
+        for count in (4, 8)
+    ]
+    assert counts[0] == counts[1]
+    assert sum(counts[0].values()) <= LIMIT, counts
+    assert set(counts[0]) <= {"all-to-all", "all-reduce"}, counts
+
+
+@pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("name", ["lion", "muon", "orthogonalize", "skip_spikes"])
+def test_two_mesh_axes_give_the_same_numbers(name: str, kind: str) -> None:
+    check_equal(Sharded(method_named(name), LEAVES_4X2, kind, (4, 2)))
+
+
+def test_the_counter_reads_every_form() -> None:
+    class Text:
+        def as_text(self) -> str:
+            return "\n".join(
+                (
+                    "  %a = (f32[1,2]{1,0}, f32[1,2]{1,0}) all-to-all(%x, %y), replica_groups={}",
+                    "  %b = f32[8,2]{1,0} all-gather(%x), dimensions={0}",
+                    "  ROOT %c = (f32[], f32[]) all-reduce(%x, %y), to_apply=%add",
+                    "  %d = f32[4]{0} all-reduce-start(%x), to_apply=%add",
+                    "  %e = f32[4]{0} add(%all-gather.1, %x)",
+                )
+            )
+
+    assert collectives(Text()) == {"all-to-all": 1, "all-gather": 1, "all-reduce": 1}
+    assert collectives(Text(), scalars=True)["all-reduce"] == 2

@@ -1,0 +1,176 @@
+"""Schedules, injection, readable values, and what is refused at construction."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optkit
+from tests.conformance.methods import RATE, Method, takes_schedule
+from tests.conformance.trees import assert_close
+
+
+def _schedulable(method: Method) -> dict[str, float]:
+    """The parameters annotated as number or schedule, with the constant that the run used."""
+    given = {**method.entry.example, "learning_rate": RATE}
+    out = {}
+    for name, parameter in method.hyperparameters.items():
+        if takes_schedule(parameter):
+            default = given.get(name, parameter.default)
+            # None stands for the learning rate.
+            out[name] = RATE if default is None else default
+    return out
+
+
+def test_a_constant_schedule_is_the_constant(method: Method) -> None:
+    schedules = {
+        name: optax.constant_schedule(value) for name, value in _schedulable(method).items()
+    }
+    if schedules:
+        got, _ = method.run(method.build(**schedules))
+        # Powers and logarithms are taken of float32 values and not of Python's.
+        assert_close(got, method.eager[0], units=256)
+
+
+def test_schedules_start_at_0_and_advance_by_1(method: Method) -> None:
+    """Each scheduled value is in the state, as it was in the update that was just made."""
+    constants = _schedulable(method)
+
+    def value(index: int, time: Any) -> Any:
+        return list(constants.values())[index] * (0.99 - 0.01 * index) + 1e-4 * (index + time)
+
+    schedules = {
+        name: lambda time, index=index: value(index, time) for index, name in enumerate(constants)
+    }
+    tx = method.build(**schedules)
+    params = method.params()
+    state = tx.init(params)
+    for time in (0, 0, 1):  # as init leaves it, after the first update, after the second
+        recorded = [float(x) for x in optkit.hyperparams(state).values()]
+        for index, name in enumerate(constants):
+            want = np.float32(value(index, time))
+            close = np.isclose(recorded, want, rtol=1e-6, atol=0.0)
+            assert close.any(), f"{name} at {time}: {want} is not in {recorded}"
+        if time == 1:
+            break
+        _, state = tx.update(method.grads(0), state, params)
+
+
+def test_a_schedule_acts_at_the_step_it_names(recipe: Method) -> None:
+    rates = {n: v for n, v in _schedulable(recipe).items() if n.endswith("learning_rate")}
+    halved = {
+        name: lambda time, rate=rate: jnp.where(time == 0, rate, rate / 2)
+        for name, rate in rates.items()
+    }
+    got, _ = recipe.run(recipe.build(**halved))
+    first, second = recipe.eager[0]
+    assert_close(got[0], first)
+    assert_close(got[1], jax.tree.map(lambda u: u / 2, second))
+
+
+def test_injection_of_the_learning_rate(recipe: Method) -> None:
+    tx = optax.inject_hyperparams(recipe.entry.factory)(learning_rate=RATE)
+    got, state = recipe.run(tx)
+    # 1e-5: every number becomes a float32 array, that of the decays near 1 included.
+    assert_close(got, recipe.eager[0], units=1e-5 / float(jnp.finfo(jnp.float32).eps))
+    assert float(optkit.hyperparams(state)["learning_rate"]) == np.float32(RATE)
+
+
+def test_injection_traces_with_numbers_as_arrays(method: Method) -> None:
+    if method.entry.kind == "wrapper":
+        return  # inject_hyperparams takes functions of numbers
+    given, static = dict(method.entry.example), ()
+    if method.entry.kind == "recipe":
+        given["learning_rate"] = RATE  # and whatever else defaults to a number
+    else:
+        static = tuple(n for n, p in method.hyperparameters.items() if not takes_schedule(p))
+    tx = optax.inject_hyperparams(method.entry.factory, static_args=static)(**given)
+    params = method.params()
+    updates, _ = jax.eval_shape(tx.update, method.grads(0), tx.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+def test_injected_learning_rates_differ_over_a_population(recipe: Method) -> None:
+    """A sweep: the updates of vmapped rates scale with them."""
+    tx = optax.inject_hyperparams(
+        lambda learning_rate: recipe.build(learning_rate=learning_rate)
+    )(learning_rate=RATE)
+    params, grads = recipe.params(), recipe.grads(0)
+
+    def update(rate: jax.Array) -> Any:
+        state = tx.init(params)
+        state = state._replace(hyperparams={"learning_rate": rate})
+        return tx.update(grads, state, params)[0]["up"]["kernel"]
+
+    out = jax.eval_shape(jax.vmap(update), jnp.array([RATE, 2 * RATE]))
+    assert out.shape == (2, 4, 6)
+
+
+WRONG = {
+    "learning_rate": "0.1",
+    "b1": 1.5,
+    "b2": -0.5,
+    "eps": -1.0,
+    "weight_decay": -0.1,
+    "decay": "decuopled",
+    "kind": "no such kind",
+    "method": "no such method",
+    "coefficients": "no such set",
+    "every": 0,
+    "window": 1,
+    "scale": "no such law",
+    "rescale": "mode",
+    "eps_mode": "corected",
+    "adam_learning_rate": "0.1",
+    "adam_b1": 1.5,
+    "adam_b2": 1.5,
+    "adam_eps": -1.0,
+    "adam_weight_decay": -0.1,
+    "update_rms": -0.2,
+    "rules": [("**", "nowhere")],
+    "factor": -1.0,
+}
+# A recipe hands these on: the part that refuses them says its own name for them.
+PARTS_NAME = {
+    "coefficients": "coefficient set",
+    "rules": "rule",
+    "scale": "mode",
+    "update_rms": "factor",
+    "adam_learning_rate": "learning_rate",
+    "adam_b1": "b1",
+    "adam_b2": "b2",
+    "adam_eps": "eps",
+    "adam_weight_decay": "weight_decay",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_value_raises_and_is_named(method: Method, name: str) -> None:
+    value = WRONG[name]
+    if name not in method.hyperparameters or (name == "rules" and method.entry.kind == "part"):
+        return
+    with pytest.raises((ValueError, TypeError, KeyError)) as caught:
+        method.build(**{name: value})
+    said = str(caught.value)
+    shown = "nowhere" if name == "rules" else str(value)
+    assert shown in said, said
+    assert name in said or PARTS_NAME.get(name, name) in said, said
+
+
+def test_missing_parameters_raise_with_the_remedy(recipe: Method) -> None:
+    tx = recipe.build(weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"tx\.update\(updates, state, params\)"):
+        tx.update(recipe.grads(0), tx.init(recipe.params()))
+
+
+def test_gradients_of_another_tree_name_the_leaf(method: Method) -> None:
+    params, state = method.params(), method.tx.init(method.params())
+    grads = method.grads(0)
+    grads["extra"] = {"kernel": grads["up"].pop("kernel")}
+    if not any(match.param is not None for match in optkit.tree.match_state(state, params)):
+        return  # holds no tree that the gradients could fail to match
+    with pytest.raises(ValueError, match="up/kernel"):
+        method.tx.update(grads, state, params)

@@ -1,0 +1,138 @@
+"""Leaves of every rank and role, None, masked nodes, empty trees and extreme gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optkit
+from tests.conformance.methods import MATRIX_RECIPES, Method, method as method_named
+from tests.conformance.trees import ZOO, assert_close, assert_finite, assert_same, is_matrix
+
+
+def test_every_rank_and_role(method: Method) -> None:
+    updates, _ = method.run(method.tx, steps=1, shapes=ZOO)
+    params = method.params(ZOO)
+    assert jax.tree.structure(updates[0]) == jax.tree.structure(params)
+    for u, p in zip(jax.tree.leaves(updates[0]), jax.tree.leaves(params), strict=True):
+        assert (u.shape, u.dtype) == (p.shape, p.dtype)
+    assert_finite(updates)
+
+
+def test_leaves_do_not_see_each_other(method: Method) -> None:
+    """A leaf's update is the same in a larger model: what the other tests show on small ones."""
+    updates, _ = method.run(method.tx, steps=1, shapes=ZOO)
+    for path, want in optkit.tree.leaves_with_paths(method.eager[0][0]):
+        got = dict(optkit.tree.leaves_with_paths(updates[0]))[path]
+        if method.entry.name != "skip_spikes":  # looks at the norm of all
+            assert_close(got, want)
+
+
+def test_none_leaves_are_passed_over(method: Method) -> None:
+    def with_none(tree: Any) -> Any:
+        return {**tree, "gone": None, "up": {**tree["up"], "gone": None}}
+
+    params = with_none(method.params())
+    updates, _ = method.tx.update(with_none(method.grads(0)), method.tx.init(params), params)
+    assert_same(updates, with_none(method.eager[0][0]))
+
+
+def test_masked_nodes_are_passed_over(method: Method) -> None:
+    _check_masked(method, optax.masked(method.tx, lambda tree: _named(tree, ("up/kernel",))))
+
+
+def test_masks_nest_with_routes(method: Method) -> None:
+    inner = optkit.route(
+        {"one": method.tx, "rest": optax.identity()}, [("up", "one"), ("**", "rest")]
+    )
+    outer = lambda tree: _named(tree, ("up/kernel", "down/kernel"))  # noqa: E731
+    _check_masked(method, optax.masked(inner, outer))
+
+
+def _named(tree: Any, paths: tuple[str, ...]) -> Any:
+    return optkit.tree.map_with_path(lambda path, _: path in paths, tree)
+
+
+def _check_masked(method: Method, tx: optax.GradientTransformation) -> None:
+    params, grads = method.params(), method.grads(0)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert_close(updates["up"]["kernel"], method.eager[0][0]["up"]["kernel"])
+    updates["up"]["kernel"] = grads["up"]["kernel"]
+    assert_same(updates, grads)
+
+
+def test_partition_by_labels(method: Method) -> None:
+    tx = optax.partition(
+        {"one": method.tx, "rest": optax.set_to_zero()},
+        lambda tree: optkit.tree.map_with_path(
+            lambda path, _: "one" if is_matrix(path) else "rest", tree
+        ),
+    )
+    params = method.params()
+    updates, _ = tx.update(method.grads(0), tx.init(params), params)
+    assert_close(updates["up"]["kernel"], method.eager[0][0]["up"]["kernel"])
+
+
+@pytest.mark.parametrize("tree", [{}, {"gone": None}, ()], ids=str)
+def test_a_tree_without_leaves(method: Method, tree: Any) -> None:
+    with jax.disable_jit():
+        updates, state = method.tx.update(tree, method.tx.init(tree), tree)
+    assert updates == tree
+    assert jax.tree.structure(state) == jax.tree.structure(method.tx.init(tree))
+
+
+def test_a_tree_that_is_one_leaf(method: Method) -> None:
+    x = jnp.arange(12.0).reshape(3, 4)
+    updates, _ = method.tx.update(x, method.tx.init(x), x)
+    assert updates.shape == x.shape
+    assert_finite(updates)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e25])
+def test_extreme_gradients_give_finite_updates(method: Method, scale: float) -> None:
+    params = method.params()
+    state = method.tx.init(params)
+    with jax.disable_jit(method.entry.family == "accumulation"):
+        for size in (scale, scale, 1.0):
+            grads = method.grads(0, scale=size)
+            updates, state = method.tx.update(grads, state, params)
+            assert_finite(updates)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+@pytest.mark.parametrize("name", [*MATRIX_RECIPES, "orthogonalize"])
+def test_matrix_directions_do_not_depend_on_the_scale(name: str, scale: float) -> None:
+    method = method_named(name)
+    params = method.params()
+    got, _ = method.tx.update(method.grads(0, scale=scale), method.tx.init(params), params)
+    want = method.eager[0][0]
+    for part in ("up", "down"):
+        # Five Newton-Schulz steps multiply a rounding of small singular values by up to 3.4**5.
+        assert_close(got[part]["kernel"], want[part]["kernel"], units=450)
+
+
+def test_a_mask_may_be_a_tree_a_function_or_names(recipe: Method) -> None:
+    params = recipe.params()
+    tree = optkit.tree.map_with_path(lambda path, _: path == "up/kernel", params)
+    results = []
+    for mask in (tree, lambda p: _named(p, ("up/kernel",)), ("up/kernel",)):
+        tx = recipe.build(mask=mask, weight_decay=0.5)
+        results.append(tx.update(recipe.grads(0), tx.init(params), params)[0])
+    assert_same(results[1], results[0])
+    assert_same(results[2], results[0])
+
+
+def test_skip_nonfinite_guards_every_method(method: Method) -> None:
+    tx = optkit.skip_nonfinite(method.tx)
+    params, good = method.params(), method.grads(0)
+    before = tx.init(params)
+    bad = {**good, "up": {**good["up"], "kernel": good["up"]["kernel"].at[1, 2].set(jnp.nan)}}
+    updates, state = tx.update(bad, before, params)
+    assert_same(updates, jax.tree.map(jnp.zeros_like, updates))
+    assert_same(state.inner, before.inner)
+    assert int(state.skipped) == int(state.consecutive) == 1
+    updates, state = tx.update(good, state, params)
+    assert_same(updates, method.eager[0][0])
+    assert int(state.skipped) == 1 and int(state.consecutive) == 0

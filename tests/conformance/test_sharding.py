@@ -1,0 +1,116 @@
+"""Sharded over 8 devices: same numbers, states that stay sharded, few collectives."""
+
+import functools
+from typing import Any
+
+import jax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import optkit
+from tests.conformance.methods import Method, method as method_named
+from tests.conformance.trees import assert_close, copy, filled
+
+AXES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+# Row-, column- and stack-sharded leaves and a replicated vector.
+LEAVES = {
+    "rows/kernel": ((8, 3), P("x", None)),
+    "columns/kernel": ((3, 8), P(None, "x")),
+    "layers/kernel": ((8, 2, 3), P("x", None, None)),
+    "rows/bias": ((8,), P("x")),
+    "norm/scale": ((3,), P()),
+}
+LEAVES_4X2 = {
+    "both/kernel": ((8, 4), P("x", "y")),
+    "rows/kernel": ((8, 4), P(("x", "y"), None)),
+    "layers/kernel": ((4, 2, 4), P("x", None, "y")),
+    "up/bias": ((8,), P(("x", "y"))),
+}
+
+
+@functools.cache
+def mesh_of(kind: str, shape: tuple[int, ...] = (8,)) -> jax.sharding.Mesh:
+    names = ("x", "y")[: len(shape)]
+    return jax.make_mesh(shape, names, axis_types=(AXES[kind],) * len(shape))
+
+
+def place(tree: Any, specs: dict[str, P], mesh: jax.sharding.Mesh) -> Any:
+    return optkit.tree.map_with_path(
+        lambda path, x: jax.device_put(x, NamedSharding(mesh, specs[path])), tree
+    )
+
+
+class Sharded:
+    """Compiled step of a method on placed leaves."""
+
+    def __init__(
+        self, method: Method, leaves: dict, kind: str, shape: tuple[int, ...] = (8,)
+    ) -> None:
+        given = method.shapes({path: size for path, (size, _) in leaves.items()})
+        self.tx, self.mesh = method.tx, mesh_of(kind, shape)
+        specs = {path: spec for path, (_, spec) in leaves.items()}
+        self.plain = [filled(given, seed) for seed in range(3)]
+        self.placed = [place(tree, specs, self.mesh) for tree in self.plain]
+        with jax.set_mesh(self.mesh):
+            self.state = self.tx.init(self.placed[0])
+            arguments = (self.placed[1], self.state, self.placed[0])
+            # Auto: the compiler would else choose how updates and state leave.
+            out = (self._shardings(self.placed[0]), None)
+            jitted = jax.jit(self.tx.update, out_shardings=None if kind == "explicit" else out)
+            self.compiled = jitted.lower(*arguments).compile()
+
+    @staticmethod
+    def _shardings(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.sharding, tree)
+
+    def run(self) -> tuple[list, list]:
+        """Updates and states of two steps."""
+        updates, states = [], [self.state]
+        with jax.set_mesh(self.mesh):
+            for grads in self.placed[1:]:
+                out, state = self.compiled(grads, states[-1], self.placed[0])
+                updates.append(out)
+                states.append(state)
+        return updates, states
+
+    def unsharded(self) -> list:
+        updates, state = [], self.tx.init(self.plain[0])
+        with jax.disable_jit():
+            for grads in self.plain[1:]:
+                out, state = self.tx.update(grads, state, self.plain[0])
+                updates.append(out)
+        return updates
+
+
+@functools.lru_cache(maxsize=2)
+def sharded(name: str, kind: str) -> Sharded:
+    return Sharded(method_named(name), LEAVES, kind)
+
+
+def check_equal(case: Sharded) -> None:
+    updates, _ = case.run()
+    for got, want in zip(updates, case.unsharded(), strict=True):
+        # A sum over 8 devices adds in another order, which Newton-Schulz then multiplies.
+        assert_close(copy(jax.device_get(got)), jax.device_get(want), units=450)
+
+
+def _check_stable(case: Sharded) -> None:
+    _, states = case.run()
+    wanted = optkit.state_sharding(case.state, case.placed[0])
+    for state in states:
+        jax.tree.map(_assert_placed, state, wanted)
+
+
+def _assert_placed(x: jax.Array, want: NamedSharding) -> None:
+    if x.ndim and x.size > 1:
+        assert x.sharding.is_equivalent_to(want, x.ndim), (x.sharding, want)
+
+
+@pytest.mark.parametrize("kind", AXES)
+def test_sharded_equals_unsharded(method: Method, kind: str) -> None:
+    check_equal(sharded(method.entry.name, kind))
+
+
+@pytest.mark.parametrize("kind", AXES)
+def test_state_stays_sharded_like_its_parameters(method: Method, kind: str) -> None:
+    _check_stable(sharded(method.entry.name, kind))

@@ -1,0 +1,32 @@
+"""Each example runs as a program, prints something, and stays short."""
+
+import os
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+FILES = sorted(EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_example_runs(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    # The examples assert what they show.
+    runpy.run_path(str(file), run_name="__main__")
+    assert capsys.readouterr().out.strip()
+    assert not list(tmp_path.iterdir()), "an example leaves files behind"
+    assert dict(os.environ) == before, "an example changes the environment where it need not"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_example_is_short(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_examples_are_found() -> None:
+    assert {file.stem for file in FILES} >= {"quickstart", "routing", "sharded", "resume"}
