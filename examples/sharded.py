@@ -19,9 +19,7 @@ def main() -> None:
     """Takes five Muon steps sharded and unsharded and compares them."""
     tx = optkit.muon(0.02)
     keys = jax.random.split(jax.random.key(0), 6)
-    host = {
-        f"layer_{i}": {"kernel": 0.1 * jax.random.normal(k, (64, 128))} for i, k in enumerate(keys)
-    }
+    host = {f"layer_{i}": 0.1 * jax.random.normal(k, (64, 128)) for i, k in enumerate(keys)}
     auto = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=auto)
     placement = NamedSharding(mesh, PartitionSpec("data", "model"))

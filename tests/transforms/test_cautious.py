@@ -5,14 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 import optkit
 from tests.transforms.driver import directions, gradients
 
 SIZE = 5
 VALUES = st.lists(
-    st.one_of(st.just(0.0), st.floats(-2, 2, width=32, allow_subnormal=False)), min_size=SIZE, max_size=SIZE
+    st.one_of(st.just(0.0), st.floats(-2, 2, width=32, allow_subnormal=False)),
+    min_size=SIZE,
+    max_size=SIZE,
 ).map(np.float32)
 # The inner update is given as an extra argument, so that signs may be anything.
 GIVEN = optax.GradientTransformationExtraArgs(
@@ -126,7 +129,10 @@ def test_cautious_decay_does_not_multiply_tiny_numbers():
     np.testing.assert_array_equal(DECAYS["cautious"](tiny, -tiny), tiny)
 
 
-PARAMS = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "embed": {"embedding": jnp.ones((2, 2))}}
+PARAMS = {
+    "up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+    "embed": {"embedding": jnp.ones((2, 2))},
+}
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,9 @@ def test_a_spike_is_skipped_and_leaves_no_trace():
     out = feed(spiky(), [*CALM, 9.0, 1.0])
     (_, before), (u, at), (_, after) = out[-3:]
     assert u == 0.0 and (int(at.skipped), int(at.consecutive)) == (1, 1)
-    chex.assert_trees_all_equal((at.inner, at.history, at.accepted),
-                                (before.inner, before.history, before.accepted))
+    chex.assert_trees_all_equal(
+        (at.inner, at.history, at.accepted), (before.inner, before.history, before.accepted)
+    )
     assert (int(after.skipped), int(after.consecutive)) == (1, 0)
     clean = feed(spiky(), [*CALM, 1.0])[-1][1]
     chex.assert_trees_all_equal((after.inner, after.history), (clean.inner, clean.history))
@@ -86,7 +87,9 @@ def test_small_and_falling_norms_pass():
 
 
 def test_a_new_level_is_believed_after_the_stated_number_of_skips():
-    out = feed(spiky(max_consecutive=3), [*CALM, *[50.0, 51.0, 52.0, 53.0, 51.0, 52.0, 50.0, 900.0]])
+    out = feed(
+        spiky(max_consecutive=3), [*CALM, *[50.0, 51.0, 52.0, 53.0, 51.0, 52.0, 50.0, 900.0]]
+    )
     taken = [u != 0.0 for u, _ in out]
     assert taken == [True] * 5 + [False] * 3 + [True] * 4 + [False]
     assert int(out[8][1].accepted) == 1 and float(out[8][1].history[0]) == 53.0
@@ -116,8 +119,14 @@ def test_spikes_are_told_at_any_scale(scale):
 
 
 def test_impossible_settings_are_refused():
-    for options in ({"window": 1}, {"warmup": 9}, {"factor": -1.0}, {"max_consecutive": 0},
-                    {"monitor": "loss"}, {"window": 2.5}):
+    for options in (
+        {"window": 1},
+        {"warmup": 9},
+        {"factor": -1.0},
+        {"max_consecutive": 0},
+        {"monitor": "loss"},
+        {"window": 2.5},
+    ):
         with pytest.raises(ValueError, match=next(iter(options))):
             spiky(**options)
     with pytest.raises(TypeError, match=r"static_args=\('window',\)"):

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 import optkit
 from tests.transforms.driver import gradients, run
@@ -22,7 +23,9 @@ KINDS = {
 }
 UPDATES = {kind: optkit.scale_by_kappa(kind, **options) for kind, (options, _) in KINDS.items()}
 UPDATES["lp2"] = optkit.scale_by_kappa("lp")
-APPLY = {kind: jax.jit(lambda x, tx=tx: tx.update(x, tx.init(x))[0]) for kind, tx in UPDATES.items()}
+APPLY = {
+    kind: jax.jit(lambda x, tx=tx: tx.update(x, tx.init(x))[0]) for kind, tx in UPDATES.items()
+}
 VALUES = st.lists(st.floats(-3, 3, width=32, allow_subnormal=False), min_size=SIZE, max_size=SIZE)
 
 
@@ -87,8 +90,12 @@ def gauge(kind, x):
 
 RATE, DECAY, STEPS = 0.2, 2.0, 12
 LION_K = {
-    kind: optkit.lion_k(RATE, kind=kind[:2] if kind == "lp2" else kind, weight_decay=DECAY,
-                        **KINDS.get(kind, ({},))[0])
+    kind: optkit.lion_k(
+        RATE,
+        kind=kind[:2] if kind == "lp2" else kind,
+        weight_decay=DECAY,
+        **KINDS.get(kind, ({},))[0],
+    )
     for kind in UPDATES
 }
 

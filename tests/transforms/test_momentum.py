@@ -85,8 +85,9 @@ def test_adam(eps_mode, nesterov, eps):
     check(tx, oracle)
     if eps_mode == "corrected":
         theirs = optax.scale_by_adam(b1, b2, eps, nesterov=nesterov)
-        chex.assert_trees_all_close(directions(tx, GRADS), directions(theirs, GRADS), rtol=1e-5,
-                                    atol=1e-6)
+        chex.assert_trees_all_close(
+            directions(tx, GRADS), directions(theirs, GRADS), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_half_precision_gradients_get_float32_statistics():

@@ -97,7 +97,9 @@ def test_a_changed_shape_is_named_even_when_missing_is_kept():
     tx = optkit.momentum(0.5)
     exported = optkit.export_state(trained(tx))
     other = {**PARAMS, "list": [jnp.ones((3, 4))]}
-    with pytest.raises(ValueError, match=r"momentum/list/0: has shape \(3, 2\), needed is \(3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"momentum/list/0: has shape \(3, 2\), needed is \(3, 4\)"
+    ):
         optkit.restore_state(tx.init(other), exported, missing="keep")
 
 

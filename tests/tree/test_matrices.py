@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from optax.contrib import MuonDimensionNumbers
 from optax.contrib._muon import _compute_muon_reshape
 
@@ -19,7 +20,9 @@ def shapes_and_dims(draw):
     first = draw(st.integers(1, rank - 1))
     second = draw(st.integers(first + 1, rank))
     sign = draw(st.sampled_from([0, rank]))
-    reduction, output = ([axis - sign for axis in part] for part in (axes[:first], axes[first:second]))
+    reduction, output = (
+        [axis - sign for axis in part] for part in (axes[:first], axes[first:second])
+    )
     as_int = draw(st.booleans())
     return sizes, MuonDimensionNumbers(
         reduction[0] if as_int and len(reduction) == 1 else tuple(reduction), tuple(output)
@@ -70,7 +73,9 @@ def test_dims_in_all_their_forms():
     tree = {"a": other, "b": {"c": one, "d": None}}
     expected = {"a": other, "b/c": one, "b/d": None}
     assert dims_by_path(params, tree) == expected
-    assert dims_by_path(params, lambda p: jax.tree.map(lambda x: one if x.ndim > 1 else None, p)) == {
+    assert dims_by_path(
+        params, lambda p: jax.tree.map(lambda x: one if x.ndim > 1 else None, p)
+    ) == {
         **expected,
         "a": one,
     }

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optkit.tree import leaves_with_paths, map_with_path, matches, values_by_path
 
@@ -32,7 +33,13 @@ def paths(tree):
 def test_paths_of_plain_containers():
     tree = {"b": [1, (2, {"x": 3})], "a": Pair(4, None), "m": optax.MaskedNode(), 7: 5}
     tree = {str(key): value for key, value in tree.items()}
-    assert leaves_with_paths(tree) == [("7", 5), ("a/w", 4), ("b/0", 1), ("b/1/0", 2), ("b/1/1/x", 3)]
+    assert leaves_with_paths(tree) == [
+        ("7", 5),
+        ("a/w", 4),
+        ("b/0", 1),
+        ("b/1/0", 2),
+        ("b/1/1/x", 3),
+    ]
     assert paths(3.0) == [""]
 
 
@@ -58,7 +65,9 @@ def test_a_field_named_value_is_kept_whatever_part_of_the_tree_is_there(query):
 
 def test_map_with_path_gives_each_leaf_its_path_and_its_partners():
     tree = {"a": Attention(1, 2, 3), "b": (4,)}
-    out = map_with_path(lambda path, x, y: (path, x + y), tree, jax.tree.map(lambda x: 10 * x, tree))
+    out = map_with_path(
+        lambda path, x, y: (path, x + y), tree, jax.tree.map(lambda x: 10 * x, tree)
+    )
     assert out["a"].value == ("a/value", 33) and out["b"][0] == ("b/0", 44)
 
 

@@ -24,13 +24,13 @@ OPTIMIZERS = {
     "partition": lambda: optax.partition(
         {"a": optax.adam(0.1), "b": optkit.lion(0.1), "c": optax.set_to_zero()}, LABELS
     ),
-    "masked": lambda: optax.masked(
-        optkit.muon(), {"embed": False, "up": True, "frozen": False}
-    ),
+    "masked": lambda: optax.masked(optkit.muon(), {"embed": False, "up": True, "frozen": False}),
     "multisteps": lambda: optax.MultiSteps(optax.adam(0.1), 2),
     "schedule_free": lambda: optax.contrib.schedule_free(optax.sgd(0.1), 0.1, b1=0.9),
     "injected": lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=0.1),
-    "rounded": lambda: optax.chain(optkit.master_weights(optkit.muon()), optkit.stochastic_round(0)),
+    "rounded": lambda: optax.chain(
+        optkit.master_weights(optkit.muon()), optkit.stochastic_round(0)
+    ),
     "freeze": lambda: optkit.freeze("frozen/**", optkit.accumulate_gradients(optkit.adamw(), 2)),
     "stateless": lambda: optax.sgd(0.1),
 }
@@ -58,8 +58,9 @@ def _plain(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
-@pytest.mark.parametrize("params", [nnx_params(), jnp.ones((3, 4)), (jnp.ones((3, 4)),)],
-                         ids=["nnx", "array", "tuple"])
+@pytest.mark.parametrize(
+    "params", [nnx_params(), jnp.ones((3, 4)), (jnp.ones((3, 4)),)], ids=["nnx", "array", "tuple"]
+)
 def test_plans_of_other_containers(params):
     tx = optkit.muon()
     plan = optkit.plan(tx, params)

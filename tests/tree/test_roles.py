@@ -7,7 +7,15 @@ import pytest
 from flax import nnx
 
 import optkit
-from optkit.tree import MATRIX_ROLES, Role, RoleRule, leaves_with_paths, matrix_view, rule_of, selects
+from optkit.tree import (
+    MATRIX_ROLES,
+    Role,
+    RoleRule,
+    leaves_with_paths,
+    matrix_view,
+    rule_of,
+    selects,
+)
 
 RNGS = nnx.Rngs(0)
 
@@ -44,8 +52,9 @@ class LinenGPT(nn.Module):
         pos = self.param("pos_embedding", nn.initializers.normal(), (1, 4, 8))
         x = wte(tokens) + pos
         if self.scan:
-            layers = nn.scan(LinenBlock, variable_axes={"params": 0}, split_rngs={"params": True},
-                             length=3)
+            layers = nn.scan(
+                LinenBlock, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
             x, _ = layers(name="layers")(x, None)
         else:
             x, _ = LinenBlock(name="block_0")(x)
@@ -66,7 +75,14 @@ def test_linen_gpt():
     prefix = "block_0"
     assert found["wte/embedding"] == found["pos_embedding"] == "embedding"
     assert found["lm_head/kernel"] == "head" and found["lm_head/bias"] == "bias"
-    for name in ("attention/query", "attention/key", "attention/value", "attention/out", "up", "down"):
+    for name in (
+        "attention/query",
+        "attention/key",
+        "attention/value",
+        "attention/out",
+        "up",
+        "down",
+    ):
         assert found[f"{prefix}/{name}/kernel"] == "matrix"
         assert found[f"{prefix}/{name}/bias"] == "bias"
     for name in (f"{prefix}/ln_1", f"{prefix}/ln_2", "ln_f"):
