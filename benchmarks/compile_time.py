@@ -78,6 +78,7 @@ def verdicts(name: str, rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for key, target in (
         ("seconds", PAIRS[name][2]),
+        ("cpu", PAIRS[name][2]),
         ("stablehlo", PAIRS[name][3]),
         ("hlo", PAIRS[name][3]),
     ):

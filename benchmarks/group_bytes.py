@@ -66,7 +66,7 @@ def compiled(form: str, size: int, leaves: Leaves) -> tuple[Callable[[], Any], f
     return functools.partial(run, leaves), time.perf_counter() - begin
 
 
-def measure(shape: tuple[int, int, int], repeats: int) -> list[dict[str, Any]]:
+def measure(shape: tuple[int, int, int], repeats: int, clock: str) -> list[dict[str, Any]]:
     """Returns one row for each size and form of the stacks of a shape."""
     rows, columns, count = shape
     leaves = list(common.random_like([jax.ShapeDtypeStruct((rows, columns), np.float32)] * count))
@@ -81,7 +81,7 @@ def measure(shape: tuple[int, int, int], repeats: int) -> list[dict[str, Any]]:
     begin = time.perf_counter()
     jax.block_until_ready(calls[cases[0]]())
     rounds = max(repeats, min(20 * repeats, int(0.02 * repeats / (time.perf_counter() - begin))))
-    seconds = common.interleave(calls, rounds)
+    seconds = common.interleave(calls, rounds, clock)
     return [
         {
             "shape": f"{count} x {rows}x{columns}",
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="rounds, more for quick calls")
     args = parser.parse_args(arguments)
     shapes = QUICK if args.quick else SHAPES
-    measured = [measure(shape, 1 if args.quick else args.repeats) for shape in shapes]
+    measured = [measure(shape, 1 if args.quick else args.repeats, args.clock) for shape in shapes]
     found = {form: slowdowns(measured, form) for form in FORMS}
     rows = {"stacks": measured, "budgets": found}
     common.report(rows, as_text(measured, found), as_json=args.json)

@@ -86,14 +86,14 @@ class Contestant:
         return self.params
 
 
-def compare(name: str, shapes: Any, repeats: int) -> list[dict[str, Any]]:
+def compare(name: str, shapes: Any, repeats: int, clock: str) -> list[dict[str, Any]]:
     """Returns one row a contestant, ours first."""
     chosen = COMPARISONS[name]
     ours = f"optkit.{name}"
     makers = {ours: chosen.ours, **chosen.theirs}
     grads = common.random_like(shapes, seed=2)
     runs = {label: Contestant(make(), shapes, grads) for label, make in makers.items()}
-    seconds = common.interleave(runs, repeats * chosen.rounds)
+    seconds = common.interleave(runs, repeats * chosen.rounds, clock)
     rows = []
     for label, run in runs.items():
         ratio = None
@@ -157,12 +157,13 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
     for name in args.only or COMPARISONS:
-        found = compare(name, shapes, repeats)
+        found = compare(name, shapes, repeats, args.clock)
         rows += found
         if not args.quick:  # tiny shapes say nothing of the targets
             lines += verdicts(name, found)
     leaves = jax.tree.leaves(shapes)
-    text = f"{len(leaves)} leaves, {sum(leaf.size for leaf in leaves):,} parameters, float32"
+    size = sum(leaf.size for leaf in leaves)
+    text = f"{len(leaves)} leaves, {size:,} float32 parameters, {args.clock} time"
     common.report(rows, "\n".join([text, as_text(rows), *lines]), as_json=args.json)
 
 

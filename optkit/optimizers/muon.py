@@ -46,6 +46,7 @@ def muon(
     decay: Decay = "decoupled",
     mask: Mask = None,
     adam_learning_rate: ScalarOrSchedule = 3e-4,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
     other: optax.GradientTransformation | None = None,
     dims: Dims = None,
     roles: Sequence[RuleLike] = (),
@@ -82,6 +83,7 @@ def muon(
       decay: kind of decay, see ``optkit.decay_weights``.
       mask: matrices that decay.
       adam_learning_rate: step of AdamW on the other leaves.
+      adam_weight_decay: its decay.
       other: a whole optimizer for the other leaves instead.
       dims: which axes are input and output, see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
@@ -121,7 +123,13 @@ def muon(
         ),
         scale_by_shape(scale, shape_from=shape_from, dims=dims, rules=roles),
     )
-    name, rest = adam_for_the_rest(other, adam_learning_rate, eps=1e-10, state_dtype=state_dtype)
+    name, rest = adam_for_the_rest(
+        other,
+        adam_learning_rate,
+        eps=1e-10,
+        state_dtype=state_dtype,
+        weight_decay=adam_weight_decay,
+    )
     tx = descend(
         matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, rules=roles
     )

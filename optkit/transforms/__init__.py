@@ -4,6 +4,7 @@ from optkit.transforms.accumulate import AccumulateState, accumulate_gradients
 from optkit.transforms.adam import ScaleByAdamState, scale_by_adam
 from optkit.transforms.base import Transformation
 from optkit.transforms.cautious import cautious, sign_from_grad
+from optkit.transforms.clip import clip_by_global_norm
 from optkit.transforms.guards import (
     SkipNonfiniteState,
     SkipSpikesState,
@@ -43,6 +44,7 @@ __all__ = [
     "accumulate_gradients",
     "blend_momentum",
     "cautious",
+    "clip_by_global_norm",
     "decay_weights",
     "descend",
     "freeze",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optkit.tree import PyTree, leaves_with_paths, upcast
@@ -67,7 +68,12 @@ def keep_dtypes(new: PyTree, old: PyTree) -> PyTree:
     A foreign transformation that was initialised on 16-bit parameters promotes its statistics once
     it is given float32 updates: the next step would compile anew, and a scan or cond refuse it.
     """
-    return jax.tree.map(lambda a, b: a if a.dtype == b.dtype else a.astype(b.dtype), new, old)
+
+    def leaf(a: Any, b: Any) -> Any:
+        same = getattr(a, "dtype", None) == getattr(b, "dtype", None)
+        return a if same else jnp.asarray(a, jnp.asarray(b).dtype)
+
+    return jax.tree.map(leaf, new, old)
 
 
 def stateless(update: Callable[[PyTree, PyTree | None], PyTree]) -> Transformation:

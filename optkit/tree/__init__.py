@@ -2,7 +2,7 @@
 
 from optkit.tree.accounting import StateLeaf, leaf_bytes, match_state, state_sharding, tree_bytes
 from optkit.tree.dtypes import accumulator_dtype, compute_dtype, upcast, zeros_like_params
-from optkit.tree.export import export_state, restore_state
+from optkit.tree.export import export_state, reset_state, restore_state
 from optkit.tree.groups import GROUP_BYTES, map_groups
 from optkit.tree.matrices import Dims, MatrixView, dims_by_path, is_dims, matrix_view, matrix_views
 from optkit.tree.paths import (
@@ -54,6 +54,7 @@ __all__ = [
     "mesh_of",
     "path_string",
     "platform_of",
+    "reset_state",
     "restore_state",
     "roles",
     "rule_of",

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optkit.tree.accounting import match_state
 from optkit.tree.paths import PyTree, full_path_string, path_string
+from optkit.tree.roles import Selector, selects
 
 FORMAT = 1
 FORMAT_KEY = "optkit.format"
@@ -148,3 +150,50 @@ def restore_state(
             + '\npass missing="keep" to start what is missing from the template'
         )
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def reset_state(
+    state: PyTree, fresh: PyTree, params: PyTree, selector: Selector, *, route: str | None = None
+) -> PyTree:
+    """Starts the state of some leaves anew and keeps the rest, counters included.
+
+    Args:
+      state: the present state.
+      fresh: ``tx.init(params)``.
+      params: the parameters.
+      selector: whose state is reset: role, glob, ``re:`` expression, function of (path, leaf), or a
+        tuple of those; ``"**"`` for all leaves.
+      route: only the state below this route of ``optkit.route``, with its counters.
+
+    Returns:
+      The state with the chosen leaves as in ``fresh``.
+
+    Raises:
+      ValueError: nothing fits.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+      >>> tx = optkit.momentum(0.5)
+      >>> _, state = tx.update(params, tx.init(params))
+      >>> state = optkit.reset_state(state, tx.init(params), params, "a")
+      >>> state.momentum["a"].tolist(), state.momentum["b"].tolist(), int(state.count)
+      ([0.0, 0.0], [0.5, 0.5], 1)
+    """
+    leaves, hit = [], False
+    pairs = zip(match_state(state, params), jax.tree.leaves(fresh), strict=True)
+    for match, new in pairs:
+        inside = route is None or route in match.owner.split("/")
+        if match.param_path is None:
+            chosen = route is not None and inside
+        else:
+            chosen = inside and selects(selector, match.param_path, match.param)
+        hit = hit or chosen
+        leaves.append(new if chosen else match.leaf)
+    if not hit:
+        raise ValueError(
+            f"no state belongs to {selector!r}"
+            + (f" below the route {route!r}" if route else "")
+            + "; print(optkit.plan(tx, params)) shows paths, roles and routes"
+        )
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)

@@ -67,8 +67,8 @@ _CONV = r"\w*conv\w*|patch_?embed\w*|downsample|stem"
 _QKV = "re:(?i)(^|/)(query|key|value)/kernel$"
 _OUT = r"re:(?i)(attn|attention)\w*/out/kernel$"
 _HEADS_IN, _HEADS_OUT = MuonDimensionNumbers(-3, (-2, -1)), MuonDimensionNumbers((-3, -2), -1)
-# Names are those of Flax linen and nnx and of the common JAX code bases (MaxText, Levanter, EasyDeL,
-# big_vision, Transformers). A leaf's own name decides before its container's.
+# Names are those of Flax linen and nnx and of the common JAX code bases (MaxText, Levanter,
+# EasyDeL, big_vision, Transformers). A leaf's own name decides before its container's.
 DEFAULT_RULES: tuple[RoleRule, ...] = (
     RoleRule(r"re:(?i)(^|/)(\w+_)?bias$", Role.BIAS),
     RoleRule("re:(?i)(^|/)scale$", Role.NORM),

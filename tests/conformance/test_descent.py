@@ -20,8 +20,10 @@ def test_quadratic(recipe: Method) -> None:
         after = np.sum(np.square(run[-1] - goal))
         assert after < before, path
     total = [
-        sum(float(jnp.sum(jnp.square(x[at] - y))) for x, y in
-            zip(jax.tree.leaves(params), jax.tree.leaves(target), strict=True))
+        sum(
+            float(jnp.sum(jnp.square(x[at] - y)))
+            for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(target), strict=True)
+        )
         for at in (0, DESCENT_STEPS - 1)
     ]
     assert total[1] < 0.7 * total[0]

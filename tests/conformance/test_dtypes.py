@@ -25,8 +25,8 @@ def _statistics(state: Any, params: Any) -> set:
 
 def _traced(tx: Any, method: Method, of_params: Any, of_grads: Any) -> tuple:
     params = method.params(ZOO, dtype=of_params)
-    state = jax.eval_shape(tx.init, params)
-    return params, state, jax.eval_shape(tx.update, method.grads(0, ZOO, dtype=of_grads), state, params)
+    state, grads = jax.eval_shape(tx.init, params), method.grads(0, ZOO, dtype=of_grads)
+    return params, state, jax.eval_shape(tx.update, grads, state, params)
 
 
 @pytest.mark.parametrize(("of_params", "of_grads"), PAIRS, ids=lambda x: jnp.dtype(x).name)

@@ -1,5 +1,6 @@
 """Schedules, injection, readable values, and what is refused at construction."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -9,13 +10,14 @@ import optax
 import pytest
 
 import optkit
+from optkit.tree import leaves_with_paths
 from tests.conformance.methods import RATE, Method, takes_schedule
-from tests.conformance.trees import assert_close
+from tests.conformance.trees import SMALL, assert_close
 
 
 def _schedulable(method: Method) -> dict[str, float]:
     """The parameters annotated as number or schedule, with the constant that the run used."""
-    given = {**method.entry.example, "learning_rate": RATE}
+    given = {"learning_rate": RATE, **method.entry.example}
     out = {}
     for name, parameter in method.hyperparameters.items():
         if takes_schedule(parameter):
@@ -80,8 +82,9 @@ def test_injection_of_the_learning_rate(recipe: Method) -> None:
 
 
 def test_injection_traces_with_numbers_as_arrays(method: Method) -> None:
-    if method.entry.kind == "wrapper":
-        return  # inject_hyperparams takes functions of numbers
+    kinds = {parameter.kind for parameter in method.hyperparameters.values()}
+    if method.entry.kind == "wrapper" or inspect.Parameter.VAR_KEYWORD in kinds:
+        return  # inject_hyperparams takes functions of numbers, each with a name
     given, static = dict(method.entry.example), ()
     if method.entry.kind == "recipe":
         given["learning_rate"] = RATE  # and whatever else defaults to a number
@@ -95,18 +98,23 @@ def test_injection_traces_with_numbers_as_arrays(method: Method) -> None:
 
 def test_injected_learning_rates_differ_over_a_population(recipe: Method) -> None:
     """A sweep: the updates of vmapped rates scale with them."""
-    tx = optax.inject_hyperparams(
-        lambda learning_rate: recipe.build(learning_rate=learning_rate)
-    )(learning_rate=RATE)
+    if "adam_learning_rate" in recipe.hyperparameters:
+        paths = ("up/kernel", "down/kernel")  # the other leaves have a rate of their own
+    else:
+        paths = tuple(SMALL)
+    factory = lambda learning_rate: recipe.build(learning_rate=learning_rate)  # noqa: E731
+    tx = optax.inject_hyperparams(factory)(learning_rate=RATE)
     params, grads = recipe.params(), recipe.grads(0)
 
     def update(rate: jax.Array) -> Any:
         state = tx.init(params)
         state = state._replace(hyperparams={"learning_rate": rate})
-        return tx.update(grads, state, params)[0]["up"]["kernel"]
+        updates, _ = tx.update(grads, state, params)
+        return {path: x for path, x in leaves_with_paths(updates) if path in paths}
 
-    out = jax.eval_shape(jax.vmap(update), jnp.array([RATE, 2 * RATE]))
-    assert out.shape == (2, 4, 6)
+    out = jax.vmap(update)(jnp.array([RATE, 2 * RATE]))
+    assert_close({k: x[1] for k, x in out.items()}, {k: 2 * x[0] for k, x in out.items()})
+    assert set(out) == set(paths)
 
 
 WRONG = {

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 import optkit
-from tests.conformance.methods import MATRIX_RECIPES, Method, method as method_named
+from tests.conformance.methods import MATRIX_RECIPES, Method
+from tests.conformance.methods import method as method_named
 from tests.conformance.trees import ZOO, assert_close, assert_finite, assert_same, is_matrix
 
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import optkit
-from tests.conformance.methods import Method, method as method_named
+from tests.conformance.methods import Method
+from tests.conformance.methods import method as method_named
 from tests.conformance.trees import assert_close, copy, filled
 
 AXES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}

@@ -6,7 +6,8 @@ import optax
 import pytest
 
 import optkit
-from tests.conformance.methods import BASES, WRAPPERS, Method, method as method_named, step
+from tests.conformance.methods import BASES, WRAPPERS, Method, step
+from tests.conformance.methods import method as method_named
 from tests.conformance.trees import assert_close, assert_finite, assert_same
 
 PAIRS = [(name, base) for name in WRAPPERS for base in BASES]
@@ -43,7 +44,8 @@ def test_pair_keeps_the_dtype_of_updates(pair: Method) -> None:
         updates, after = jax.eval_shape(pair.tx.update, params, state, params)
         kept = jnp.float32 if pair.is_float32 else dtype
         assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(kept)}
-        assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
+        for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+            assert new.dtype == old.dtype
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e25])

@@ -92,20 +92,20 @@ def test_grams_law(g, u):
 
 KINDS = ["decoupled", "cautious", "independent", "coupled"]
 WD, RATE = 0.25, 0.5
-DECAYS = {
-    kind: jax.jit(
-        lambda u, p, tx=optkit.decay_weights(WD, kind=kind): tx.update(u, tx.init(p), p)[0]
-    )
-    for kind in KINDS
-}
-DESCENTS = {
-    kind: jax.jit(
-        lambda g, p, tx=optkit.descend(optax.scale(2.0), RATE, weight_decay=WD, decay=kind): (
-            optax.apply_updates(p, tx.update(g, tx.init(p), p)[0])
-        )
-    )
-    for kind in KINDS
-}
+
+
+def _decay(kind):
+    tx = optkit.decay_weights(WD, kind=kind)
+    return jax.jit(lambda u, p: tx.update(u, tx.init(p), p)[0])
+
+
+def _descent(kind):
+    tx = optkit.descend(optax.scale(2.0), RATE, weight_decay=WD, decay=kind)
+    return jax.jit(lambda g, p: optax.apply_updates(p, tx.update(g, tx.init(p), p)[0]))
+
+
+DECAYS = {kind: _decay(kind) for kind in KINDS}
+DESCENTS = {kind: _descent(kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,7 +170,7 @@ def test_decay_follows_a_schedule_and_needs_params():
     for t in range(3):
         out, state = tx.update(PARAMS, state, PARAMS)
         assert float(out["up"]["bias"][0]) == 2.0 + t
-    with pytest.raises(ValueError, match="decay_weights.*needs the parameters"):
+    with pytest.raises(ValueError, match=r"decay_weights.*needs the parameters"):
         tx.update(PARAMS, state)
     with pytest.raises(ValueError, match="did you mean 'decoupled'"):
         optkit.decay_weights(0.1, kind="decouple")
