@@ -22,6 +22,7 @@ from optkit.linalg.normalise import EpsMode, Precondition
 from optkit.linalg.norms import accumulation_dtype, frobenius_norm
 from optkit.linalg.polar import polar
 from optkit.linalg.resets import default_resets, reset_growth, tune_resets
+from optkit.linalg.symmetric import symmetric_product
 from optkit.linalg.rounded import newton_schulz_rounded
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "polar_express_coefficients",
     "reset_growth",
     "standard_flops",
+    "symmetric_product",
     "tune_resets",
 ]

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from optkit.linalg.coefficients import Coefficients, Row, as_coefficient_set
@@ -23,6 +24,10 @@ Method = MethodName | Callable[[jax.Array], jax.Array]
 # FLOPs, and never on matrices so small that the call overhead rules.
 _GRAM_FLOP_RATIO = 0.9
 _GRAM_MIN_ROWS = 64
+
+# Panels of the symmetric products on CPU: 18% less work at 512 rows, nothing gained at 256.
+_CPU_BLOCKS = 3
+_CPU_MIN_ROWS = 512
 
 
 def standard_flops(m: int, n: int, rows: Sequence[Row]) -> int:
@@ -68,6 +73,7 @@ def orthogonal_factor(
     precondition: Precondition = "frobenius",
     precision: jax.lax.PrecisionLike = None,
     compute_dtype: DTypeLike | None = None,
+    blocks: int | None = None,
 ) -> jax.Array:
     """Orthogonal factor of each matrix by the named method.
 
@@ -85,6 +91,8 @@ def orthogonal_factor(
       precondition: as in `newton_schulz`.
       precision: as in `newton_schulz`.
       compute_dtype: as in `newton_schulz`.
+      blocks: as in `newton_schulz`; None takes three panels where "auto" meets a single matrix with
+        a short side of at least 512 in float32 on CPU, and whole products elsewhere.
 
     Returns:
       The factor, of the shape and dtype of x.
@@ -107,15 +115,15 @@ def orthogonal_factor(
     check_matrix(x, "orthogonal_factor")
     if method in get_args(PolarMethod):
         return polar(x, "svd" if method == "svd" else "qdwh")
-    if method == "auto":
-        rows = as_coefficient_set(coefficients).expand(steps)
-        dtype = x.dtype if compute_dtype is None else compute_dtype
+    auto = method == "auto"
+    rows = as_coefficient_set(coefficients).expand(steps)
+    dtype = x.dtype if compute_dtype is None else compute_dtype
+    if auto:
         method = choose_form(x.shape[-2], x.shape[-1], rows, dtype, resets)
-    form = newton_schulz if method == "ns" else partial(gram_newton_schulz, resets=resets)
-    return form(
-        x,
-        coefficients,
-        steps,
+    form = partial(
+        newton_schulz if method == "ns" else partial(gram_newton_schulz, resets=resets),
+        coefficients=coefficients,
+        steps=steps,
         eps=eps,
         eps_mode=eps_mode,
         margin=margin,
@@ -123,6 +131,17 @@ def orthogonal_factor(
         precision=precision,
         compute_dtype=compute_dtype,
     )
+    if blocks is None and auto and _panels_pay(x.shape, rows, dtype):
+        # Decided when the program is lowered: the same trace may be compiled for another platform.
+        return lax.platform_dependent(x, cpu=partial(form, blocks=_CPU_BLOCKS), default=form)
+    return form(x, blocks=1 if blocks is None else blocks)
+
+
+def _panels_pay(shape: tuple[int, ...], rows: tuple[Row, ...], dtype: DTypeLike) -> bool:
+    # A batch is left whole: its axis may be sharded, and batched panels are strided copies.
+    dense = all(c for _, _, c in rows)
+    wide = jnp.finfo(dtype).bits >= 32
+    return len(shape) == 2 and min(shape) >= _CPU_MIN_ROWS and dense and wide
 
 
 def choose_form(

@@ -12,6 +12,7 @@ from optkit.linalg.newton_schulz import polynomial, standard_steps
 from optkit.linalg.normalise import EpsMode, Precondition, check_options, normalise
 from optkit.linalg.norms import check_matrix, fused_product
 from optkit.linalg.resets import check_resets, default_resets
+from optkit.linalg.symmetric import blocked_gram_steps, blocked_standard_steps, check_blocks
 
 
 def gram_newton_schulz(
@@ -26,6 +27,7 @@ def gram_newton_schulz(
     precondition: Precondition = "frobenius",
     precision: jax.lax.PrecisionLike = None,
     compute_dtype: DTypeLike | None = None,
+    blocks: int = 1,
 ) -> jax.Array:
     """Newton-Schulz factor of X by products of m x m matrices, m the short side.
 
@@ -47,6 +49,7 @@ def gram_newton_schulz(
       precondition: as in `newton_schulz`.
       precision: as in `newton_schulz`.
       compute_dtype: as in `newton_schulz`.
+      blocks: as in `newton_schulz`.
 
     Returns:
       The factor, of the shape and dtype of x.
@@ -68,6 +71,7 @@ def gram_newton_schulz(
     chosen = as_coefficient_set(coefficients)
     rows = chosen.expand(steps)
     check_options(eps_mode, precondition, chosen.requires)
+    check_blocks(blocks)
     if x.size == 0:
         return x
     tall = x.shape[-2] > x.shape[-1]
@@ -82,9 +86,16 @@ def gram_newton_schulz(
     )
     chosen_resets = default_resets(rows, y.dtype) if resets is None else resets
     if chosen_resets is None or x.shape[-2] == x.shape[-1]:
-        y = standard_steps(y, rows, gram=gram, precision=precision)
-    else:
+        if blocks == 1:
+            y = standard_steps(y, rows, gram=gram, precision=precision)
+        else:
+            y = blocked_standard_steps(y, rows, blocks=blocks, precision=precision)
+    elif blocks == 1:
         y = gram_steps(y, rows, check_resets(chosen_resets), gram=gram, precision=precision)
+    else:
+        y = blocked_gram_steps(
+            y, rows, check_resets(chosen_resets), blocks=blocks, precision=precision
+        )
     y = y.astype(x.dtype)
     return y.mT if tall else y
 

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from optkit.linalg.coefficients import Coefficients, Row, as_coefficient_set
 from optkit.linalg.normalise import EpsMode, Precondition, check_options, normalise
 from optkit.linalg.norms import check_matrix, fused_product
+from optkit.linalg.symmetric import blocked_standard_steps, check_blocks
 
 
 def newton_schulz(
@@ -20,6 +21,7 @@ def newton_schulz(
     precondition: Precondition = "frobenius",
     precision: jax.lax.PrecisionLike = None,
     compute_dtype: DTypeLike | None = None,
+    blocks: int = 1,
 ) -> jax.Array:
     """Approximate polar factor U p(S) V^T of X = U S V^T, p an odd polynomial near 1 on (0, 1].
 
@@ -41,6 +43,8 @@ def newton_schulz(
       precision: precision of the matrix products, as in `jax.numpy.matmul`.
       compute_dtype: dtype of the iteration; None keeps that of x. Norms are taken in float32 at
         least, before the cast. The result has the dtype of x in any case.
+      blocks: number of column panels in which the symmetric products are taken, dropping what lies
+        above the diagonal; 1 takes them whole. See `symmetric_product`.
 
     Returns:
       The factor, of the shape and dtype of x.
@@ -62,6 +66,7 @@ def newton_schulz(
     chosen = as_coefficient_set(coefficients)
     rows = chosen.expand(steps)
     check_options(eps_mode, precondition, chosen.requires)
+    check_blocks(blocks)
     if x.size == 0:
         return x
     tall = x.shape[-2] > x.shape[-1]
@@ -74,7 +79,11 @@ def newton_schulz(
         compute_dtype=compute_dtype,
         precision=precision,
     )
-    y = standard_steps(y, rows, gram=gram, precision=precision).astype(x.dtype)
+    if blocks == 1:
+        y = standard_steps(y, rows, gram=gram, precision=precision)
+    else:
+        y = blocked_standard_steps(y, rows, blocks=blocks, precision=precision)
+    y = y.astype(x.dtype)
     return y.mT if tall else y
 
 

@@ -1,7 +1,7 @@
 """Newton-Schulz steps that compute only the lower half of every symmetric product.
 
-Cutting a symmetric m x m product into column panels and dropping what lies above the diagonal blocks
-saves a third of its FLOPs with three panels. It pays on CPU, where a large product runs at the peak
+Cutting a symmetric m x m product into three column panels and dropping what lies above the
+diagonal blocks saves a third of its FLOPs. It pays on CPU, where a large product runs at the peak
 of the cores and copies are cheap beside it; accelerators want few, large products.
 """
 
@@ -46,8 +46,7 @@ def symmetric_product(
       >>> bool(jnp.allclose(symmetric_product(x, x, blocks=3), x @ x.T))
       True
     """
-    if blocks < 1:
-        raise ValueError(f"blocks is a number of panels, 1 or more, got {blocks}")
+    check_blocks(blocks)
     m = a.shape[-2]
     edges = _edges(m, blocks)
     panels = [
@@ -62,14 +61,22 @@ def symmetric_product(
     columns = []
     for j, panel in enumerate(panels):
         start, stop = edges[j], edges[j + 1]
-        mirrored = [
-            panels[i][..., start - edges[i] : stop - edges[i], :].mT for i in range(j)
-        ]
+        mirrored = [panels[i][..., start - edges[i] : stop - edges[i], :].mT for i in range(j)]
         columns.append(jnp.concatenate([*mirrored, panel], axis=-2))
     if len(columns) == 1:
         return columns[0]
     # Without the barrier the compiler inlines the assembly into every reader of the product.
     return lax.optimization_barrier(jnp.concatenate(columns, axis=-1))
+
+
+def check_blocks(blocks: int) -> None:
+    """Raises unless `blocks` is a number of panels.
+
+    Raises:
+      ValueError: smaller than 1.
+    """
+    if blocks < 1:
+        raise ValueError(f"blocks is a number of panels, 1 or more, got {blocks}")
 
 
 def _edges(m: int, blocks: int) -> list[int]:
@@ -78,30 +85,22 @@ def _edges(m: int, blocks: int) -> list[int]:
     return [0, *sorted(edge for edge in inner if 0 < edge < m), m]
 
 
-def _fused(
-    left: jax.Array,
-    right: jax.Array,
-    addend: jax.Array,
-    alpha: jax.Array | float,
-    beta: jax.Array,
-    blocks: int,
-    precision: lax.PrecisionLike,
+def _product(
+    left: jax.Array, right: jax.Array, blocks: int, precision: lax.PrecisionLike
 ) -> jax.Array:
-    """alpha left right^T + beta addend for a symmetric product, rounded once."""
-    product = symmetric_product(left, right, blocks=blocks, precision=precision)
-    total = alpha * product + beta * addend.astype(product.dtype)
-    return total.astype(left.dtype)
+    """left right^T, symmetric, in the dtype of the iteration."""
+    wide = symmetric_product(left, right, blocks=blocks, precision=precision)
+    return wide.astype(left.dtype)
 
 
 def _factor(
     gram: jax.Array, row: tuple[jax.Array, ...], blocks: int, precision: lax.PrecisionLike
 ) -> jax.Array:
-    """a I + b G + c G^2."""
+    """a I + b G + c G^2, rounded once."""
     a, b, c = row
-    inner = _fused(gram, gram, gram, c, b, blocks, precision)
-    return inner + a.astype(gram.dtype) * jnp.broadcast_to(
-        jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape
-    )
+    square = symmetric_product(gram, gram, blocks=blocks, precision=precision)
+    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=square.dtype), square.shape)
+    return (a * identity + b * gram.astype(square.dtype) + c * square).astype(gram.dtype)
 
 
 def _stack(rows: tuple[Row, ...], x: jax.Array) -> tuple[jax.Array, ...]:
@@ -138,7 +137,7 @@ def blocked_standard_steps(
     """
 
     def step(x: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        gram = symmetric_product(x, x, blocks=blocks, precision=precision).astype(x.dtype)
+        gram = _product(x, x, blocks, precision)
         return _apply(_factor(gram, row, blocks, precision), x, precision), None
 
     return lax.scan(step, x, _stack(rows, x))[0] if rows else x
@@ -176,20 +175,16 @@ def _segment(
 ) -> jax.Array:
     """The factor Q of the steps between two resets."""
     coefficients = _stack(rows, x)
-    r = symmetric_product(x, x, blocks=blocks, precision=precision).astype(x.dtype)
+    r = _product(x, x, blocks, precision)
     q = w = _factor(r, tuple(v[0] for v in coefficients), blocks, precision)
-    zero = jnp.zeros((), coefficients[0].dtype)
-
-    def product(left: jax.Array, right: jax.Array) -> jax.Array:
-        return _fused(left, right, left, 1.0, zero, blocks, precision)
 
     def step(
         carry: tuple[jax.Array, ...], row: tuple[jax.Array, ...]
     ) -> tuple[tuple[jax.Array, ...], None]:
         q, r, w = carry
-        r = product(w, product(r, w))
+        r = _product(w, _product(r, w, blocks, precision), blocks, precision)
         w = _factor(r, row, blocks, precision)
-        return (product(q, w), r, w), None
+        return (_product(q, w, blocks, precision), r, w), None
 
     (q, _, _), _ = lax.scan(step, (q, r, w), tuple(v[1:] for v in coefficients))
     return q

@@ -222,18 +222,18 @@ def cautious_muon(
             steps=steps,
             eps=0.0 if eps is None else eps,
             dims=dims,
-            rules=roles,
+            roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
         ),
-        scale_by_shape("max1", dims=dims, rules=roles),
+        scale_by_shape("max1", dims=dims, roles=roles),
     )
     rest = other
     if rest is None:
         adam = cautious(scale_by_adam(adam_b1, adam_b2, adam_eps, state_dtype=state_dtype))
         rest = descend(adam, adam_learning_rate, weight_decay=adam_weight_decay)
     tx = descend(
-        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, rules=roles
+        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, roles=roles
     )
     names = ("cautious_muon", "cautious_adamw" if other is None else "other")
     return split_matrices(tx, rest, names=names, dims=dims, roles=roles)

@@ -141,9 +141,14 @@ def lion_k(
       Chen et al., Lion Secretly Solves Constrained Optimization, arXiv 2310.05898.
     """
     given = {name: value for name, value in {"e": e, "p": p, "k": k}.items() if value is not None}
+    fitting = {"shrink": {"e"}, "huber": {"e"}, "lp": {"p"}, "topk": {"k"}}.get(kind, set())
+    if set(given) - fitting:
+        raise ValueError(
+            f"kind={kind!r} has no {', '.join(sorted(set(given) - fitting))}; leave it out"
+        )
     if kind == "spectral":
         kappa = split_matrices(
-            scale_by_kappa(kind, dims=dims, rules=roles),
+            scale_by_kappa(kind, dims=dims, roles=roles),
             scale_by_kappa("l1"),
             names=("spectral", "sign"),
             dims=dims,

@@ -117,11 +117,11 @@ def muon(
             steps=steps,
             eps=0.0 if eps is None else eps,
             dims=dims,
-            rules=roles,
+            roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
         ),
-        scale_by_shape(scale, shape_from=shape_from, dims=dims, rules=roles),
+        scale_by_shape(scale, shape_from=shape_from, dims=dims, roles=roles),
     )
     name, rest = adam_for_the_rest(
         other,
@@ -131,6 +131,6 @@ def muon(
         weight_decay=adam_weight_decay,
     )
     tx = descend(
-        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, rules=roles
+        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, roles=roles
     )
     return split_matrices(tx, rest, names=("muon", name), dims=dims, roles=roles)

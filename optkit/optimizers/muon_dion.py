@@ -108,17 +108,17 @@ def muon_dion(
             steps=steps,
             eps=0.0 if eps is None else eps,
             dims=dims,
-            rules=roles,
+            roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
         ),
-        scale_by_shape(scale, dims=dims, rules=roles),
+        scale_by_shape(scale, dims=dims, roles=roles),
     )
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     name, rest = adam_for_the_rest(
         other, rate, eps=adam_eps, state_dtype=state_dtype, weight_decay=weight_decay
     )
     tx = descend(
-        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, rules=roles
+        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, roles=roles
     )
     return split_matrices(tx, rest, names=("muon_dion", name), dims=dims, roles=roles)

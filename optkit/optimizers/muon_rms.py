@@ -107,11 +107,11 @@ def muon_rms(
             steps=steps,
             eps=0.0 if eps is None else eps,
             dims=dims,
-            rules=roles,
+            roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
         ),
-        scale_by_shape("match_rms", factor=update_rms, dims=dims, rules=roles),
+        scale_by_shape("match_rms", factor=update_rms, dims=dims, roles=roles),
     )
     name, rest = adam_for_the_rest(
         other,
@@ -122,6 +122,6 @@ def muon_rms(
         eps_mode="uncorrected",
     )
     tx = descend(
-        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, rules=roles
+        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, roles=roles
     )
     return split_matrices(tx, rest, names=("muon_rms", name), dims=dims, roles=roles)

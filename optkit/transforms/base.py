@@ -20,6 +20,17 @@ def _mismatch(updates: PyTree, other: PyTree, what: str) -> str:
     return "\n".join(lines) or "  same paths, other containers"
 
 
+def check_same_leaves(updates: PyTree, other: PyTree, what: str) -> None:
+    """Raises ValueError with the paths that differ unless a tree has the leaves of the updates."""
+    structure: Any = jax.tree.structure(updates)
+    if structure != jax.tree.structure(other):
+        raise ValueError(
+            "the updates do not have the leaves that this transformation holds or was given:\n"
+            + _mismatch(updates, other, what)
+            + "\ngive gradients of the same tree as the parameters passed to init"
+        )
+
+
 def map_leaves(function: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:
     """Maps a function over updates and trees of the same structure.
 
@@ -28,14 +39,8 @@ def map_leaves(function: Callable[..., Any], updates: PyTree, *rest: PyTree) -> 
     Raises:
       ValueError: a tree has other leaves than the updates; lists their paths.
     """
-    structure: Any = jax.tree.structure(updates)
     for tree in rest:
-        if structure != jax.tree.structure(tree):
-            raise ValueError(
-                "the updates do not have the leaves that this transformation holds or was given:\n"
-                + _mismatch(updates, tree, "other tree")
-                + "\ngive gradients of the same tree as the parameters passed to init"
-            )
+        check_same_leaves(updates, tree, "other tree")
     return jax.tree.map(function, updates, *rest)
 
 

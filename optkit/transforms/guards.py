@@ -140,7 +140,8 @@ def skip_spikes(
     taken over the last ``window`` accepted values:
 
     1. ``x`` or the gradient not finite: skip, always;
-    2. ``x > mean + factor*deviation`` once ``warmup`` values are known: skip;
+    2. ``x > mean + factor*max(deviation, mean/100)`` once ``warmup`` values are known: skip (a
+       flat history would call any rise a spike);
     3. after ``max_consecutive`` skips in a row a finite step is accepted and the history starts
        anew: the level has shifted, and the guard recovers.
 
@@ -199,7 +200,8 @@ def skip_spikes(
         past = jnp.where(known, state.history, 0.0) / unit
         mean = past.sum() / count
         deviation = jnp.sqrt(jnp.where(known, jnp.square(past - mean), 0.0).sum() / count)
-        spike = (state.accepted >= warmup) & (x / unit > mean + factor * deviation)
+        spread = jnp.maximum(deviation, 0.01 * jnp.abs(mean))
+        spike = (state.accepted >= warmup) & (x / unit > mean + factor * spread)
         shifted = state.consecutive >= max_consecutive
         finite = jnp.isfinite(x) & jnp.isfinite(global_norm(updates))
         good = finite & (~spike | shifted)

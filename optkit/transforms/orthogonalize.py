@@ -43,7 +43,7 @@ def orthogonalize(
     resets: Sequence[int] | None = None,
     adaptive: bool = False,
     dims: Dims = None,
-    rules: Sequence[RuleLike] = (),
+    roles: Sequence[RuleLike] = (),
     dtype: Any | None = None,
     precision: Any | None = None,
     group_bytes: int | None = None,
@@ -71,7 +71,7 @@ def orthogonalize(
         ``adaptive``, PolarGrad).
       dims: ``optax.contrib.MuonDimensionNumbers`` for all leaves, a tree of them, or a function
         from params to such a tree; None for Flax's kernel layout by role.
-      rules: the user's role rules.
+      roles: your own ``(pattern, role)`` rules.
       dtype: dtype of the iteration; None for float32 (float64 for float64 updates).
       precision: matmul precision of jax.
       group_bytes: bytes of one stack; None for the platform's measured default.
@@ -128,7 +128,7 @@ def orthogonalize(
     def update(updates: PyTree, params: PyTree | None) -> PyTree:
         del params
         leaves, structure = jax.tree.flatten(updates)
-        views = [view for _, view in matrix_views(updates, dims, rules)]
+        views = [view for _, view in matrix_views(updates, dims, roles)]
         matrices = [view.split(upcast(leaf)) for leaf, view in zip(leaves, views, strict=True)]
         done = map_groups(factor, matrices, group_bytes=group_bytes)
         out = [

@@ -1,5 +1,6 @@
 """Arithmetic in float32 for 16-bit training: whole chains, master weights, stochastic rounding."""
 
+import numbers
 import zlib
 from typing import Any, NamedTuple
 
@@ -230,7 +231,7 @@ def stochastic_round(key: int | jax.Array = 0) -> Transformation:
 
     def init_fn(params: PyTree) -> StochasticRoundState:
         del params
-        fresh = jax.random.key(key) if isinstance(key, int) else jnp.copy(key)
+        fresh = jax.random.key(int(key)) if isinstance(key, numbers.Integral) else jnp.copy(key)
         return StochasticRoundState(fresh, jnp.zeros((), jnp.int32))
 
     def update_fn(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation
+from optkit.transforms.base import Transformation, check_same_leaves
 from optkit.tree import (
     MATRIX_ROLES,
     Dims,
@@ -146,6 +146,8 @@ def route(
     def update_fn(
         updates: PyTree, state: RouteState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, RouteState]:
+        if params is not None:
+            check_same_leaves(updates, params, "parameters")
         leaves = jax.tree.leaves(updates)
         structure: Any = jax.tree.structure(updates)
         labels = labels_of(updates)

@@ -37,7 +37,7 @@ def scale_by_shape(
     factor: float = 0.2,
     shape_from: Literal["matrix", "last_two_axes"] = "matrix",
     dims: Dims = None,
-    rules: Sequence[RuleLike] = (),
+    roles: Sequence[RuleLike] = (),
 ) -> Transformation:
     """Multiplies each matrix by a number made of its fan_out and fan_in.
 
@@ -53,7 +53,7 @@ def scale_by_shape(
       shape_from: "last_two_axes" takes axis -2 as fan_out and axis -1 as fan_in of the leaf as it
         is: what the reference Muon does with (out, in, kh, kw) convolutions, whose factor is so 1.
       dims: see ``optkit.orthogonalize``.
-      rules: the user's role rules.
+      roles: your own ``(pattern, role)`` rules.
 
     Returns:
       A stateless ``optax.GradientTransformationExtraArgs`` (0 bytes) for trees of matrices.
@@ -84,7 +84,7 @@ def scale_by_shape(
 
     def update(updates: PyTree, params: PyTree | None) -> PyTree:
         del params
-        views = matrix_views(updates, dims, rules)
+        views = matrix_views(updates, dims, roles)
         if shape_from == "matrix":
             factors = [law(view.fan_out, view.fan_in) for _, view in views]
         else:

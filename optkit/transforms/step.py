@@ -39,7 +39,7 @@ class DecayState(NamedTuple):
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
 
-def _masked(mask: Mask, params: PyTree, rules: Sequence[RuleLike]) -> PyTree:
+def _masked(mask: Mask, params: PyTree, roles: Sequence[RuleLike]) -> PyTree:
     """Returns a tree of Python bools from any of the forms that a mask may have."""
     structure: Any = jax.tree.structure(params)
     if mask is None:
@@ -48,7 +48,7 @@ def _masked(mask: Mask, params: PyTree, rules: Sequence[RuleLike]) -> PyTree:
         isinstance(mask, tuple | list) and mask and all(isinstance(part, str) for part in mask)
     ):
         return structure.unflatten(
-            selects(mask, path, leaf, rules) for path, leaf in leaves_with_paths(params)
+            selects(mask, path, leaf, roles) for path, leaf in leaves_with_paths(params)
         )
     given: Any = mask
     tree = given(params) if callable(given) else given
@@ -73,7 +73,7 @@ def decay_weights(
     *,
     kind: Decay = "decoupled",
     mask: Mask = None,
-    rules: Sequence[RuleLike] = (),
+    roles: Sequence[RuleLike] = (),
 ) -> Transformation:
     """Adds weight decay of a stated kind; where the link stands in the chain belongs to the kind.
 
@@ -91,7 +91,7 @@ def decay_weights(
       kind: which decay.
       mask: leaves that decay: a tree of bools (or a prefix of one), a function from params to
         one, or roles and globs such as ``("matrix", "embedding")``; None for all.
-      rules: the user's role rules.
+      roles: your own ``(pattern, role)`` rules.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; 0 bytes per parameter.
@@ -130,7 +130,7 @@ def decay_weights(
                 return u + wd * p * (jnp.sign(u) * jnp.sign(p) >= 0)
             return u - wd * p if kind == "independent" else u + wd * p
 
-        chosen = _masked(mask, params, rules)
+        chosen = _masked(mask, params, roles)
         out = jax.tree.map(
             lambda u, p, on: map_updates(decay, u, p) if on else u, updates, params, chosen
         )
@@ -201,7 +201,7 @@ def descend(
     weight_decay: ScalarOrSchedule = 0.0,
     decay: Decay = "decoupled",
     mask: Mask = None,
-    rules: Sequence[RuleLike] = (),
+    roles: Sequence[RuleLike] = (),
 ) -> Transformation:
     """Makes a direction an optimizer: decay of the stated kind, learning rate, float32 arithmetic.
 
@@ -211,7 +211,7 @@ def descend(
       weight_decay: coefficient; the constant 0 adds no link.
       decay: kind of decay, see ``optkit.decay_weights``.
       mask: leaves that decay.
-      rules: the user's role rules.
+      roles: your own ``(pattern, role)`` rules.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: those of the direction.
@@ -232,7 +232,7 @@ def descend(
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         links.append(step)
     else:
-        link = decay_weights(weight_decay, kind=decay, mask=mask, rules=rules)
+        link = decay_weights(weight_decay, kind=decay, mask=mask, roles=roles)
         order = {"coupled": [link, direction, step], "independent": [direction, step, link]}
         links = order.get(decay, [direction, link, step])
     return in_float32(optax.chain(*links))
