@@ -22,8 +22,8 @@ from optkit.linalg.normalise import EpsMode, Precondition
 from optkit.linalg.norms import accumulation_dtype, frobenius_norm
 from optkit.linalg.polar import polar
 from optkit.linalg.resets import default_resets, reset_growth, tune_resets
-from optkit.linalg.symmetric import symmetric_product
 from optkit.linalg.rounded import newton_schulz_rounded
+from optkit.linalg.symmetric import symmetric_product
 
 __all__ = [
     "COEFFICIENTS",

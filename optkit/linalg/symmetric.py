@@ -5,6 +5,8 @@ diagonal blocks saves a third of its FLOPs. It pays on CPU, where a large produc
 of the cores and copies are cheap beside it; accelerators want few, large products.
 """
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -14,6 +16,8 @@ from optkit.linalg.norms import accumulation_dtype
 
 # Panel edges at multiples of this keep the inner loops of the matrix product full.
 _EDGE = 32
+
+_Carry = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def symmetric_product(
@@ -26,13 +30,12 @@ def symmetric_product(
     """A B^T of two matrices whose product is known to be symmetric, from its lower half.
 
     Column panel j is computed from its diagonal block downwards, and mirrored above it: the FLOPs
-    fall from 2 m^2 k to about (1 + 1 / blocks) m^2 k, and the off-diagonal blocks are bitwise
-    symmetric.
+    fall from 2 m^2 k to about (1 + 1 / blocks) m^2 k, and the result is bitwise symmetric.
 
     Args:
       a: (..., m, k).
       b: (..., m, k), such that A B^T = B A^T: A itself, or with A and B symmetric and commuting.
-      blocks: number of panels; 1 is the plain product.
+      blocks: number of panels; 1 computes the whole product and makes it exactly symmetric.
       precision: of the products.
 
     Returns:
@@ -49,22 +52,25 @@ def symmetric_product(
     check_blocks(blocks)
     m = a.shape[-2]
     edges = _edges(m, blocks)
-    panels = [
-        jnp.matmul(
+    panels: list[jax.Array] = []
+    columns: list[jax.Array] = []
+    for start, stop in pairwise(edges):
+        panel = jnp.matmul(
             a[..., start:, :],
             b[..., start:stop, :].mT,
             precision=precision,
             preferred_element_type=accumulation_dtype(a.dtype),
         )
-        for start, stop in zip(edges, edges[1:], strict=False)
-    ]
-    columns = []
-    for j, panel in enumerate(panels):
-        start, stop = edges[j], edges[j + 1]
-        mirrored = [panels[i][..., start - edges[i] : stop - edges[i], :].mT for i in range(j)]
-        columns.append(jnp.concatenate([*mirrored, panel], axis=-2))
-    if len(columns) == 1:
-        return columns[0]
+        mirrored = [
+            earlier[..., start - first : stop - first, :].mT
+            for first, earlier in zip(edges, panels, strict=False)
+        ]
+        panels.append(panel)
+        # A diagonal block left as it came would be symmetric only up to rounding, unlike the rest;
+        # the Gram form then loses two digits, since its factors no longer commute.
+        size = stop - start
+        corner = 0.5 * (panel[..., :size, :] + panel[..., :size, :].mT)
+        columns.append(jnp.concatenate([*mirrored, corner, panel[..., size:, :]], axis=-2))
     # Without the barrier the compiler inlines the assembly into every reader of the product.
     return lax.optimization_barrier(jnp.concatenate(columns, axis=-1))
 
@@ -88,7 +94,7 @@ def _edges(m: int, blocks: int) -> list[int]:
 def _product(
     left: jax.Array, right: jax.Array, blocks: int, precision: lax.PrecisionLike
 ) -> jax.Array:
-    """left right^T, symmetric, in the dtype of the iteration."""
+    """The symmetric left right^T in the dtype of the iteration."""
     wide = symmetric_product(left, right, blocks=blocks, precision=precision)
     return wide.astype(left.dtype)
 
@@ -96,7 +102,7 @@ def _product(
 def _factor(
     gram: jax.Array, row: tuple[jax.Array, ...], blocks: int, precision: lax.PrecisionLike
 ) -> jax.Array:
-    """a I + b G + c G^2, rounded once."""
+    """The factor a I + b G + c G^2 of one step, rounded once."""
     a, b, c = row
     square = symmetric_product(gram, gram, blocks=blocks, precision=precision)
     identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=square.dtype), square.shape)
@@ -164,7 +170,7 @@ def blocked_gram_steps(
       (..., m, n).
     """
     starts = [0, *sorted(i for i in resets if 0 < i < len(rows)), len(rows)]
-    for start, stop in zip(starts, starts[1:], strict=False):
+    for start, stop in pairwise(starts):
         if start < stop:
             x = _apply(_segment(x, rows[start:stop], blocks, precision), x, precision)
     return x
@@ -178,9 +184,7 @@ def _segment(
     r = _product(x, x, blocks, precision)
     q = w = _factor(r, tuple(v[0] for v in coefficients), blocks, precision)
 
-    def step(
-        carry: tuple[jax.Array, ...], row: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, ...], None]:
+    def step(carry: _Carry, row: tuple[jax.Array, ...]) -> tuple[_Carry, None]:
         q, r, w = carry
         r = _product(w, _product(r, w, blocks, precision), blocks, precision)
         w = _factor(r, row, blocks, precision)

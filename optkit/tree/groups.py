@@ -1,7 +1,7 @@
 """One compiled loop a shape: leaves of one shape are stacked and worked on together."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,12 @@ from optkit.tree.sharding import (
 # batched product is no faster than single ones once a matrix fills the cores, so that only small
 # leaves are worth the copies of stacking; accelerators want whole stacks as long as they fit.
 GROUP_BYTES = {"cpu": 2**19, "default": 2**29}
+# On CPU long stacks are worked through in blocks of 8 (`python -m benchmarks.compile_time`), 128
+# leaves at a time: what the loop copies grows with the square of that number.
+BLOCK = 8
+MOST_LEAVES = 128
+
+Rows: TypeAlias = tuple[tuple[jax.Array, ...], ...]
 
 
 def map_groups(
@@ -63,11 +69,13 @@ def map_groups(
 
 def _chunks(indices: list[int], example: jax.Array, budget: int | None) -> list[list[int]]:
     mesh = mesh_of(example)
+    # Emulated CPU devices follow the sharded plan of the accelerators they stand for.
+    platform = platform_of(example) if mesh is None else "default"
     if budget is None:
-        # Emulated CPU devices follow the sharded plan of the accelerators they stand for.
-        platform = platform_of(example) if mesh is None else "default"
         budget = GROUP_BYTES.get(platform, GROUP_BYTES["default"])
     size = max(1, budget // (example.size * example.dtype.itemsize))
+    if platform == "cpu":
+        size = min(size, MOST_LEAVES)
     if mesh is not None:
         # A stack that does not fill the mesh would leave devices idle.
         size = padded(size, mesh)
@@ -78,6 +86,8 @@ def _apply(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) 
     if len(leaves) == 1 and mesh_of(leaves[0]) is None:
         return [function(leaves[0])]
     mesh, spec = mesh_of(leaves[0]), spec_of(leaves[0])
+    if mesh is None and platform_of(leaves[0]) == "cpu":
+        return _in_blocks(function, leaves)
     stack = jnp.stack(leaves)
     if mesh is None or _whole(leaves[0], spec):
         return _unstack(function(stack))
@@ -102,6 +112,30 @@ def _apply(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) 
     single = None if spec is None else jax.sharding.PartitionSpec(*tuple(spec)[-2:])
     flat = unshard_stack(function(shard_stack(flat, mesh, 0)), mesh, 0, single)
     return _unstack(flat[:count].reshape(*batch, *matrix))
+
+
+def _in_blocks(
+    function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]
+) -> list[jax.Array]:
+    """Works through a stack in a loop over blocks of BLOCK leaves.
+
+    XLA's CPU compiler makes a kernel for every distinct offset at which a leaf is sliced out of a
+    stack, at some 20 ms each. The loop slices at BLOCK offsets only, and keeps the results of each
+    offset in a row of arrays that moves up one place a round.
+    """
+    if len(leaves) <= BLOCK:
+        return _unstack(function(jnp.stack(leaves)))
+    zero = jnp.zeros_like(leaves[0])
+    rounds = -(-len(leaves) // BLOCK)
+    padding = [zero] * (rounds * BLOCK - len(leaves))
+    stack = jnp.stack([*leaves, *padding]).reshape(rounds, BLOCK, *leaves[0].shape)
+
+    def body(rows: Rows, block: jax.Array) -> tuple[Rows, None]:
+        done = _unstack(function(block))
+        return tuple((*row[1:], new) for row, new in zip(rows, done, strict=True)), None
+
+    rows, _ = jax.lax.scan(body, tuple((zero,) * rounds for _ in range(BLOCK)), stack)
+    return [rows[i % BLOCK][i // BLOCK] for i in range(len(leaves))]
 
 
 def _unstack(stack: jax.Array) -> list[jax.Array]:

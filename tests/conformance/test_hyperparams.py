@@ -12,6 +12,7 @@ import pytest
 import optkit
 from optkit.tree import leaves_with_paths
 from tests.conformance.methods import RATE, Method, takes_schedule
+from tests.conformance.methods import method as method_named
 from tests.conformance.trees import SMALL, assert_close
 
 
@@ -155,11 +156,18 @@ PARTS_NAME = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_value_raises_and_is_named(method: Method, name: str) -> None:
-    value = WRONG[name]
-    if name not in method.hyperparameters or (name == "rules" and method.entry.kind == "part"):
-        return
+# The rules of a part are role rules, those of a wrapper routes.
+WRONG_USES = [
+    (entry.name, name)
+    for entry in optkit.catalogue.entries()
+    for name in entry.hyperparameters()
+    if name in WRONG and not (name == "rules" and entry.kind == "part")
+]
+
+
+@pytest.mark.parametrize(("of", "name"), WRONG_USES)
+def test_a_wrong_value_raises_and_is_named(of: str, name: str) -> None:
+    method, value = method_named(of), WRONG[name]
     with pytest.raises((ValueError, TypeError, KeyError)) as caught:
         method.build(**{name: value})
     said = str(caught.value)

@@ -73,12 +73,19 @@ def test_loss_is_a_scalar_with_scalar_metrics(task: tasks.Task, params: tasks.Pa
     assert all(metric.shape == () for metric in metrics.values())
 
 
-def test_loss_works_under_vmap_over_a_population(task: tasks.Task) -> None:
+def test_loss_works_under_vmap_over_a_population(task: tasks.Task, params: tasks.Params) -> None:
     batch = task.batch(0, 0)
-    keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.jit(jax.vmap(lambda p: task.loss(p, batch)[0]))(jax.vmap(task.init)(keys))
-    alone = [jax.jit(task.loss)(task.init(key), batch)[0] for key in keys]
-    np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-5)
+    members = [jax.tree.map(lambda x, k=scale: k * x, params) for scale in (1.0, 0.5, -1.0)]
+    population = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+    together = jax.jit(jax.vmap(lambda p: task.loss(p, batch)[0]))(population)
+    alone = [jax.jit(task.loss)(member, batch)[0] for member in members]
+    np.testing.assert_allclose(together, np.stack(alone), rtol=1e-5)
+
+
+def test_init_works_under_vmap_over_keys(task: tasks.Task, params: tasks.Params) -> None:
+    shapes = jax.eval_shape(jax.vmap(task.init), jax.random.split(jax.random.key(0), 3))
+    expected = jax.tree.map(lambda leaf: (3, *leaf.shape), params)
+    assert jax.tree.map(jnp.shape, shapes) == expected
 
 
 def test_loss_under_strict_promotion(task: tasks.Task, params: tasks.Params) -> None:

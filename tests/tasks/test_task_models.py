@@ -12,6 +12,7 @@ from optkit.tasks.regression import ill_conditioned
 
 # The sizes of the contract tests: what those compiled need not be compiled again.
 TINY_LM = {"width": 16, "layers": 1, "heads": 2, "context": 16, "held_out_windows": 8}
+TINY_MLP = {"width": 16, "batch": 32}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_more_than_ten_layers_keep_their_order() -> None:
 
 def test_rotation_makes_scores_depend_on_distance_only() -> None:
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 8))
-    queries, keys = (decoder.rotate(jnp.broadcast_to(x, (9, 1, 8))) for x in (query, key))
+    queries, keys = (jax.jit(decoder.rotate)(jnp.broadcast_to(x, (9, 1, 8))) for x in (query, key))
     scores = jnp.einsum("qhd,khd->qk", queries, keys)
     for distance in range(9):
         diagonal = jnp.diagonal(scores, -distance)
@@ -108,7 +109,7 @@ def test_digits_split_is_disjoint_fixed_and_scaled_by_training_images() -> None:
 
 
 def test_digits_evaluates_held_out_images_only() -> None:
-    task = tasks.get("digits", width=8)
+    task = tasks.get("digits", **TINY_MLP)
     params = task.init(jax.random.key(0))
     loss, metrics = jax.jit(task.loss)(params, digits_data.load().held_out)
     expected = {"loss": float(loss), "error": float(metrics["error"])}
@@ -123,7 +124,7 @@ def test_digits_batches_hold_each_image_once() -> None:
 
 
 def test_linen_and_nnx_models_are_the_same_function() -> None:
-    nnx_task, linen_task = tasks.get("digits", width=12), tasks.get("digits_linen", width=12)
+    nnx_task, linen_task = tasks.get("digits", **TINY_MLP), tasks.get("digits_linen", **TINY_MLP)
     params = nnx_task.init(jax.random.key(0))
     assert jax.tree.structure(linen_task.init(jax.random.key(0))) == jax.tree.structure(params)
     batch = nnx_task.batch(5, 5)

@@ -1,9 +1,9 @@
 """The training step's buffers and the training loop's records."""
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,11 +13,12 @@ import optax
 import pytest
 
 from optkit import tasks
+from optkit.tasks import training
 
 
 @pytest.fixture(scope="module")
 def task() -> tasks.Task:
-    return tasks.get("digits", width=24, batch=16)
+    return tasks.get("digits", width=16, batch=32)
 
 
 @pytest.fixture(scope="module")
@@ -131,22 +132,29 @@ def test_run_matches_a_plain_loop(small: tasks.Task) -> None:
     np.testing.assert_allclose(record.held_out["loss"], small.evaluate(params)["loss"], rtol=1e-5)
 
 
-def test_clock_stops_for_compilation_evaluation_and_callbacks(small: tasks.Task) -> None:
-    def slow_evaluate(params: tasks.Params) -> dict[str, float]:
-        time.sleep(0.1)
-        return small.evaluate(params)
+def test_clock_stops_for_compilation_evaluation_and_callbacks(
+    small: tasks.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
-    traces = []
+    def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any) -> Any:
+            clock[0] += seconds
+            return function(*args)
 
-    def slow_loss(params: tasks.Params, batch: tasks.Batch) -> tuple[jax.Array, tasks.Metrics]:
-        traces.append(time.sleep(0.5))  # runs while tracing only, so it stands for compilation
-        return small.loss(params, batch)
+        return slow
 
-    slow = replace(small, evaluate=slow_evaluate, loss=slow_loss)
-    records = tasks.run(
-        slow, optax.adamw(1e-2), steps=4, seed=0, eval_every=1, callback=lambda _: time.sleep(0.1)
+    slow = replace(
+        small,
+        loss=taking(1000.0, small.loss),  # called while tracing only, as a part of compilation
+        evaluate=taking(1000.0, small.evaluate),
+        batch=taking(1.0, small.batch),
     )
-    assert traces and records[-1].seconds < 0.3
+    callback = taking(1000.0, lambda record: None)
+    records = tasks.run(slow, optax.adamw(1e-2), steps=3, seed=0, eval_every=1, callback=callback)
+    assert clock[0] > 7000.0
+    assert [record.seconds for record in records] == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("sizes", [{"steps": 0}, {"steps": 3, "eval_every": 0}])
