@@ -136,15 +136,19 @@ def register(
 
 def _cached(factory: Factory) -> Factory:
     build = functools.lru_cache(maxsize=256, typed=True)(factory)
+    signature = inspect.signature(factory)
 
     @functools.wraps(factory)
     def call(*args: Any, **kwargs: Any) -> Any:
+        # Defaults filled in: lion(1e-3) and lion(learning_rate=1e-3) are one call.
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
         try:
-            hash((args, tuple(kwargs.values())))
+            hash((bound.args, tuple(bound.kwargs.values())))
         except TypeError:
             # Arrays, tracers, trees and lists have no hash; such calls are built each time.
             return factory(*args, **kwargs)
-        return build(*args, **kwargs)
+        return build(*bound.args, **bound.kwargs)
 
     return cast(Factory, call)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, keep_dtypes, map_leaves
+from optkit.transforms.base import Transformation, dtypes_of_updates, keep_dtypes, map_leaves
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree import PyTree, upcast, zeros_like_params
 
@@ -84,16 +84,18 @@ def accumulate_gradients(
             lambda g, a: (upcast(a) + upcast(g)).astype(a.dtype), updates, state.gathered
         )
 
+        dtypes = dtypes_of_updates(inner, updates, state.inner, params, extra_args)
+
         def step(held: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree, PyTree]:
             total, inner_state = held
             mean = jax.tree.map(lambda a: upcast(a) * scale, total)
             out, new = inner.update(mean, inner_state, params, **extra_args)
-            out = jax.tree.map(lambda u, g: u.astype(g.dtype), out, updates)
+            out = jax.tree.map(lambda u, dtype: u.astype(dtype), out, dtypes)
             return out, jax.tree.map(jnp.zeros_like, total), keep_dtypes(new, inner_state)
 
         def wait(held: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree, PyTree]:
             total, inner_state = held
-            return jax.tree.map(jnp.zeros_like, updates), total, inner_state
+            return jax.tree.map(jnp.zeros_like, updates, dtypes), total, inner_state
 
         due = state.micro_step == every - 1
         out, gathered, inner_state = jax.lax.cond(due, step, wait, (gathered, state.inner))

@@ -81,6 +81,28 @@ def keep_dtypes(new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(leaf, new, old)
 
 
+def dtypes_of_updates(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> PyTree:
+    """Returns the dtypes in which a wrapper that feeds float32 to ``inner`` hands on its updates.
+
+    They are those of the updates, but for 16-bit parameters those that ``inner`` itself gives:
+    ``master_weights`` and ``stochastic_round`` answer 16-bit gradients with float32 updates, which
+    must not be rounded again.
+    """
+    own = jax.tree.map(lambda g: g.dtype, updates)
+    if params is None or not any(g.dtype.itemsize < 4 for g in jax.tree.leaves(updates)):
+        return own
+    given, _ = jax.eval_shape(lambda g: inner.update(g, state, params, **extra_args), updates)
+    return jax.tree.map(
+        lambda g, p, u: u.dtype if p.dtype.itemsize < 4 else g.dtype, updates, params, given
+    )
+
+
 def stateless(update: Callable[[PyTree, PyTree | None], PyTree]) -> Transformation:
     """Builds a transformation without state from a function of (updates, params)."""
 

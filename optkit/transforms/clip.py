@@ -21,9 +21,9 @@ def clip_by_global_norm(max_norm: float) -> Transformation:
     """Scales all updates down together if their norm is above a bound.
 
     ``n = sqrt(sum of all squares)``; ``u <- u * min(1, max_norm/n)``. The norm is taken in float32
-    and in units of the largest entry: float16 trees and entries of 1e+25 do not overflow it, as they
-    do ``optax.clip_by_global_norm``. A non-finite entry makes all updates non-finite, so that a guard
-    can see it.
+    and in units of the largest entry: float16 trees and entries of 1e+25 do not overflow it, as
+    they do ``optax.clip_by_global_norm``. A non-finite entry makes all updates non-finite, so that
+    a guard can see it.
 
     Args:
       max_norm: largest norm that passes unchanged; positive.

@@ -1,6 +1,5 @@
 """Arithmetic in float32 for 16-bit training: whole chains, master weights, stochastic rounding."""
 
-import numbers
 import zlib
 from typing import Any, NamedTuple
 
@@ -9,7 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, keep_dtypes, map_leaves, need_params
+from optkit.transforms.base import (
+    Transformation,
+    dtypes_of_updates,
+    keep_dtypes,
+    map_leaves,
+    need_params,
+)
 from optkit.tree import PyTree, map_with_path, upcast
 
 
@@ -45,7 +50,8 @@ def in_float32(inner: optax.GradientTransformation) -> Transformation:
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
         out, new = inner.update(jax.tree.map(upcast, updates), state, params, **extra_args)
-        out = map_leaves(lambda u, g: u.astype(g.dtype), out, updates)
+        dtypes = dtypes_of_updates(inner, updates, state, params, extra_args)
+        out = jax.tree.map(lambda u, dtype: u.astype(dtype), out, dtypes)
         return out, keep_dtypes(new, state)
 
     return Transformation(inner.init, update_fn)
@@ -231,7 +237,7 @@ def stochastic_round(key: int | jax.Array = 0) -> Transformation:
 
     def init_fn(params: PyTree) -> StochasticRoundState:
         del params
-        fresh = jax.random.key(int(key)) if isinstance(key, numbers.Integral) else jnp.copy(key)
+        fresh = jnp.copy(key) if isinstance(key, jax.Array) else jax.random.key(int(key))
         return StochasticRoundState(fresh, jnp.zeros((), jnp.int32))
 
     def update_fn(

@@ -154,3 +154,23 @@ def test_in_float32_rounds_once_and_leaves_float32_alone():
             np.float32(exact.astype(dtype)),
             rtol=float(jnp.finfo(dtype).eps) / 4 + 1e-7,
         )
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: optkit.accumulate_gradients(tx, 2), optkit.in_float32])
+def test_wrappers_do_not_round_the_float32_updates_of_master_weights(wrap):
+    tx = wrap(optkit.master_weights(optax.sgd(1e-2)))
+    params = {"w": jnp.linspace(0.5, 3.0, 64, dtype=jnp.bfloat16)}
+    grads = {"w": jnp.sin(jnp.arange(64.0)).astype(jnp.bfloat16)}
+    state = tx.init(params)
+    step = jax.jit(tx.update)
+    for _ in range(6):
+        updates, state = step(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    master = optax.tree.get(state, "master")["w"]
+    assert updates["w"].dtype == jnp.float32
+    np.testing.assert_array_equal(params["w"], master.astype(jnp.bfloat16))
+
+
+def test_equal_calls_are_one_optimizer_however_they_are_spelled():
+    assert optkit.lion(1e-3) is optkit.lion(learning_rate=1e-3, b1=0.9)
+    assert optkit.lion(1e-3) is not optkit.lion(2e-3)
