@@ -9,17 +9,11 @@ from optkit.linalg.coefficients import (
     get_coefficients,
     polar_express_coefficients,
 )
-from optkit.linalg.factor import (
-    Method,
-    choose_form,
-    gram_flops,
-    orthogonal_factor,
-    standard_flops,
-)
+from optkit.linalg.factor import Method, orthogonal_factor
 from optkit.linalg.gram import gram_newton_schulz
 from optkit.linalg.newton_schulz import newton_schulz
 from optkit.linalg.normalise import EpsMode, Precondition
-from optkit.linalg.norms import accumulation_dtype, frobenius_norm
+from optkit.linalg.norms import frobenius_norm
 from optkit.linalg.polar import polar
 from optkit.linalg.resets import default_resets, reset_growth, tune_resets
 from optkit.linalg.rounded import newton_schulz_rounded
@@ -33,13 +27,10 @@ __all__ = [
     "Method",
     "Precondition",
     "Row",
-    "accumulation_dtype",
     "as_coefficient_set",
-    "choose_form",
     "default_resets",
     "frobenius_norm",
     "get_coefficients",
-    "gram_flops",
     "gram_newton_schulz",
     "newton_schulz",
     "newton_schulz_rounded",
@@ -47,7 +38,6 @@ __all__ = [
     "polar",
     "polar_express_coefficients",
     "reset_growth",
-    "standard_flops",
     "symmetric_product",
     "tune_resets",
 ]

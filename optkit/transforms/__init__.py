@@ -24,7 +24,7 @@ from optkit.transforms.precision import (
     round_stochastically,
     stochastic_round,
 )
-from optkit.transforms.route import FROZEN, RouteState, freeze, recording, route, split_matrices
+from optkit.transforms.route import FROZEN, RouteState, freeze, route, split_matrices
 from optkit.transforms.shape_scale import scale_by_shape
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
 
@@ -55,7 +55,6 @@ __all__ = [
     "master_weights",
     "momentum",
     "orthogonalize",
-    "recording",
     "round_stochastically",
     "route",
     "scale_by_adam",

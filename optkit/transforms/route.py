@@ -19,10 +19,10 @@ from optkit.tree import (
     RuleLike,
     Selector,
     dims_by_path,
-    is_dims,
     leaves_with_paths,
     selects,
 )
+from optkit.tree.matrices import is_dims
 
 FROZEN = "frozen"
 

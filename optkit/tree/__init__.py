@@ -4,7 +4,7 @@ from optkit.tree.accounting import StateLeaf, leaf_bytes, match_state, state_sha
 from optkit.tree.dtypes import accumulator_dtype, compute_dtype, upcast, zeros_like_params
 from optkit.tree.export import export_state, reset_state, restore_state
 from optkit.tree.groups import GROUP_BYTES, map_groups
-from optkit.tree.matrices import Dims, MatrixView, dims_by_path, is_dims, matrix_view, matrix_views
+from optkit.tree.matrices import Dims, MatrixView, dims_by_path, matrix_view, matrix_views
 from optkit.tree.paths import (
     PyTree,
     leaves_with_paths,
@@ -24,7 +24,6 @@ from optkit.tree.roles import (
     rule_of,
     selects,
 )
-from optkit.tree.sharding import mesh_of, platform_of, spec_of
 
 __all__ = [
     "DEFAULT_RULES",
@@ -42,7 +41,6 @@ __all__ = [
     "compute_dtype",
     "dims_by_path",
     "export_state",
-    "is_dims",
     "leaf_bytes",
     "leaves_with_paths",
     "map_groups",
@@ -51,15 +49,12 @@ __all__ = [
     "matches",
     "matrix_view",
     "matrix_views",
-    "mesh_of",
     "path_string",
-    "platform_of",
     "reset_state",
     "restore_state",
     "roles",
     "rule_of",
     "selects",
-    "spec_of",
     "state_sharding",
     "tree_bytes",
     "upcast",

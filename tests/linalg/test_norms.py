@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optkit.linalg import accumulation_dtype, frobenius_norm
+from optkit.linalg import frobenius_norm
+from optkit.linalg.norms import accumulation_dtype
 
 NORM = jax.jit(frobenius_norm)
 
