@@ -5,15 +5,13 @@ import numpy as np
 import pytest
 
 from optkit.linalg import (
-    choose_form,
     get_coefficients,
-    gram_flops,
     gram_newton_schulz,
     newton_schulz,
     orthogonal_factor,
     polar,
-    standard_flops,
 )
+from optkit.linalg.factor import choose_form, gram_flops, standard_flops
 
 JORDAN = get_coefficients("jordan")
 

@@ -19,7 +19,8 @@ from optkit.linalg import (
 )
 from tests.linalg import oracle
 
-FLOAT32_SETS = [name for name, entry in COEFFICIENTS.items() if entry.requires is None]
+# Without a reset, with one, and where no small number of resets would do.
+FLOAT32_SETS = ["jordan", "quintic_you", "polar_express_1p05", "cans", "deepseek_v4"]
 
 
 @cache
@@ -37,7 +38,7 @@ def well_conditioned(m, n, seed=0):
     return oracle.with_spectrum(sigma, m, n, seed).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["jordan", "quintic_you", "polar_express_1p05", "cubic5"])
+@pytest.mark.parametrize("name", ["jordan", "cubic5"])
 @pytest.mark.parametrize("resets", [(), (1,), (2,), (4,), (1, 3), (1, 2, 3, 4)])
 def test_same_as_the_standard_form(name, resets):
     x = well_conditioned(6, 10)
@@ -64,7 +65,7 @@ def test_default_resets_keep_float32_accurate(name, kind):
     assert error < max(2e-3, 4 * reference)
 
 
-@pytest.mark.parametrize("name", ["jordan", "quintic_you", "polar_express_1p05", "deepseek_v4"])
+@pytest.mark.parametrize("name", ["jordan", "polar_express_1p05"])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_default_resets_keep_half_precision_finite(name, dtype):
     entry = COEFFICIENTS[name]

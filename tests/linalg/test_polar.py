@@ -28,15 +28,17 @@ def test_zero_and_empty(method):
     assert polar(jnp.ones((2, 3), jnp.bfloat16), method).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4), (2, 3, 4)])
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [("svd", (3, 5)), ("svd", (5, 3)), ("svd", (4, 4)), ("svd", (2, 3, 4)), ("qdwh", (3, 5))],
+)
 def test_derivative(method, shape):
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal(shape))
         weight, direction = np.random.default_rng(1).standard_normal((2, *shape))
         loss = jax.jit(lambda x: jnp.sum(weight * polar(x, method)))
         slope = (loss(x + 1e-6 * direction) - loss(x - 1e-6 * direction)) / 2e-6
-        got = jnp.sum(jax.grad(loss)(x) * direction)
+        got = jnp.sum(jax.jit(jax.grad(loss))(x) * direction)
         np.testing.assert_allclose(got, slope, rtol=1e-5, atol=1e-7)
 
 

@@ -15,10 +15,13 @@ def gaussian(*shape):
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 6), st.sampled_from([(), (2,), (2, 3)]))
-def test_product(m, k, blocks, batch):
-    x = gaussian(*batch, m, k)
-    got = np.asarray(symmetric_product(jnp.asarray(x), jnp.asarray(x), blocks=blocks))
+PRODUCT = jax.jit(symmetric_product, static_argnames="blocks")
+
+
+@given(st.sampled_from([1, 2, 7]), st.integers(1, 4), st.sampled_from([(), (2, 3)]))
+def test_product(m, blocks, batch):
+    x = gaussian(*batch, m, 4)
+    got = np.asarray(PRODUCT(x, x, blocks=blocks))
     np.testing.assert_allclose(got, x @ np.swapaxes(x, -1, -2), atol=1e-5)
 
 
@@ -40,37 +43,40 @@ def test_fewer_flops():
 
 
 @pytest.mark.parametrize("function", [newton_schulz, gram_newton_schulz])
-@pytest.mark.parametrize("shape", [(7, 12), (12, 7), (6, 6), (2, 5, 9)])
+@pytest.mark.parametrize("shape", [(7, 12), (2, 9, 5)])
 def test_same_factor(function, shape):
     x = gaussian(*shape)
     whole = jax.jit(function)(x)
-    for blocks in (2, 3):
-        panels = jax.jit(partial(function, blocks=blocks))(x)
-        chex.assert_trees_all_close(panels, whole, atol=2e-5)
+    panels = jax.jit(partial(function, blocks=3))(x)
+    chex.assert_trees_all_close(panels, whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("resets", [(), (2,), (1, 4), (1, 2, 3, 4)])
+@pytest.mark.parametrize("resets", [(2,), (1, 2, 4)])
 def test_resets(resets):
     x = gaussian(5, 11)
-    panels = gram_newton_schulz(x, "polar_express_1p05", resets=resets, blocks=2)
-    whole = gram_newton_schulz(x, "polar_express_1p05", resets=resets)
+    run = partial(gram_newton_schulz, coefficients="polar_express_1p05", resets=resets)
+    panels, whole = jax.jit(partial(run, blocks=2))(x), jax.jit(run)(x)
     chex.assert_trees_all_close(panels, whole, atol=5e-5)
 
 
 @pytest.mark.parametrize("function", [newton_schulz, gram_newton_schulz])
 def test_edges(function):
-    run = partial(function, blocks=3)
+    run = jax.jit(partial(function, blocks=3, steps=2))
     chex.assert_trees_all_equal(run(jnp.zeros((3, 5))), jnp.zeros((3, 5)))
     assert run(jnp.zeros((0, 5))).shape == (0, 5)
     x = gaussian(3, 5)
-    chex.assert_trees_all_close(run(x, steps=0), function(x, steps=0))
-    chex.assert_trees_all_close(run(x, "cubic5"), function(x, "cubic5"), atol=1e-5)
+    chex.assert_trees_all_close(function(x, steps=0, blocks=3), x / np.linalg.norm(x), rtol=1e-6)
     assert run(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
-    chex.assert_trees_all_close(
-        jax.grad(lambda x: run(x)[0, 1])(x), jax.grad(lambda x: function(x)[0, 1])(x), atol=1e-4
-    )
     with pytest.raises(ValueError, match="blocks is a number of panels, 1 or more, got 0"):
         function(x, blocks=0)
+
+
+def test_derivative():
+    def slope(blocks):
+        return jax.grad(lambda x: gram_newton_schulz(x, steps=2, blocks=blocks)[0, 1])
+
+    x = gaussian(3, 5)
+    chex.assert_trees_all_close(jax.jit(slope(2))(x), jax.jit(slope(1))(x), atol=1e-4)
 
 
 def dots(shape, platform, **options):
