@@ -232,7 +232,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--per-decade", type=int, default=2, choices=SERIES)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "sweep.json")
     parser.add_argument("--config", type=Path, default=HERE / "demo.toml", help="file to write")
-    parser.add_argument("--demo-steps", type=int, default=300)
+    parser.add_argument("--demo-steps", type=int, default=200)
     parser.add_argument("--demo-seeds", default="0,1")
     args = parser.parse_args(arguments)
     unknown = [method for method in args.methods if method not in SEARCHES]

@@ -62,7 +62,7 @@ def build(
         loss=loss,
         batch=sample,
         evaluate=_evaluator(apply, corpus.held_out, held_out_windows, context),
-        default_steps=800,
+        default_steps=700,
         parameters=base.count_parameters(init),
     )
 
