@@ -80,10 +80,7 @@ def build(
         )
 
     def loss(params: base.Params, batch: base.Batch) -> tuple[jax.Array, base.Metrics]:
-        logits = apply(params, batch["images"]).astype(jnp.float32)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-        wrong = jnp.argmax(logits, axis=-1) != batch["labels"]
-        return losses.mean(), {"error": wrong.mean(dtype=jnp.float32)}
+        return cross_entropy(apply(params, batch["images"]), batch["labels"])
 
     def sample(seed: int, step: int) -> base.Batch:
         rows = base.generator(seed, step).choice(count, size=batch, replace=False)
@@ -106,3 +103,11 @@ def build(
         default_steps=300,
         parameters=base.count_parameters(init),
     )
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, base.Metrics]:
+    """Returns the mean cross-entropy in nats, float32, and the share of wrong answers."""
+    logits = logits.astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    wrong = jnp.argmax(logits, axis=-1) != labels
+    return losses.mean(), {"error": wrong.mean(dtype=jnp.float32)}

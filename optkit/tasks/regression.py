@@ -31,14 +31,7 @@ def build(
       teacher_seed: decides the teacher and the held-out samples.
     """
     base.check_positive("regression", inputs=inputs, outputs=outputs, batch=batch)
-    if not 1.0 <= condition < float("inf"):
-        raise base.TaskOptionError(
-            f"task 'regression': option condition={condition} must be finite and 1 or above"
-        )
-    if teacher_seed < 0:
-        raise base.TaskOptionError(
-            f"task 'regression': option teacher_seed={teacher_seed} must be 0 or above"
-        )
+    _check_teacher(condition, teacher_seed)
     rank = min(inputs, outputs)
     random = np.random.default_rng(teacher_seed)
     teacher = ill_conditioned(random, inputs, outputs, condition)
@@ -52,15 +45,10 @@ def build(
             "second": {"kernel": normal(second, (rank, outputs), jnp.float32)},
         }
 
-    def loss(params: base.Params, batch: base.Batch) -> tuple[jax.Array, base.Metrics]:
-        predicted = batch["x"] @ params["first"]["kernel"] @ params["second"]["kernel"]
-        value = 0.5 * jnp.square((predicted - batch["y"]).astype(jnp.float32)).sum(axis=-1).mean()
-        return value, {}
-
     def sample(seed: int, step: int) -> base.Batch:
         return _samples(base.generator(seed, step), teacher, batch)
 
-    held_out_loss = jax.jit(loss)
+    held_out_loss = jax.jit(squared_loss)
 
     def evaluate(params: base.Params) -> dict[str, float]:
         return {"loss": float(held_out_loss(params, held_out)[0])}
@@ -70,12 +58,19 @@ def build(
         description=f"two-factor fit of a {inputs}x{outputs} matrix, condition {condition:g}",
         metric="loss",
         init=jax.jit(init),
-        loss=loss,
+        loss=squared_loss,
         batch=sample,
         evaluate=evaluate,
         default_steps=500,
         parameters=base.count_parameters(init),
     )
+
+
+def squared_loss(params: base.Params, batch: base.Batch) -> tuple[jax.Array, base.Metrics]:
+    """Returns half the mean squared length of the error, float32, and no metrics."""
+    predicted = batch["x"] @ params["first"]["kernel"] @ params["second"]["kernel"]
+    error = (predicted - batch["y"]).astype(jnp.float32)
+    return 0.5 * jnp.square(error).sum(axis=-1).mean(), {}
 
 
 def ill_conditioned(
@@ -86,6 +81,17 @@ def ill_conditioned(
     left, _ = np.linalg.qr(random.standard_normal((rows, rank)))
     right, _ = np.linalg.qr(random.standard_normal((columns, rank)))
     return (left * np.geomspace(1.0, 1.0 / condition, rank)) @ right.T
+
+
+def _check_teacher(condition: float, teacher_seed: int) -> None:
+    if not 1.0 <= condition < float("inf"):
+        raise base.TaskOptionError(
+            f"task 'regression': option condition={condition} must be finite and 1 or above"
+        )
+    if teacher_seed < 0:
+        raise base.TaskOptionError(
+            f"task 'regression': option teacher_seed={teacher_seed} must be 0 or above"
+        )
 
 
 def _samples(random: np.random.Generator, teacher: np.ndarray, count: int) -> base.Batch:

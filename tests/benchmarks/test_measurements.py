@@ -48,7 +48,7 @@ def test_model_has_the_stated_size_and_roles() -> None:
 def test_same_routing_gives_optax_the_matrices_that_we_take() -> None:
     shapes = common.gpt_like(32, 1, 64, 16)
     dims = step_time._routed_like_optkit(shapes)
-    is_leaf = lambda x: x is None or optkit.tree.is_dims(x)  # noqa: E731
+    is_leaf = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)  # noqa: E731
     taken = [d is not None for d in jax.tree.leaves(dims, is_leaf=is_leaf)]
     ours = [row.method == "muon" for row in optkit.plan(optkit.muon(), shapes).rows]
     assert taken == ours
