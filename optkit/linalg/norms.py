@@ -53,9 +53,20 @@ def to_unit_peak(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = x.astype(accumulation_dtype(x.dtype))
     largest = lax.stop_gradient(jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True))
     alive = ~(largest < jnp.finfo(wide.dtype).tiny)  # NaN counts as alive and stays visible
-    _, exponent = jnp.frexp(jnp.where(alive, largest, 1.0))
-    peak = jnp.ldexp(jnp.ones_like(largest), exponent - 1)
+    peak = _power_of_two(jnp.where(alive, largest, 1.0))
     return jnp.where(alive, wide / peak, 0.0), peak
+
+
+def _power_of_two(x: jax.Array) -> jax.Array:
+    """The largest power of two that is not above a positive normal x: its exponent bits alone.
+
+    By bits, because frexp and ldexp make a sharded program exchange the integer exponents.
+    """
+    info = jnp.finfo(x.dtype)
+    integer = jnp.dtype(f"uint{info.bits}")
+    exponent = ((1 << info.nexp) - 1) << info.nmant
+    bits = lax.bitcast_convert_type(x, integer) & jnp.asarray(exponent, integer)
+    return lax.bitcast_convert_type(bits, x.dtype)
 
 
 def safe_sqrt(x: jax.Array) -> jax.Array:
