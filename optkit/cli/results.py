@@ -230,7 +230,7 @@ def panels(runs: Sequence[Run], metric: str) -> tuple[Panel, ...]:
       Loss over steps, loss over seconds, metric over steps, metric over seconds.
     """
     held_out = f"held-out {metric}"
-    kinds = [("training loss", "loss"), (held_out, metric)]
+    kinds: list[tuple[str, str | None]] = [("training loss", None), (held_out, metric)]
     axes = [("steps", "step"), ("training seconds", "seconds")]
     labels = list(dict.fromkeys(run.label for run in runs))
     found = []
@@ -246,9 +246,13 @@ def panels(runs: Sequence[Run], metric: str) -> tuple[Panel, ...]:
     return tuple(found)
 
 
-def _points(run: Run, key: str) -> dict[int, dict[str, float]]:
-    """Returns the finite points of a run by step, each with its step, seconds and value."""
-    if key == "loss":
+def _points(run: Run, metric: str | None) -> dict[int, dict[str, float]]:
+    """Returns the finite points of a run by step: of a held-out metric, or of the training loss.
+
+    A held-out metric may be called "loss" too, so that None stands for the training loss.
+    """
+    key = metric or "loss"
+    if metric is None:
         rows: list[dict[str, Any]] = [
             {"step": step, "seconds": seconds, "loss": loss} for step, seconds, loss in run.losses
         ]

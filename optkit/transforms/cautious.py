@@ -34,8 +34,9 @@ def cautious(
     3. ``"mean"``: ``k <- k / max(mean(k), floor)``; ``"count"``: ``k <- k*size/(sum(k) + xi)``;
     4. ``u <- u*k``.
 
-    The wrapped transformation must point along the gradient (a direction, before the learning rate
-    flips its sign); weight decay and learning rate stand outside.
+    The wrapped transformation must point along the gradient: a direction, before the learning rate
+    flips its sign. Around a whole optimizer such as ``optax.adamw`` every entry would disagree and
+    nothing would train; weight decay and learning rate stand outside.
 
     Args:
       inner: any transformation.

@@ -86,6 +86,12 @@ DEFAULT_RULES: tuple[RoleRule, ...] = (
     # One head of an attention is a hidden matrix, whatever its number.
     RoleRule(r"re:(?i)(attn|attention|multi_?head|mha).*/heads?(_?\d+)?/", Role.MATRIX, ranks=(2,)),
     RoleRule(_component(_HEAD), Role.HEAD, ranks=(2,)),
+    # Scanned layers have their container's name without a number behind it: (layers, in, out).
+    RoleRule(
+        r"re:(?i)(^|/)(layers|blocks|scan\w*)/(?!\d+/)(.*/)?(query|key|value|out)/kernel$",
+        Role.STACKED,
+        ranks=(3,),
+    ),
     # Flax attention keeps the heads on an axis of their own, behind that of scanned layers.
     RoleRule(_QKV, Role.MATRIX, ranks=(3,), dims=_HEADS_IN),
     RoleRule(_QKV, Role.STACKED, ranks=(4, 5), dims=_HEADS_IN),

@@ -1,5 +1,6 @@
 """Standings are taken at equal steps and at equal seconds, and say when nothing is decided."""
 
+import dataclasses
 import math
 
 import pytest
@@ -116,3 +117,11 @@ def test_a_run_that_explodes_does_not_flatten_the_picture():
 def test_nothing_finite_gives_empty_panels():
     bad = make("a", 0, 1, math.nan, start=math.nan)
     assert all(panel.curves == () for panel in panels([bad], "error"))
+
+
+def test_a_held_out_metric_called_loss_is_not_the_training_loss():
+    run = make("a", 0, 1.0, 0.2)
+    named = [{**point, "loss": point["error"]} for point in run.held_out]
+    training, _, held_out, _ = panels([dataclasses.replace(run, held_out=named)], "loss")
+    assert held_out.curves[0].mean == pytest.approx([4.0, 3.0, 2.0])
+    assert training.curves[0].mean == pytest.approx([4.0, 3.0])

@@ -243,3 +243,17 @@ def test_selectors():
     assert not selects((), "up/kernel", leaf)
     with pytest.raises(TypeError, match=r"cannot select leaves by 3"):
         selects(3, "up/kernel", leaf)
+
+
+@pytest.mark.parametrize(
+    ("path", "role"),
+    [
+        ("layers/attn/query/kernel", "stacked"),
+        ("blocks/mlp/out/kernel", "stacked"),
+        ("blocks/0/attention/query/kernel", "matrix"),
+        ("layers_3/attention/out/kernel", "matrix"),
+    ],
+)
+def test_rank_3_attention_kernels_below_scanned_layers_are_stacks(path, role):
+    shape = jax.ShapeDtypeStruct((3, 8, 8), jnp.float32)
+    assert optkit.tree.rule_of(path, shape).role == role
