@@ -68,7 +68,7 @@ def test_search_follows_the_edge_and_ties_adam_rates(
         "adamw": {"learning_rate": 0.3},
         "muon": {"learning_rate": 0.01, "adam_learning_rate": 0.3},
     }
-    assert (config["task"], config["steps"], config["seeds"]) == ("regression", 300, [0, 1])
+    assert (config["task"], config["steps"], config["seeds"]) == ("regression", 200, [0, 1])
 
 
 def test_a_point_at_the_edge_is_marked(

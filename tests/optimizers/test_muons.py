@@ -76,7 +76,7 @@ def test_the_other_layout_is_the_transposed_run(name):
 
 MODEL = {
     "embed": {"embedding": (5, 4)},
-    "layers": {
+    "block": {
         "up": {"kernel": (2, 4, 6), "bias": (2, 6)},
         "attn": {"query": {"kernel": (4, 2, 3)}},
     },
@@ -95,7 +95,7 @@ def model(seed, steps):
 
 DIMS = {
     "embed": {"embedding": None},
-    "layers": {
+    "block": {
         "up": {"kernel": MuonDimensionNumbers(1, 2), "bias": None},
         "attn": {"query": {"kernel": MuonDimensionNumbers(0, (1, 2))}},
     },
@@ -127,12 +127,12 @@ def test_matrices_and_the_rest_have_their_own_rates_and_decay():
     zeros = [jax.tree.map(np.zeros_like, params)]
     tx = optkit.muon(0.1, weight_decay=0.5, mask=("re:up",), adam_learning_rate=9.0)
     moved = run(tx, params, zeros)[1]
-    assert float(moved["layers"]["up"]["kernel"].min()) == pytest.approx(0.95)
-    assert float(moved["layers"]["attn"]["query"]["kernel"].min()) == 1.0
+    assert float(moved["block"]["up"]["kernel"].min()) == pytest.approx(0.95)
+    assert float(moved["block"]["attn"]["query"]["kernel"].min()) == 1.0
     assert float(moved["embed"]["embedding"].min()) == 1.0
     tx = optkit.cautious_muon(0.1, weight_decay=0.5, adam_learning_rate=0.2, adam_weight_decay=1.0)
     moved = run(tx, params, zeros)[1]
-    assert float(moved["layers"]["up"]["kernel"].min()) == pytest.approx(0.95)
+    assert float(moved["block"]["up"]["kernel"].min()) == pytest.approx(0.95)
     assert float(moved["embed"]["embedding"].min()) == pytest.approx(0.8)
 
 
