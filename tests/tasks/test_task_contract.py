@@ -90,7 +90,8 @@ def test_init_works_under_vmap_over_keys(task: tasks.Task, params: tasks.Params)
 
 def test_loss_under_strict_promotion(task: tasks.Task, params: tasks.Params) -> None:
     with jax.numpy_dtype_promotion("strict"):
-        jax.eval_shape(task.loss, params, task.batch(0, 0))
+        value, _ = jax.eval_shape(task.loss, params, task.batch(0, 0))
+    assert (value.shape, value.dtype) == ((), jnp.float32)
 
 
 def test_loss_stays_float32_for_bfloat16_params(task: tasks.Task, params: tasks.Params) -> None:
