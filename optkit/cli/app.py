@@ -1,5 +1,6 @@
 """The commands: they read words, call the library and print what it says."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,24 @@ import optkit.catalogue
 from optkit.cli import choices
 from optkit.cli.errors import CommandError, require_extra, suggestion
 from optkit.cli.hyperparameters import find_entry, find_recipe, resolved
+from optkit.cli.options import (
+    Config,
+    EvalEvery,
+    Final,
+    LogEvery,
+    Method,
+    Out,
+    Params,
+    SaveEvery,
+    Schedule,
+    Seconds,
+    Seed,
+    Seeds,
+    Steps,
+    TaskName,
+    TaskOptions,
+    Warmup,
+)
 from optkit.cli.parsing import MethodSpec, load_config, make_task, parse_seeds
 from optkit.cli.progress import RaceProgress, TrainProgress
 from optkit.cli.racing import RaceSettings, race
@@ -37,43 +56,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Method = Annotated[str, typer.Argument(help="A method of the catalogue (see `optkit list`).")]
-Params = Annotated[
-    list[str] | None,
-    typer.Option("--param", "-p", metavar="NAME=VALUE", help="A hyperparameter; may be repeated."),
-]
-TaskOptions = Annotated[
-    list[str] | None,
-    typer.Option("--task-option", metavar="NAME=VALUE", help="Of the task; may be repeated."),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", help="A .toml or .json file; the command line overrules it."),
-]
-
-
-Out = Annotated[Path | None, typer.Option(help="Directory to write to.")]
-TaskName = Annotated[
-    str | None, typer.Option(help="A built-in task.", show_default=choices.DEFAULT_TASK)
-]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of a run.", show_default="task's")]
-EvalEvery = Annotated[
-    int | None, typer.Option(min=1, help="Steps between evaluations.", show_default="a tenth")
-]
-SaveEvery = Annotated[
-    int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="a tenth")
-]
-LogEvery = Annotated[
-    int | None, typer.Option(min=1, help="Steps between rows of the log.", show_default="1")
-]
-Seed = Annotated[
-    int | None, typer.Option(min=0, help="Of parameters and batches.", show_default="0")
-]
-Seeds = Annotated[str | None, typer.Option(help="Seeds, like 0,1.", show_default="0,1")]
-Seconds = Annotated[
-    float | None, typer.Option(min=0.01, help="Training seconds after which each run ends.")
-]
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -171,6 +153,9 @@ def train_method(
     param: Params = None,
     config: Config = None,
     task_option: TaskOptions = None,
+    schedule: Schedule = None,
+    warmup: Warmup = None,
+    final: Final = None,
     out: Out = None,
     checkpoint_every: SaveEvery = None,
     log_every: LogEvery = None,
@@ -182,6 +167,7 @@ def train_method(
         load_config(config),
         **{"task": task, "steps": steps, "seed": seed, "out": out, "log_every": log_every},
         **{"eval_every": eval_every, "checkpoint_every": checkpoint_every},
+        **{"schedule": schedule, "warmup": warmup, "final": final},
     )
     request = choices.train_request(
         settings, method, words=param, task_words=task_option, resume=resume
@@ -208,12 +194,16 @@ def race_methods(
     out: Out = None,
     config: Config = None,
     task_option: TaskOptions = None,
+    schedule: Schedule = None,
+    warmup: Warmup = None,
+    final: Final = None,
     eval_every: EvalEvery = None,
 ) -> None:
     """Race methods over several seeds; writes report.html, report.png and results.json."""
     settings = choices.overlay(
         load_config(config),
         **{"task": task, "steps": steps, "seconds": seconds, "out": out, "eval_every": eval_every},
+        **{"schedule": schedule, "warmup": warmup, "final": final},
         seeds=None if seeds is None else parse_seeds(seeds),
     )
     # Found out now rather than after minutes of training.
@@ -256,6 +246,7 @@ def _run_race(
         "seconds": plan.seconds,
         "seeds": list(plan.seeds),
         "eval_every": plan.eval_every,
+        "schedule": dataclasses.asdict(plan.schedule),
         "methods": {spec.label: _shown(spec) for spec in plan.entrants},
     }
     return RaceReport(about, setup, versions(), runs, task.metric, stopped)

@@ -8,6 +8,7 @@ from optkit.cli.errors import CommandError
 from optkit.cli.hyperparameters import bind, find_recipe
 from optkit.cli.parsing import MethodSpec, check_seeds, parse_assignments, parse_method
 from optkit.cli.racing import RaceSettings
+from optkit.cli.schedules import CONSTANT, read_schedule
 from optkit.cli.settings import TrainRequest
 
 __all__ = [
@@ -103,6 +104,7 @@ def train_request(
         hyperparameters=hyperparameters(settings, method, words),
         task=settings.get("task"),
         task_options=task_options(settings, task_words) or None,
+        schedule=read_schedule(settings),
         resume=resume,
         **{name: settings.get(name) for name in numbers},
     )
@@ -151,7 +153,8 @@ def race_settings(
       The settings of the race.
 
     Raises:
-      CommandError: for seeds that are no different non-negative integers.
+      CommandError: for seeds that are no different non-negative integers, or a schedule that
+        does not fit.
     """
     seeds = settings.get("seeds", [settings["seed"]] if "seed" in settings else _DEFAULT_SEEDS)
     seconds = settings.get("seconds")
@@ -162,4 +165,5 @@ def race_settings(
         steps=steps,
         seconds=seconds,
         eval_every=settings.get("eval_every", max(1, (steps or default_steps) // 10)),
+        schedule=read_schedule(settings) or CONSTANT,
     )

@@ -10,6 +10,7 @@ import optax
 import optkit.catalogue
 from optkit.catalogue import Entry
 from optkit.cli.errors import CommandError, message_of, suggestion
+from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.cli.values import convert, plain
 
 __all__ = [
@@ -100,24 +101,47 @@ def bind(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
     return bound
 
 
-def build(entry: Entry, given: Mapping[str, Any]) -> optax.GradientTransformation:
+def build(
+    entry: Entry,
+    given: Mapping[str, Any],
+    schedule: RateSchedule = CONSTANT,
+    steps: int | None = None,
+) -> optax.GradientTransformation:
     """Builds the optimizer of a method.
 
     Args:
       entry: the method.
       given: hyperparameters by name, as parsed.
+      schedule: the course of every learning rate of the method (also of ``adam_learning_rate`` and
+        its like, so that all leaves follow it).
+      steps: steps of the run.
 
     Returns:
       The transformation.
 
     Raises:
-      CommandError: as `bind`, and for values that the factory refuses.
+      CommandError: as `bind`, for values that the factory refuses, and for a schedule that does
+        not fit the run.
     """
     bound = bind(entry, given)
+    schedule.check(steps)
+    for name, rate in _learning_rates(entry, bound).items():
+        bound[name] = schedule.over(rate, steps)
     try:
         return entry.factory(**bound)
     except (TypeError, ValueError, KeyError) as error:
         raise CommandError(f"{entry.name}: {message_of(error)}") from error
+
+
+def _learning_rates(entry: Entry, bound: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the learning rates in force by name; one that is None follows another and stays."""
+    values = {name: bound.get(name, par.default) for name, par in entry.hyperparameters().items()}
+    return {
+        name: value
+        for name, value in values.items()
+        if (name == "learning_rate" or name.endswith("_learning_rate"))
+        and isinstance(value, int | float)
+    }
 
 
 def resolved(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,9 @@ _CONFIG_KEYS: dict[str, tuple[Any, str]] = {
     "task_options": (Mapping, "a table"),
     "methods": ((Mapping, list), "a table or a list"),
     "steps": _COUNT,
+    "schedule": (str, "text"),
+    "warmup": (int, "an integer of at least 0"),
+    "final": ((int, float), "a number from 0 to 1"),
     "seconds": ((int, float), "a number above 0"),
     "seed": (int, "an integer of at least 0"),
     "seeds": (list, "a list"),
@@ -38,6 +41,9 @@ _CONFIG_KEYS: dict[str, tuple[Any, str]] = {
     "checkpoint_every": _COUNT,
     "out": (str, "text"),
 }
+
+
+_FROM_ZERO = ("seed", "warmup", "final")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +194,10 @@ def check_seeds(seeds: Sequence[Any], *, written: object) -> tuple[int, ...]:
 def load_config(path: Path | None) -> dict[str, Any]:
     """Reads a TOML or JSON configuration file and check its keys.
 
-    Keys: ``task``, ``steps``, ``seconds``, ``seed``, ``seeds``, ``eval_every``, ``log_every``,
-    ``checkpoint_every``, ``out``, the table ``task_options``, and ``methods``: either a table of
-    tables (``[methods.muon]`` with hyperparameters) or a list of ``METHOD:name=value,...`` words.
+    Keys: ``task``, ``steps``, ``seconds``, ``seed``, ``seeds``, ``schedule``, ``warmup``,
+    ``final``, ``eval_every``, ``log_every``, ``checkpoint_every``, ``out``, the table
+    ``task_options``, and ``methods``: either a table of tables (``[methods.muon]`` with
+    hyperparameters) or a list of ``METHOD:name=value,...`` words.
 
     Args:
       path: the file, by its suffix ``.toml`` or ``.json``; ``None`` gives an empty configuration.
@@ -226,7 +233,7 @@ def _check_config_item(path: Path, key: str, value: object) -> None:
     kind, expected = _CONFIG_KEYS[key]
     fits = isinstance(value, kind) and not isinstance(value, bool)
     if fits and isinstance(value, int | float):
-        fits = value >= 0 if key == "seed" else value > 0
+        fits = value >= 0 if key in _FROM_ZERO else value > 0
     if not fits:
         raise CommandError(f"{path}: {key} must be {expected}, got {value!r}")
 

@@ -12,6 +12,7 @@ import numpy as np
 from optkit.cli.hyperparameters import find_recipe
 from optkit.cli.parsing import MethodSpec
 from optkit.cli.running import Prepared, prepare, warm_up
+from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.cli.signals import StopRequest
 from optkit.tasks import Task
 from optkit.tasks.training import start
@@ -31,6 +32,7 @@ class RaceSettings:
       steps: limit of steps of each run, or None.
       seconds: limit of training seconds of each run, or None.
       eval_every: steps between evaluations.
+      schedule: the course of the learning rates, the same for all.
     """
 
     entrants: tuple[MethodSpec, ...]
@@ -38,6 +40,7 @@ class RaceSettings:
     steps: int | None
     seconds: float | None
     eval_every: int
+    schedule: RateSchedule = CONSTANT
 
 
 @dataclasses.dataclass
@@ -104,7 +107,13 @@ def race(task: Task, settings: RaceSettings, observer: Observer) -> tuple[list[R
       CommandError: for unknown methods or refused hyperparameters, before anything is compiled.
     """
     prepared = {
-        spec.label: prepare(task, find_recipe(spec.name), spec.hyperparameters)
+        spec.label: prepare(
+            task,
+            find_recipe(spec.name),
+            spec.hyperparameters,
+            settings.schedule,
+            steps=settings.steps,
+        )
         for spec in settings.entrants
     }
     with StopRequest() as stop:

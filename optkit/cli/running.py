@@ -15,6 +15,7 @@ import optkit
 from optkit.catalogue import Entry
 from optkit.cli.errors import CommandError, message_of
 from optkit.cli.hyperparameters import build
+from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.tasks import Task
 from optkit.tasks.training import train_step
 
@@ -33,13 +34,21 @@ class Prepared:
     state_bytes: int
 
 
-def prepare(task: Task, entry: Entry, hyperparameters: Mapping[str, Any]) -> Prepared:
+def prepare(
+    task: Task,
+    entry: Entry,
+    hyperparameters: Mapping[str, Any],
+    schedule: RateSchedule = CONSTANT,
+    steps: int | None = None,
+) -> Prepared:
     """Builds a method for a task without allocating anything.
 
     Args:
       task: the task.
       entry: a recipe of the catalogue.
       hyperparameters: its values by name, as parsed.
+      schedule: the course of the learning rate.
+      steps: steps of the run, which such a course may end with.
 
     Returns:
       The transformation, its step function and the shapes of parameters and state.
@@ -47,7 +56,7 @@ def prepare(task: Task, entry: Entry, hyperparameters: Mapping[str, Any]) -> Pre
     Raises:
       CommandError: for hyperparameters that the method refuses.
     """
-    tx = build(entry, hyperparameters)
+    tx = build(entry, hyperparameters, schedule, steps)
     params = jax.eval_shape(task.init, jax.random.key(0))
     try:
         state = jax.eval_shape(tx.init, params)

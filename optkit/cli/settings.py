@@ -8,13 +8,14 @@ from typing import Any
 from optkit.cli.errors import CommandError
 from optkit.cli.hyperparameters import find_recipe, resolved
 from optkit.cli.parsing import make_task
+from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.cli.values import plain
 
 __all__ = ["TrainRequest", "TrainSettings", "settle"]
 
-# Fields that a resumed run must share with the saved one. The number of steps may grow, and how
-# often a checkpoint is written changes no number.
-_FIXED = ("method", "task", "task_options", "seed", "log_every", "eval_every")
+# Fields that a resumed run must share with the saved one. The number of steps may change unless the
+# learning rate falls towards it, and how often a checkpoint is written changes no number.
+_FIXED = ("method", "task", "task_options", "seed", "schedule", "log_every", "eval_every")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class TrainRequest:
     task_options: Mapping[str, Any] | None = None
     seed: int | None = None
     steps: int | None = None
+    schedule: RateSchedule | None = None
     log_every: int | None = None
     eval_every: int | None = None
     checkpoint_every: int | None = None
@@ -47,6 +49,7 @@ class TrainSettings:
     log_every: int
     eval_every: int
     checkpoint_every: int
+    schedule: RateSchedule = CONSTANT
 
     def record(self) -> dict[str, Any]:
         """Returns what a checkpoint says of its run: these settings and every value in force."""
@@ -60,7 +63,7 @@ class TrainSettings:
 def settle(request: TrainRequest, saved: Mapping[str, Any] | None) -> TrainSettings:
     """Fills in what was not asked for, and refuse what contradicts the saved run.
 
-    Hyperparameters (and task options) that are given at all are taken as the complete set.
+    Hyperparameters, task options and schedule are taken as complete sets if given at all.
 
     Args:
       request: what was asked for.
@@ -82,6 +85,8 @@ def settle(request: TrainRequest, saved: Mapping[str, Any] | None) -> TrainSetti
     task_options = dict(choose("task_options", {}))
     steps = request.steps or known.get("steps") or make_task(task_name, task_options).default_steps
     tenth = max(1, steps // 10)
+    schedule = request.schedule or RateSchedule(**known.get("schedule", {}))
+    schedule.check(steps)
     settings = TrainSettings(
         method=request.method,
         hyperparameters=dict(choose("hyperparameters", {})),
@@ -92,6 +97,7 @@ def settle(request: TrainRequest, saved: Mapping[str, Any] | None) -> TrainSetti
         log_every=choose("log_every", 1),
         eval_every=choose("eval_every", tenth),
         checkpoint_every=choose("checkpoint_every", tenth),
+        schedule=schedule,
     )
     if saved is not None:
         _refuse_differences(settings.record(), saved, request.out)
@@ -102,7 +108,8 @@ def _refuse_differences(
     new: Mapping[str, Any], saved: Mapping[str, Any], out: pathlib.Path
 ) -> None:
     """Raises if a resumed run would not be the saved run."""
-    pairs = [(name, saved[name], new[name]) for name in _FIXED]
+    fixed = (*_FIXED, "steps") if RateSchedule(**new["schedule"]).decays else _FIXED
+    pairs = [(name, saved[name], new[name]) for name in fixed]
     if new["method"] == saved["method"]:
         old, now = saved["in_force"], new["in_force"]
         names = sorted({*old, *now})

@@ -16,6 +16,7 @@ from optkit.cli.hyperparameters import find_recipe
 from optkit.cli.logs import TrainingLog
 from optkit.cli.parsing import make_task
 from optkit.cli.running import Prepared, prepare, versions, warm_up
+from optkit.cli.schedules import RateSchedule
 from optkit.cli.settings import TrainRequest, TrainSettings, settle
 from optkit.cli.signals import StopRequest
 from optkit.tasks.training import start
@@ -85,7 +86,10 @@ def train(
         )
     settings = settle(request, saved)
     task = make_task(settings.task, settings.task_options)
-    prepared = prepare(task, find_recipe(settings.method), settings.hyperparameters)
+    entry = find_recipe(settings.method)
+    prepared = prepare(
+        task, entry, settings.hyperparameters, settings.schedule, steps=settings.steps
+    )
     on_start(settings, latest or 0)
     with Checkpoints(out / _CHECKPOINTS) as checkpoints:
         run = _begin(prepared, settings, checkpoints, latest, saved)
@@ -112,7 +116,8 @@ def load_run(directory: pathlib.Path) -> tuple[Any, Any, dict[str, Any]]:
     if latest is None or record is None:
         raise CommandError(f"{directory} holds no complete checkpoint of `optkit train`")
     task = make_task(record["task"], record["task_options"])
-    prepared = prepare(task, find_recipe(record["method"]), record["hyperparameters"])
+    entry, schedule = find_recipe(record["method"]), RateSchedule(**record["schedule"])
+    prepared = prepare(task, entry, record["hyperparameters"], schedule, steps=record["steps"])
     with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
         state, params = checkpoints.restore(
             latest, prepared.abstract_params, prepared.abstract_state

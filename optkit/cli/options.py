@@ -1,0 +1,80 @@
+"""The options that several commands share, each with its help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optkit.cli.choices import DEFAULT_TASK
+
+__all__ = [
+    "Config",
+    "EvalEvery",
+    "Final",
+    "LogEvery",
+    "Method",
+    "Out",
+    "Params",
+    "SaveEvery",
+    "Schedule",
+    "Seconds",
+    "Seed",
+    "Seeds",
+    "Steps",
+    "TaskName",
+    "TaskOptions",
+    "Warmup",
+]
+
+Method = Annotated[str, typer.Argument(help="A method of the catalogue (see `optkit list`).")]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", metavar="NAME=VALUE", help="A hyperparameter; may be repeated."),
+]
+TaskOptions = Annotated[
+    list[str] | None,
+    typer.Option("--task-option", metavar="NAME=VALUE", help="Of the task; may be repeated."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="A .toml or .json file; the command line overrules it."),
+]
+Out = Annotated[Path | None, typer.Option(help="Directory to write to.")]
+TaskName = Annotated[str | None, typer.Option(help="A built-in task.", show_default=DEFAULT_TASK)]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of a run.", show_default="task's")]
+EvalEvery = Annotated[
+    int | None, typer.Option(min=1, help="Steps between evaluations.", show_default="a tenth")
+]
+SaveEvery = Annotated[
+    int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="a tenth")
+]
+LogEvery = Annotated[
+    int | None, typer.Option(min=1, help="Steps between rows of the log.", show_default="1")
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Of parameters and batches.", show_default="0")
+]
+Seeds = Annotated[str | None, typer.Option(help="Seeds, like 0,1.", show_default="0,1")]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        help="Course of the learning rates: constant, linear or cosine; what -p gives is the peak.",
+        show_default="constant",
+    ),
+]
+Warmup = Annotated[
+    int | None,
+    typer.Option(min=0, help="Steps in which the rates first rise.", show_default="0"),
+]
+Final = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Share of the peak at the end (linear, cosine).",
+        show_default="0",
+    ),
+]
+Seconds = Annotated[
+    float | None, typer.Option(min=0.01, help="Training seconds after which each run ends.")
+]
