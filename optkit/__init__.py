@@ -45,6 +45,7 @@ from optkit.transforms import (
 )
 from optkit.tree import (
     MATRIX_ROLES,
+    MatrixDims,
     Role,
     RoleRule,
     export_state,
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MATRIX_ROLES",
+    "MatrixDims",
     "Plan",
     "PlanRow",
     "Role",

@@ -1,11 +1,40 @@
-"""What matrix recipes share: the second optimizer of everything that is no hidden matrix."""
+"""What matrix recipes share: how a direction becomes an optimizer, and who serves the rest."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import optax
 
-from optkit.transforms import Transformation, descend, scale_by_adam
+from optkit.transforms import Transformation, descend, scale_by_adam, split_matrices
 from optkit.transforms.hyperparams import ScalarOrSchedule
+from optkit.transforms.step import Decay, Mask
+from optkit.tree import Dims, RuleLike
+
+Route = tuple[str, optax.GradientTransformation]
+
+
+def matrix_recipe(
+    name: str,
+    links: Sequence[optax.GradientTransformation],
+    learning_rate: ScalarOrSchedule,
+    rest: Route,
+    *,
+    weight_decay: ScalarOrSchedule,
+    decay: Decay,
+    mask: Mask,
+    dims: Dims,
+    roles: Sequence[RuleLike],
+) -> Transformation:
+    """Chains the links of a matrix method, decays and steps, and routes everything else."""
+    matrices = descend(
+        optax.chain(*links),
+        learning_rate,
+        weight_decay=weight_decay,
+        decay=decay,
+        mask=mask,
+        roles=roles,
+    )
+    return split_matrices(matrices, rest[1], names=(name, rest[0]), dims=dims, roles=roles)
 
 
 def adam_for_the_rest(
@@ -16,10 +45,9 @@ def adam_for_the_rest(
     state_dtype: Any | None,
     weight_decay: ScalarOrSchedule = 0.0,
     eps_mode: Any = "corrected",
-) -> tuple[str, optax.GradientTransformation]:
+) -> Route:
     """Returns route name and optimizer: the user's, or AdamW with betas (0.9, 0.95)."""
     if other is not None:
         return "other", other
     direction = scale_by_adam(0.9, 0.95, eps, eps_mode=eps_mode, state_dtype=state_dtype)
-    tx: Transformation = descend(direction, learning_rate, weight_decay=weight_decay)
-    return "adamw", tx
+    return "adamw", descend(direction, learning_rate, weight_decay=weight_decay)

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from optkit.catalogue import register
+from optkit.optimizers._shared import matrix_recipe
 from optkit.transforms import (
     Transformation,
     blend_momentum,
@@ -16,7 +17,6 @@ from optkit.transforms import (
     scale_by_adam,
     scale_by_kappa,
     scale_by_shape,
-    split_matrices,
 )
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.step import Decay, Mask
@@ -215,12 +215,12 @@ def cautious_muon(
     Reference:
       Liang et al., Cautious Optimizers, arXiv 2411.16085 (its repository's c_muon).
     """
-    matrix = optax.chain(
+    links = (
         cautious(momentum(b1, nesterov=nesterov, state_dtype=state_dtype), compare="momentum"),
         orthogonalize(
             coefficients=coefficients,
             steps=steps,
-            eps=0.0 if eps is None else eps,
+            eps=eps,
             dims=dims,
             roles=roles,
             dtype=dtype,
@@ -228,12 +228,19 @@ def cautious_muon(
         ),
         scale_by_shape("max1", dims=dims, roles=roles),
     )
-    rest = other
-    if rest is None:
+    rest = ("other", other)
+    if other is None:
         adam = cautious(scale_by_adam(adam_b1, adam_b2, adam_eps, state_dtype=state_dtype))
-        rest = descend(adam, adam_learning_rate, weight_decay=adam_weight_decay)
-    tx = descend(
-        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, roles=roles
+        adamw = descend(adam, adam_learning_rate, weight_decay=adam_weight_decay)
+        rest = ("cautious_adamw", adamw)
+    return matrix_recipe(
+        "cautious_muon",
+        links,
+        learning_rate,
+        rest,
+        weight_decay=weight_decay,
+        decay=decay,
+        mask=mask,
+        dims=dims,
+        roles=roles,
     )
-    names = ("cautious_muon", "cautious_adamw" if other is None else "other")
-    return split_matrices(tx, rest, names=names, dims=dims, roles=roles)

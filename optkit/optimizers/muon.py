@@ -6,15 +6,8 @@ from typing import Any, Literal
 import optax
 
 from optkit.catalogue import register
-from optkit.optimizers._shared import adam_for_the_rest
-from optkit.transforms import (
-    Transformation,
-    descend,
-    momentum,
-    orthogonalize,
-    scale_by_shape,
-    split_matrices,
-)
+from optkit.optimizers._shared import adam_for_the_rest, matrix_recipe
+from optkit.transforms import Transformation, momentum, orthogonalize, scale_by_shape
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.shape_scale import Mode
@@ -109,13 +102,13 @@ def muon(
       Jordan et al., Muon, 2024 (blog, no arXiv id). For 4-D leaves the reference takes the shape
       factor from kernel height and width; we take fan_out and fan_in.
     """
-    matrix = optax.chain(
+    links = (
         momentum(b1, nesterov=nesterov, debias=debias, state_dtype=state_dtype),
         orthogonalize(
             method,
             coefficients=coefficients,
             steps=steps,
-            eps=0.0 if eps is None else eps,
+            eps=eps,
             dims=dims,
             roles=roles,
             dtype=dtype,
@@ -123,14 +116,21 @@ def muon(
         ),
         scale_by_shape(scale, shape_from=shape_from, dims=dims, roles=roles),
     )
-    name, rest = adam_for_the_rest(
+    rest = adam_for_the_rest(
         other,
         adam_learning_rate,
         eps=1e-10,
         state_dtype=state_dtype,
         weight_decay=adam_weight_decay,
     )
-    tx = descend(
-        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, roles=roles
+    return matrix_recipe(
+        "muon",
+        links,
+        learning_rate,
+        rest,
+        weight_decay=weight_decay,
+        decay=decay,
+        mask=mask,
+        dims=dims,
+        roles=roles,
     )
-    return split_matrices(tx, rest, names=("muon", name), dims=dims, roles=roles)

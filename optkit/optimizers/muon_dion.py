@@ -6,15 +6,8 @@ from typing import Any
 import optax
 
 from optkit.catalogue import register
-from optkit.optimizers._shared import adam_for_the_rest
-from optkit.transforms import (
-    Transformation,
-    descend,
-    momentum,
-    orthogonalize,
-    scale_by_shape,
-    split_matrices,
-)
+from optkit.optimizers._shared import adam_for_the_rest, matrix_recipe
+from optkit.transforms import Transformation, momentum, orthogonalize, scale_by_shape
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.shape_scale import Mode
@@ -100,13 +93,13 @@ def muon_dion(
       Ahn et al., Dion, arXiv 2504.05295 (its library's Muon); Amsel et al., The Polar Express,
       arXiv 2505.16932.
     """
-    matrix = optax.chain(
+    links = (
         momentum(b1, kind="heavy_ball", nesterov=nesterov, state_dtype=state_dtype),
         orthogonalize(
             method,
             coefficients=coefficients,
             steps=steps,
-            eps=0.0 if eps is None else eps,
+            eps=eps,
             dims=dims,
             roles=roles,
             dtype=dtype,
@@ -115,10 +108,17 @@ def muon_dion(
         scale_by_shape(scale, dims=dims, roles=roles),
     )
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    name, rest = adam_for_the_rest(
+    rest = adam_for_the_rest(
         other, rate, eps=adam_eps, state_dtype=state_dtype, weight_decay=weight_decay
     )
-    tx = descend(
-        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, roles=roles
+    return matrix_recipe(
+        "muon_dion",
+        links,
+        learning_rate,
+        rest,
+        weight_decay=weight_decay,
+        decay=decay,
+        mask=mask,
+        dims=dims,
+        roles=roles,
     )
-    return split_matrices(tx, rest, names=("muon_dion", name), dims=dims, roles=roles)

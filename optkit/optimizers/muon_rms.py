@@ -6,15 +6,8 @@ from typing import Any
 import optax
 
 from optkit.catalogue import register
-from optkit.optimizers._shared import adam_for_the_rest
-from optkit.transforms import (
-    Transformation,
-    descend,
-    momentum,
-    orthogonalize,
-    scale_by_shape,
-    split_matrices,
-)
+from optkit.optimizers._shared import adam_for_the_rest, matrix_recipe
+from optkit.transforms import Transformation, momentum, orthogonalize, scale_by_shape
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.step import Decay, Mask
@@ -99,13 +92,13 @@ def muon_rms(
       Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982. The reference takes 2-D
       leaves only; we take convolutions, stacks and experts as well.
     """
-    matrix = optax.chain(
+    links = (
         momentum(b1, kind="heavy_ball", nesterov=nesterov, state_dtype=state_dtype),
         orthogonalize(
             method,
             coefficients=coefficients,
             steps=steps,
-            eps=0.0 if eps is None else eps,
+            eps=eps,
             dims=dims,
             roles=roles,
             dtype=dtype,
@@ -113,7 +106,7 @@ def muon_rms(
         ),
         scale_by_shape("match_rms", factor=update_rms, dims=dims, roles=roles),
     )
-    name, rest = adam_for_the_rest(
+    rest = adam_for_the_rest(
         other,
         learning_rate,
         eps=adam_eps,
@@ -121,7 +114,14 @@ def muon_rms(
         weight_decay=weight_decay,
         eps_mode="uncorrected",
     )
-    tx = descend(
-        matrix, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask, roles=roles
+    return matrix_recipe(
+        "muon_rms",
+        links,
+        learning_rate,
+        rest,
+        weight_decay=weight_decay,
+        decay=decay,
+        mask=mask,
+        dims=dims,
+        roles=roles,
     )
-    return split_matrices(tx, rest, names=("muon_rms", name), dims=dims, roles=roles)

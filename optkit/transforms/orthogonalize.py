@@ -12,10 +12,10 @@ from optkit.transforms.base import Transformation, stateless
 from optkit.transforms.hyperparams import check_number, check_static_number
 from optkit.tree import (
     Dims,
+    MatrixLayout,
     PyTree,
     RuleLike,
     map_groups,
-    matrix_views,
     upcast,
 )
 
@@ -36,7 +36,7 @@ def orthogonalize(
     *,
     coefficients: str | linalg.CoefficientSet | Sequence[Sequence[float]] = "jordan",
     steps: int | None = None,
-    eps: float = 0.0,
+    eps: float | None = None,
     eps_mode: Literal["add", "clamp"] = "add",
     margin: float | None = None,
     precondition: Literal["frobenius", "spectral", "schatten", "aol"] = "frobenius",
@@ -62,16 +62,17 @@ def orthogonalize(
         "auto" takes the form that is faster for shape and dtype.
       coefficients: a name in ``optkit.linalg.COEFFICIENTS`` or rows (a, b, c).
       steps: number of steps; None for the usual number of the set.
-      eps: guards the division, in units of the update; 0 divides safely at any scale.
+      eps: guards the division, in units of the update; None (or 0) divides safely at any scale.
       eps_mode: "add" to the norm, or "clamp" the norm from below.
       margin: factor on the norm; None for the set's own.
       precondition: what X is divided by; "aol" rescales rows and changes the singular vectors.
       resets: steps at which the Gram form recomputes its Gram matrix.
       adaptive: multiply by ``<U V^T, X>``, which approximates the nuclear norm (optax's
         ``adaptive``, PolarGrad).
-      dims: ``optax.contrib.MuonDimensionNumbers`` for all leaves, a tree of them, or a function
-        from params to such a tree; None for Flax's kernel layout by role.
-      roles: your own ``(pattern, role)`` rules.
+      dims: ``optax.contrib.MuonDimensionNumbers`` (or ``optkit.MatrixDims``, which also splits
+        fused kernels into heads or query, key and value) for all leaves, a tree of them, or a
+        function from params to such a tree; None for Flax's kernel layout by role.
+      roles: your own ``(pattern, role)`` or ``(pattern, role, dims)`` rules.
       dtype: dtype of the iteration; None for float32 (float64 for float64 updates).
       precision: matmul precision of jax.
       group_bytes: bytes of one stack; None for the platform's measured default.
@@ -94,6 +95,7 @@ def orthogonalize(
       Jordan et al., Muon, 2024 (blog); Amsel et al., The Polar Express, arXiv 2505.16932; Lau et
       al., PolarGrad, arXiv 2505.21799.
     """
+    eps = 0.0 if eps is None else eps
     check_static_number("eps", eps)
     check_number("eps", eps, low=0.0)
     options: dict[str, Any] = {
@@ -127,14 +129,9 @@ def orthogonalize(
 
     def update(updates: PyTree, params: PyTree | None) -> PyTree:
         del params
-        leaves, structure = jax.tree.flatten(updates)
-        views = [view for _, view in matrix_views(updates, dims, roles)]
-        matrices = [view.split(upcast(leaf)) for leaf, view in zip(leaves, views, strict=True)]
-        done = map_groups(factor, matrices, group_bytes=group_bytes)
-        out = [
-            view.merge(x.astype(leaf.dtype))
-            for leaf, view, x in zip(leaves, views, done, strict=True)
-        ]
-        return jax.tree.unflatten(structure, out)
+        layout = MatrixLayout(updates, dims, roles)
+        matrices = layout.split(jax.tree.map(upcast, updates))
+        done = layout.merge(map_groups(factor, matrices, group_bytes=group_bytes))
+        return jax.tree.map(lambda x, u: x.astype(u.dtype), done, updates)
 
     return stateless(update)

@@ -4,13 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import jax
-import numpy as np
-
 from optkit.catalogue import register
 from optkit.transforms.base import Transformation, map_updates, stateless
 from optkit.transforms.hyperparams import check_choice, check_number
-from optkit.tree import Dims, PyTree, RuleLike, leaves_with_paths, matrix_views
+from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike
 
 Mode = Literal["max1", "rms_op", "match_rms", "none"] | Callable[[int, int], float]
 
@@ -84,12 +81,9 @@ def scale_by_shape(
 
     def update(updates: PyTree, params: PyTree | None) -> PyTree:
         del params
-        views = matrix_views(updates, dims, roles)
+        layout = MatrixLayout(updates, dims, roles)
         if shape_from == "matrix":
-            factors = [law(view.fan_out, view.fan_in) for _, view in views]
-        else:
-            factors = [law(*np.shape(leaf)[-2:]) for _, leaf in leaves_with_paths(updates)]
-        scales = jax.tree.unflatten(jax.tree.structure(updates), factors)
-        return jax.tree.map(lambda u, s: map_updates(lambda x: x * s, u), updates, scales)
+            return layout.scale(updates, [law(view.fan_out, view.fan_in) for view in layout.views])
+        return map_updates(lambda u: u * law(*u.shape[-2:]), updates)
 
     return stateless(update)

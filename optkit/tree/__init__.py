@@ -1,10 +1,12 @@
 """Which leaf is what, and how leaves become batches of matrices; knows no optimizer."""
 
 from optkit.tree.accounting import StateLeaf, leaf_bytes, match_state, state_sharding, tree_bytes
+from optkit.tree.dims import Dims, MatrixDims, dims_by_path
 from optkit.tree.dtypes import accumulator_dtype, compute_dtype, upcast, zeros_like_params
 from optkit.tree.export import export_state, reset_state, restore_state
 from optkit.tree.groups import GROUP_BYTES, map_groups
-from optkit.tree.matrices import Dims, MatrixView, dims_by_path, matrix_view, matrix_views
+from optkit.tree.layout import MatrixLayout, matrix_views
+from optkit.tree.matrices import MatrixView, matrix_blocks, matrix_view
 from optkit.tree.paths import (
     PyTree,
     leaves_with_paths,
@@ -30,6 +32,8 @@ __all__ = [
     "GROUP_BYTES",
     "MATRIX_ROLES",
     "Dims",
+    "MatrixDims",
+    "MatrixLayout",
     "MatrixView",
     "PyTree",
     "Role",
@@ -47,6 +51,7 @@ __all__ = [
     "map_with_path",
     "match_state",
     "matches",
+    "matrix_blocks",
     "matrix_view",
     "matrix_views",
     "path_string",

@@ -1,5 +1,6 @@
 """One compiled loop a shape: leaves of one shape are stacked and worked on together."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -25,15 +26,16 @@ GROUP_BYTES = {"cpu": 2**19, "default": 2**29}
 BLOCK = 8
 MOST_LEAVES = 128
 
-Rows: TypeAlias = tuple[tuple[jax.Array, ...], ...]
+Arrays: TypeAlias = tuple[jax.Array, ...]
+Function: TypeAlias = Callable[..., jax.Array | Arrays]
 
 
 def map_groups(
-    function: Callable[[jax.Array], jax.Array],
+    function: Function,
     matrices: Sequence[jax.Array],
-    *,
+    *others: Sequence[jax.Array],
     group_bytes: int | None = None,
-) -> list[jax.Array]:
+) -> list[Any]:
     """Applies a function of ``(..., m, n)`` to many arrays, those of one shape together.
 
     Arrays that are batches themselves (stacked layers, experts) get a new leading axis, so that a
@@ -41,30 +43,45 @@ def map_groups(
     moved to whole matrices on single devices and back: one exchange each way per shape.
 
     Args:
-      function: must treat leading axes as batch and keep shape and dtype.
+      function: must treat leading axes as batch; returns an array or a tuple of them, each with
+        the same leading axes.
       matrices: arrays of rank 2 or more.
-      group_bytes: bytes that one stack may hold; None for the measured default of the platform.
+      *others: further arguments of the function: one array a matrix, with the matrix's leading
+        axes and any axes behind them.
+      group_bytes: bytes that one stack of ``matrices`` may hold; None for the measured default of
+        the platform.
 
     Returns:
-      The results in order.
+      What the function returns for each matrix, in order; an empty matrix is left as it is.
 
     Example:
       >>> import jax.numpy as jnp, optkit
-      >>> out = optkit.tree.map_groups(lambda x: 2 * x, [jnp.ones((2, 3)), jnp.ones((2, 3))])
-      >>> [o.shape for o in out]
-      [(2, 3), (2, 3)]
+      >>> x, y = [jnp.ones((2, 3))] * 2, [jnp.ones(2)] * 2
+      >>> out = optkit.tree.map_groups(lambda x, y: (2 * x, y + x.sum(-1)), x, y)
+      >>> [(a.shape, b.tolist()) for a, b in out]
+      [((2, 3), [4.0, 4.0]), ((2, 3), [4.0, 4.0])]
     """
-    out: list[jax.Array] = list(matrices)
+    items: list[Arrays] = list(zip(matrices, *others, strict=True))
+    out: list[Any] = [_empty(function, item) for item in items]
     groups: dict[tuple[Any, ...], list[int]] = {}
-    for index, x in enumerate(matrices):
-        if x.size:
-            groups.setdefault((x.shape, x.dtype, spec_of(x)), []).append(index)
+    for index, item in enumerate(items):
+        if item[0].size:
+            key = tuple((x.shape, x.dtype, spec_of(x)) for x in item)
+            groups.setdefault(key, []).append(index)
     for indices in groups.values():
         for chunk in _chunks(indices, matrices[indices[0]], group_bytes):
-            results = _apply(function, [matrices[i] for i in chunk])
+            results = _apply(function, [items[i] for i in chunk])
             for index, result in zip(chunk, results, strict=True):
                 out[index] = result
     return out
+
+
+def _empty(function: Function, item: Arrays) -> Any:
+    """The result for a matrix without entries; a placeholder for others."""
+    if item[0].size:
+        return None
+    shapes = jax.eval_shape(function, *item)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def _chunks(indices: list[int], example: jax.Array, budget: int | None) -> list[list[int]]:
@@ -82,64 +99,108 @@ def _chunks(indices: list[int], example: jax.Array, budget: int | None) -> list[
     return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
-def _apply(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) -> list[jax.Array]:
-    if len(leaves) == 1 and mesh_of(leaves[0]) is None:
-        return [function(leaves[0])]
-    mesh, spec = mesh_of(leaves[0]), spec_of(leaves[0])
-    if mesh is None and platform_of(leaves[0]) == "cpu":
-        return _in_blocks(function, leaves)
-    stack = jnp.stack(leaves)
-    if mesh is None or _whole(leaves[0], spec):
-        return _unstack(function(stack))
-    batch, matrix = stack.shape[:-2], stack.shape[-2:]
+def _apply(function: Function, items: list[Arrays]) -> list[Any]:
+    first = items[0][0]
+    mesh, spec = mesh_of(first), spec_of(first)
+    if len(items) == 1 and mesh is None:
+        return [function(*items[0])]
+    if mesh is None and platform_of(first) == "cpu":
+        return _in_blocks(function, items)
+    stacks = _stack(items)
+    if mesh is None or _whole(first, spec):
+        return _unstack(function(*stacks), len(items))
+    moves = _Moves(mesh, items[0])
+    batch = stacks[0].shape[:-2]
     fitting = [axis for axis, size in enumerate(batch) if axis and size % mesh.size == 0]
     if fitting:
         # Layers or experts that fill the mesh: if they are sharded already, nothing moves.
-        stack = unshard_stack(
-            function(shard_stack(stack, mesh, fitting[-1])), mesh, fitting[-1], spec
-        )
-        return _unstack(stack)
+        return _unstack(moves.around(function, stacks, fitting[-1]), len(items))
     if spec is not None and any(part is not None for part in tuple(spec)[:-2]):
-        whole = jax.sharding.PartitionSpec(*tuple(spec)[:-2], None, None)
-        return _unstack(place_stack(function(place_stack(stack, mesh, whole)), mesh, spec))
-    flat = stack.reshape(-1, *matrix)
-    count = flat.shape[0]
+        whole = jax.sharding.PartitionSpec(*tuple(spec)[:-2])
+        done = function(*(place_stack(x, mesh, whole) for x in stacks))
+        return _unstack(moves.placed(done), len(items))
+    rank = len(batch)
+    count = math.prod(batch)
     missing = padded(count, mesh) - count
-    if missing:
+
+    def flat(x: jax.Array) -> jax.Array:
         # Matrices of zeros are safe in every method and give every device the same share.
         # (A pad keeps the partition on Explicit axes, where a concatenation needs equal ones.)
-        flat = jnp.pad(flat, ((0, missing), (0, 0), (0, 0)))
-    single = None if spec is None else jax.sharding.PartitionSpec(*tuple(spec)[-2:])
-    flat = unshard_stack(function(shard_stack(flat, mesh, 0)), mesh, 0, single)
-    return _unstack(flat[:count].reshape(*batch, *matrix))
+        x = x.reshape(-1, *x.shape[rank:])
+        return jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1))) if missing else x
+
+    done = moves.around(function, tuple(map(flat, stacks)), 0, batch=rank)
+    done = jax.tree.map(lambda x: x[:count].reshape(*batch, *x.shape[1:]), done)
+    return _unstack(done, len(items))
 
 
-def _in_blocks(
-    function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]
-) -> list[jax.Array]:
+class _Moves:
+    """Moves stacks of one group to whole matrices on single devices, and results back."""
+
+    def __init__(self, mesh: Any, item: Arrays) -> None:
+        self.mesh = mesh
+        # A result lies like the argument of its shape, or replicated.
+        self.specs = {x.shape: spec_of(x) for x in reversed(item)}
+        self.explicit = spec_of(item[0]) is not None
+
+    def around(self, function: Function, stacks: Arrays, axis: int, batch: int = 1) -> Any:
+        """The function between both moves; ``batch`` axes of the leaves' stack are one here."""
+        done = function(*(shard_stack(x, self.mesh, axis) for x in stacks))
+
+        def back(x: jax.Array) -> jax.Array:
+            spec = self._spec(x.shape[1:], batch - 1)
+            return unshard_stack(x, self.mesh, axis, spec)
+
+        return jax.tree.map(back, done)
+
+    def placed(self, done: Any) -> Any:
+        """Results of a stack whose batch axes kept their partition."""
+        return jax.tree.map(
+            lambda x: place_stack(x, self.mesh, self._spec(x.shape[1:], 0) or _REPLICATED), done
+        )
+
+    def _spec(self, shape: tuple[int, ...], dropped: int) -> jax.sharding.PartitionSpec | None:
+        if not self.explicit:
+            return None
+        for own, spec in self.specs.items():
+            if own[dropped:] == shape and spec is not None:
+                return jax.sharding.PartitionSpec(*tuple(spec)[dropped:])
+        return _REPLICATED
+
+
+_REPLICATED = jax.sharding.PartitionSpec()
+
+
+def _in_blocks(function: Function, items: list[Arrays]) -> list[Any]:
     """Works through a stack in a loop over blocks of BLOCK leaves.
 
     XLA's CPU compiler makes a kernel for every distinct offset at which a leaf is sliced out of a
     stack, at some 20 ms each. The loop slices at BLOCK offsets only, and keeps the results of each
     offset in a row of arrays that moves up one place a round.
     """
-    if len(leaves) <= BLOCK:
-        return _unstack(function(jnp.stack(leaves)))
-    zero = jnp.zeros_like(leaves[0])
-    rounds = -(-len(leaves) // BLOCK)
-    padding = [zero] * (rounds * BLOCK - len(leaves))
-    stack = jnp.stack([*leaves, *padding]).reshape(rounds, BLOCK, *leaves[0].shape)
+    if len(items) <= BLOCK:
+        return _unstack(function(*_stack(items)), len(items))
+    rounds = -(-len(items) // BLOCK)
+    padding = [tuple(map(jnp.zeros_like, items[0]))] * (rounds * BLOCK - len(items))
+    stacks = jax.tree.map(
+        lambda x: x.reshape(rounds, BLOCK, *x.shape[1:]), _stack([*items, *padding])
+    )
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *items[0]))
 
-    def body(rows: Rows, block: jax.Array) -> tuple[Rows, None]:
-        done = _unstack(function(block))
+    def body(rows: tuple[Any, ...], block: Arrays) -> tuple[tuple[Any, ...], None]:
+        done = _unstack(function(*block), BLOCK)
         return tuple((*row[1:], new) for row, new in zip(rows, done, strict=True)), None
 
-    rows, _ = jax.lax.scan(body, tuple((zero,) * rounds for _ in range(BLOCK)), stack)
-    return [rows[i % BLOCK][i // BLOCK] for i in range(len(leaves))]
+    rows, _ = jax.lax.scan(body, tuple((zero,) * rounds for _ in range(BLOCK)), stacks)
+    return [rows[i % BLOCK][i // BLOCK] for i in range(len(items))]
 
 
-def _unstack(stack: jax.Array) -> list[jax.Array]:
-    return [stack[i] for i in range(stack.shape[0])]
+def _stack(items: list[Arrays]) -> Arrays:
+    return tuple(jnp.stack(column) for column in zip(*items, strict=True))
+
+
+def _unstack(done: Any, count: int) -> list[Any]:
+    return [jax.tree.map(lambda x, i=i: x[i], done) for i in range(count)]
 
 
 def _whole(leaf: jax.Array, spec: jax.sharding.PartitionSpec | None) -> bool:

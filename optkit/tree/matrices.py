@@ -1,19 +1,33 @@
 """A leaf of any rank as a batch of matrices, and back."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from optax.contrib import MuonDimensionNumbers
 
-from optkit.tree.paths import PyTree, leaves_with_paths, values_by_path
-from optkit.tree.roles import MATRIX_ROLES, Role, RuleLike, rule_of
+from optkit.tree.dims import AnyDims, MatrixDims
+from optkit.tree.roles import Role
 
-Dims: TypeAlias = MuonDimensionNumbers | Callable[[PyTree], PyTree] | PyTree | None
+Rows = Literal["short", "out"]
+
+
+class Cut(NamedTuple):
+    """``blocks`` neighbouring blocks of ``size`` along an axis of a fused leaf."""
+
+    axis: int
+    start: int
+    blocks: int
+    size: int
+
+    @property
+    def width(self) -> int:
+        """How much of the axis the blocks take."""
+        return self.blocks * self.size
 
 
 @dataclass(frozen=True)
@@ -21,15 +35,17 @@ class MatrixView:
     """Which axes of a leaf are the input, the output and the batch of its matrices.
 
     Attributes:
-      shape: the leaf's shape.
+      shape: the leaf's shape; of a cut, with its blocks on an axis of their own.
       in_axes: axes that a layer sums over; together they are ``fan_in``.
       out_axes: axes that index the layer's outputs; together they are ``fan_out``.
-      batch_axes: the rest: layers of a scanned stack, experts.
+      batch_axes: the rest: layers of a scanned stack, experts, heads.
+      cut: the part of the leaf that this is; None for all of it.
     """
 
     shape: tuple[int, ...]
     in_axes: tuple[int, ...]
     out_axes: tuple[int, ...]
+    cut: Cut | None = None
 
     @property
     def batch_axes(self) -> tuple[int, ...]:
@@ -53,7 +69,13 @@ class MatrixView:
         return tuple(self.shape[axis] for axis in self.batch_axes)
 
     @property
-    def _order(self) -> tuple[int, ...]:
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(short side, long side)`` of each matrix."""
+        return min(self.fan_in, self.fan_out), max(self.fan_in, self.fan_out)
+
+    def _order(self, rows: Rows) -> tuple[int, ...]:
+        if rows == "out":
+            return (*self.batch_axes, *self.out_axes, *self.in_axes)
         # The short side comes first: Newton-Schulz works on it, and a matrix and its transpose
         # fall into one group.
         sides = (self.in_axes, self.out_axes)
@@ -63,20 +85,24 @@ class MatrixView:
             sides = sides[::-1]
         return (*self.batch_axes, *sides[0], *sides[1])
 
-    @property
-    def matrix_shape(self) -> tuple[int, int]:
-        """``(short side, long side)`` of each matrix."""
-        return min(self.fan_in, self.fan_out), max(self.fan_in, self.fan_out)
+    def split(self, leaf: jax.Array, rows: Rows = "short") -> jax.Array:
+        """Returns the leaf as ``(*batch, short, long)``, or as ``(*batch, fan_out, fan_in)``."""
+        if self.cut is not None:
+            start, stop = self.cut.start, self.cut.start + self.cut.width
+            leaf = jax.lax.slice_in_dim(leaf, start, stop, axis=self.cut.axis).reshape(self.shape)
+        matrix = self.matrix_shape if rows == "short" else (self.fan_out, self.fan_in)
+        return jnp.transpose(leaf, self._order(rows)).reshape(*self.batch_shape, *matrix)
 
-    def split(self, leaf: jax.Array) -> jax.Array:
-        """Returns the leaf as ``(*batch, short, long)``; a plain wide kernel as it is."""
-        return jnp.transpose(leaf, self._order).reshape(*self.batch_shape, *self.matrix_shape)
-
-    def merge(self, matrices: jax.Array) -> jax.Array:
-        """Undoes ``split``."""
-        order = self._order
+    def merge(self, matrices: jax.Array, rows: Rows = "short") -> jax.Array:
+        """Undoes ``split``; of a cut, returns its slice of the leaf."""
+        order = self._order(rows)
         moved = matrices.reshape(tuple(self.shape[axis] for axis in order))
-        return jnp.transpose(moved, [order.index(axis) for axis in range(len(order))])
+        leaf = jnp.transpose(moved, [order.index(axis) for axis in range(len(order))])
+        if self.cut is None:
+            return leaf
+        axis = self.cut.axis
+        behind = self.shape[axis + (2 if self.cut.blocks > 1 else 1) :]
+        return leaf.reshape(*self.shape[:axis], self.cut.width, *behind)
 
 
 def _axes(value: int | Sequence[int], rank: int, path: str, name: str) -> tuple[int, ...]:
@@ -91,16 +117,16 @@ def _axes(value: int | Sequence[int], rank: int, path: str, name: str) -> tuple[
 
 
 def matrix_view(
-    leaf: Any, dims: MuonDimensionNumbers | None = None, *, path: str = "", role: Role | None = None
+    leaf: Any, dims: AnyDims | None = None, *, path: str = "", role: Role | None = None
 ) -> MatrixView:
-    """Returns how a leaf is read as matrices.
+    """Returns how a leaf is read as matrices, fused blocks as one.
 
     Flax kernels are ``(..., fan_in, fan_out)``: by default the last axis is the output, the one
     before it the input and all others are batch; for a convolution all axes but the last are input.
 
     Args:
       leaf: array or shape of rank 2 or more.
-      dims: ``optax.contrib.MuonDimensionNumbers`` to say otherwise.
+      dims: ``optax.contrib.MuonDimensionNumbers`` or ``optkit.MatrixDims`` to say otherwise.
       path: the leaf's path, for messages.
       role: the leaf's role, which decides the default axes.
 
@@ -136,68 +162,67 @@ def matrix_view(
     return MatrixView(shape, inputs, outputs)
 
 
-def is_dims(value: Any) -> bool:
-    """Tells whether a value is one ``MuonDimensionNumbers``."""
-    return isinstance(value, MuonDimensionNumbers)
+def _sizes(
+    blocks: int | tuple[int, ...], axes: tuple[int, ...], view: MatrixView, path: str
+) -> Any:
+    """Sizes of the blocks along the only axis of a side."""
+    if len(axes) != 1:
+        raise ValueError(
+            f"leaf {path!r}: blocks need a side of one axis, this one has the axes {axes}; an axis "
+            "that is left out of both sides is a batch axis already"
+        )
+    whole = view.shape[axes[0]]
+    sizes = (whole // blocks,) * blocks if isinstance(blocks, int) and blocks else blocks
+    if not isinstance(sizes, tuple) or sum(sizes) != whole or min(sizes, default=0) < 1:
+        raise ValueError(
+            f"leaf {path!r} of shape {view.shape}: blocks {blocks!r} do not fill axis {axes[0]} of "
+            f"size {whole}; give a number that divides it, or sizes that sum to it"
+        )
+    return sizes
 
 
-def dims_by_path(params: PyTree, dims: Dims) -> dict[str, MuonDimensionNumbers | None] | None:
-    """Returns the dimension numbers of each path when a tree of them was given, else None.
-
-    Args:
-      params: parameters, updates or shapes.
-      dims: None, one ``MuonDimensionNumbers`` for all matrices, a tree (or prefix tree) of them in
-        which None means "not a matrix", or a function from params to such a tree.
-
-    Returns:
-      A dict over the paths of ``params``, or None if ``dims`` does not name leaves.
-
-    Example:
-      >>> import optax, optkit
-      >>> one = optax.contrib.MuonDimensionNumbers()
-      >>> sorted(optkit.tree.dims_by_path({"a": 1, "b": 2}, {"a": one, "b": None}))
-      ['a', 'b']
-    """
-    if dims is None or is_dims(dims):
-        return None
-    tree = dims(params) if callable(dims) else dims
-    is_leaf = lambda x: x is None or is_dims(x)  # noqa: E731
-    out = values_by_path(params, tree, is_leaf)
-    for path, _ in leaves_with_paths(params):
-        if path not in out:
-            raise ValueError(
-                f"the tree of dimension numbers has no entry for leaf {path!r}; add one, or None "
-                "if the leaf is not a matrix"
-            )
-    return out
-
-
-def matrix_views(
-    tree: PyTree, dims: Dims = None, rules: Iterable[RuleLike] = ()
-) -> list[tuple[str, MatrixView]]:
-    """Returns path and view of every leaf of a tree of matrices.
+def matrix_blocks(view: MatrixView, dims: AnyDims | None, path: str = "") -> list[MatrixView]:
+    """Returns the views of a fused leaf's blocks, neighbours of one size together.
 
     Args:
-      tree: updates or parameters; every leaf must be a matrix or a batch of them.
-      dims: see ``dims_by_path``; without it the role rules decide.
-      rules: the user's role rules.
+      view: the leaf read as one matrix, or a batch of them.
+      dims: its dimension numbers.
+      path: the leaf's path, for messages.
 
     Returns:
-      ``[(path, view), ...]`` in flattening order.
+      One view a run of equal blocks; ``[view]`` if the dimension numbers name no blocks.
 
     Raises:
-      ValueError: a leaf is no matrix, or its dimension numbers do not fit; names the leaf.
+      ValueError: blocks on both sides, on a side of several axes, or that do not fill it.
 
     Example:
       >>> import jax.numpy as jnp, optkit
-      >>> [(p, v.fan_in) for p, v in optkit.tree.matrix_views({"w": jnp.zeros((4, 2, 3))})]
-      [('w', 2)]
+      >>> dims = optkit.MatrixDims(0, 1, output_blocks=(8, 2, 2))
+      >>> view = optkit.tree.matrix_view(jnp.zeros((8, 12)), dims)
+      >>> [(v.batch_shape, v.fan_out) for v in optkit.tree.matrix_blocks(view, dims)]
+      [((), 8), ((2,), 2)]
     """
-    named = dims_by_path(tree, dims)
-    out = []
-    for path, leaf in leaves_with_paths(tree):
-        rule = rule_of(path, leaf, rules)
-        own = rule.dims if dims is None else dims if named is None else named[path]
-        role = rule.role if rule.role in MATRIX_ROLES else Role.MATRIX
-        out.append((path, matrix_view(leaf, own, path=path, role=role)))
+    asked = (dims.reduction_blocks, dims.output_blocks) if isinstance(dims, MatrixDims) else (1, 1)
+    if asked == (1, 1):
+        return [view]
+    if 1 not in asked:
+        raise ValueError(f"leaf {path!r}: give reduction_blocks or output_blocks, not both")
+    axes, blocks = (view.in_axes, asked[0]) if asked[1] == 1 else (view.out_axes, asked[1])
+    start, out = 0, []
+    for size, run in itertools.groupby(_sizes(blocks, axes, view, path)):
+        cut = Cut(axes[0], start, len(list(run)), size)
+        out.append(_cut(view, cut))
+        start += cut.width
     return out
+
+
+def _cut(view: MatrixView, cut: Cut) -> MatrixView:
+    axis = cut.axis
+    inserted = (cut.blocks, cut.size) if cut.blocks > 1 else (cut.size,)
+    shape = (*view.shape[:axis], *inserted, *view.shape[axis + 1 :])
+    shift = len(inserted) - 1  # the blocks come first, so their own axis moves on as well
+
+    def moved(axes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(a + shift if a >= axis else a for a in axes)
+
+    return MatrixView(shape, moved(view.in_axes), moved(view.out_axes), cut)

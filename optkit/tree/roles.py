@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from optax.contrib import MuonDimensionNumbers
 
+from optkit.tree.dims import AnyDims
 from optkit.tree.paths import PyTree, leaves_with_paths, matches
 
 
@@ -43,7 +44,7 @@ class RoleRule:
     pattern: str
     role: Role
     ranks: tuple[int, ...] = ()
-    dims: MuonDimensionNumbers | None = None
+    dims: AnyDims | None = None
 
     def applies(self, path: str, rank: int) -> bool:
         """Tells whether the rule names a leaf of this path and rank."""
@@ -107,7 +108,7 @@ DEFAULT_RULES: tuple[RoleRule, ...] = (
     RoleRule("**", Role.BIAS),
 )
 
-RuleLike = RoleRule | tuple[str, Role | str]
+RuleLike = RoleRule | tuple[str, Role | str] | tuple[str, Role | str, AnyDims]
 
 
 def _as_rules(rules: Iterable[RuleLike]) -> tuple[RoleRule, ...]:
@@ -116,12 +117,12 @@ def _as_rules(rules: Iterable[RuleLike]) -> tuple[RoleRule, ...]:
         if isinstance(rule, RoleRule):
             out.append(rule)
             continue
-        pattern, role = rule
+        pattern, role, *dims = rule
         if role not in set(Role):
             raise ValueError(
                 f"rule {pattern!r} names the role {role!r}; the roles are {', '.join(Role)}"
             )
-        out.append(RoleRule(pattern, Role(role)))
+        out.append(RoleRule(pattern, Role(role), dims=dims[0] if dims else None))
     return tuple(out)
 
 
@@ -137,7 +138,7 @@ def rule_of(path: str, leaf: Any, rules: Iterable[RuleLike] = ()) -> RoleRule:
     Args:
       path: the leaf's path string.
       leaf: an array or ``ShapeDtypeStruct``.
-      rules: ``(pattern, role)`` pairs or ``RoleRule``s.
+      rules: ``(pattern, role)`` or ``(pattern, role, dims)`` tuples, or ``RoleRule``s.
 
     Returns:
       The rule.

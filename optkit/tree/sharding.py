@@ -72,8 +72,8 @@ def place_stack(stack: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
 
 def _halfway(stack: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
     names = tuple(mesh.axis_names)
-    rows_fit = stack.shape[-2] % mesh.shape[names[0]] == 0
-    if len(names) == 1 or not rows_fit:
+    has_rows = stack.ndim - 2 > axis
+    if len(names) == 1 or not has_rows or stack.shape[-2] % mesh.shape[names[0]]:
         return stack
     return _place(stack, mesh, _spec(stack.ndim, {axis: names[1:], stack.ndim - 2: names[0]}))
 
