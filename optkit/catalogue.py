@@ -7,7 +7,7 @@ import difflib
 import fnmatch
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
@@ -35,6 +35,30 @@ class Paper:
         return f"{self.title} ({self.year}, {where})"
 
 
+class StateBytes(float):
+    """Bytes per float32 parameter, and what comes on top of them for each matrix.
+
+    Args:
+      parameter: bytes per parameter.
+      matrix: bytes per matrix, from its fan_out and fan_in.
+      label: the same in words, as in ``"4 a row"``.
+    """
+
+    def __new__(
+        cls, parameter: float, matrix: Callable[[int, int], float], label: str
+    ) -> "StateBytes":
+        """Makes the number that it is without its matrices."""
+        out = super().__new__(cls, parameter)
+        out.matrix, out.label = matrix, label
+        return out
+
+    matrix: Callable[[int, int], float]
+    label: str
+
+    def __str__(self) -> str:
+        return f"{float(self):g} + {self.label}"
+
+
 @dataclass(frozen=True)
 class Entry:
     """One method.
@@ -46,7 +70,8 @@ class Entry:
       kind: recipe (a whole optimizer), part (a link of a chain) or wrapper (takes an inner one).
       family: what it is about: matrix, sign, adaptive, accumulator, direction, safety, ...
       paper: its source, None for plumbing.
-      state_bytes: bytes per float32 parameter by role; ``"*"`` for the roles not named.
+      state_bytes: bytes per float32 parameter by role, ``"*"`` for the roles not named; a
+        ``StateBytes`` where rows, columns or whole matrices have state too.
       tags: words to search for.
       chain: its links in one line.
       example: arguments that make a runnable instance where defaults do not suffice.
@@ -76,6 +101,25 @@ class Entry:
     def bytes_per_parameter(self, role: str) -> float:
         """Returns the state bytes per float32 parameter of a leaf of a role."""
         return self.state_bytes.get(role, self.state_bytes.get("*", 0.0))
+
+    def bytes_of_leaf(
+        self, role: str, size: int, matrices: Sequence[tuple[int, int, int]] = ()
+    ) -> float:
+        """Returns the state bytes of a float32 leaf.
+
+        Args:
+          role: its role.
+          size: its number of parameters.
+          matrices: (how many, fan_out, fan_in) of the matrices it is read as.
+
+        Returns:
+          Bytes.
+        """
+        each = self.bytes_per_parameter(role)
+        total = each * size
+        if isinstance(each, StateBytes):
+            total += sum(count * each.matrix(rows, columns) for count, rows, columns in matrices)
+        return total
 
 
 _ENTRIES: dict[str, Entry] = {}

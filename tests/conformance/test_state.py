@@ -1,5 +1,6 @@
 """Checkpoints, state by name, state bytes."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,16 @@ def test_state_bytes_are_those_of_the_catalogue(method: Method) -> None:
     params = method.params(ZOO)
     plan = optkit.plan(method.tx, params)
     for row in plan.rows:
-        count = jnp.size(dict(optkit.tree.leaves_with_paths(params))[row.path])
-        each = method.entry.bytes_per_parameter(row.role)
+        size = math.prod(row.shape)
+        matrices = []
+        if row.role in optkit.MATRIX_ROLES:
+            leaf = dict(optkit.tree.leaves_with_paths(params))[row.path]
+            views = optkit.tree.matrix_views({row.path: leaf})
+            matrices = [(math.prod(v.batch_shape), v.fan_out, v.fan_in) for _, v in views]
+        want = method.entry.bytes_of_leaf(row.role, size, matrices)
         if base is not None:
-            each += base.bytes_per_parameter(row.role)
-        assert row.state_bytes == each * count, row
+            want += base.bytes_of_leaf(row.role, size, matrices)
+        assert row.state_bytes == want, row
     assert plan.shared_bytes <= SHARED_BYTES
     assert plan.state_bytes == optkit.tree.tree_bytes(method.tx.init(params))
     assert plan.parameter_bytes == optkit.tree.tree_bytes(params)
