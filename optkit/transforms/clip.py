@@ -44,7 +44,7 @@ def clip_by_global_norm(max_norm: float) -> Transformation:
     Reference:
       Pascanu et al., On the difficulty of training recurrent neural networks, arXiv 1211.5063.
     """
-    check_number("max_norm", max_norm, low=1e-30)
+    check_number("max_norm", max_norm, low=1e-30, infinite=True)
 
     def update(updates: PyTree, params: PyTree | None) -> PyTree:
         del params

@@ -176,7 +176,7 @@ def skip_spikes(
     check_static_int("window", window, low=2)
     check_static_int("warmup", warmup, low=2)
     check_static_int("max_consecutive", max_consecutive)
-    check_number("factor", factor, low=0.0)
+    check_number("factor", factor, low=0.0, infinite=True)
     check_choice("monitor", monitor, ("norm", "value"))
     if warmup > window:
         raise ValueError(f"warmup={warmup} is more than window={window} values can show")

@@ -1,7 +1,9 @@
 """Numbers that may be schedules: one step convention, and where to read their present value."""
 
+import collections
 import difflib
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,22 +25,31 @@ def check_number(
     low: float = -math.inf,
     high: float = math.inf,
     open_high: bool = False,
+    infinite: bool = False,
 ) -> None:
-    """Raises ValueError if a Python number is outside ``[low, high]``.
+    """Raises ValueError if a Python number is not finite or outside ``[low, high]``.
 
-    Schedules and arrays pass: their values are not known when the chain is built.
+    Schedules and arrays pass: their values are not known when the chain is built. ``infinite`` lets
+    an infinity pass where it has a meaning, such as a threshold that is never reached.
     """
     if callable(value) or isinstance(value, jax.Array):
         return
     # NumPy's scalars are numbers too; text and sequences are not.
-    if isinstance(value, bool | str | list | tuple | dict | type(None)) or np.ndim(value) != 0:
+    if (
+        isinstance(value, bool | str | list | tuple | dict | type(None))
+        or np.ndim(value) != 0
+        or np.iscomplexobj(value)
+        or not hasattr(value, "__float__")
+    ):
         raise ValueError(f"{name} must be a number or a schedule, not {value!r}")
-    inside = low <= value <= high and not (open_high and value == high)
-    if not inside:
-        end = ")" if open_high else "]"
-        raise ValueError(
-            f"{name}={value!r} is outside [{low}, {high}{end}; give a number inside it"
-        )
+    if math.isnan(value) or (math.isinf(value) and not infinite):
+        raise ValueError(f"{name}={value!r} is not a finite number")
+    if low <= value <= high and not (open_high and value == high):
+        return
+    if high == math.inf:
+        raise ValueError(f"{name}={value!r} is below {low}; give a number of at least {low}")
+    end = ")" if open_high else "]"
+    raise ValueError(f"{name}={value!r} is outside [{low}, {high}{end}; give a number inside it")
 
 
 def check_static_number(name: str, value: Any) -> None:
@@ -107,17 +118,38 @@ class ScaleByLearningRateState(NamedTuple):
     hyperparams: dict[str, jax.Array]  # {"learning_rate": float32 scalar}, that of the last update
 
 
-def _collect(node: Any, prefix: str, out: list[tuple[str, Any]]) -> None:
+class _Recorded(NamedTuple):
+    route: str  # names of the routes above it, joined by /
+    owner: str  # class of the state that records it, #2 for the second one of a route
+    name: str
+    value: Any
+
+
+def _collect(node: Any, route: str, seen: dict[tuple[str, str], int]) -> list[_Recorded]:
+    """Returns what a state records; ``seen`` counts the states of a class below each route."""
+    out: list[_Recorded] = []
     if isinstance(node, dict):
         for key, child in node.items():
-            _collect(child, f"{prefix}/{key}" if prefix else str(key), out)
+            out += _collect(child, f"{route}/{key}" if route else str(key), seen)
     elif isinstance(node, tuple | list):
         fields = getattr(node, "_fields", (None,) * len(node))
+        own: list[_Recorded] = []
         for field, child in zip(fields, node, strict=True):
-            if field in ("hyperparams",) and isinstance(child, dict):
-                out.extend((f"{prefix}/{name}".strip("/"), value) for name, value in child.items())
+            if field == "hyperparams" and isinstance(child, dict):
+                kind = type(node).__name__
+                seen[route, kind] = number = seen.get((route, kind), 0) + 1
+                owner = kind if number == 1 else f"{kind}#{number}"
+                own = [_Recorded(route, owner, name, value) for name, value in child.items()]
             else:
-                _collect(child, prefix, out)
+                out += _collect(child, route, seen)
+        # What optax.inject_hyperparams injects, the part that it builds may record once more.
+        below = {(hit.route, hit.name) for hit in out}
+        out = [*(hit for hit in own if (hit.route, hit.name) not in below), *out]
+    return out
+
+
+def _join(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
 
 
 def hyperparams(state: PyTree) -> dict[str, jax.Array]:
@@ -125,7 +157,9 @@ def hyperparams(state: PyTree) -> dict[str, jax.Array]:
 
     Recorded are the learning rate of every optkit recipe, every value given as a schedule, and
     what ``optax.inject_hyperparams`` injects. Below ``optkit.route`` a name is preceded by its
-    route: ``"muon/learning_rate"``.
+    route: ``"muon/learning_rate"``. A name that several links of one chain record is preceded by
+    the class of the state as well, as ``optkit.export_state`` writes it: ``"MomentumState.b1"``,
+    ``"MomentumState#2.b1"``, ``"muon/MomentumState.b1"``.
 
     Args:
       state: an optimizer state.
@@ -139,9 +173,14 @@ def hyperparams(state: PyTree) -> dict[str, jax.Array]:
       >>> {name: float(value) for name, value in optkit.hyperparams(state).items()}
       {'learning_rate': 9.999999747378752e-05}
     """
-    found: list[tuple[str, Any]] = []
-    _collect(state, "", found)
-    return dict(found)
+    found = _collect(state, "", {})
+    times = collections.Counter((hit.route, hit.name) for hit in found)
+    return {
+        _join(
+            hit.route, hit.name if times[hit.route, hit.name] == 1 else f"{hit.owner}.{hit.name}"
+        ): hit.value
+        for hit in found
+    }
 
 
 def get_hyperparam(state: PyTree, name: str) -> jax.Array:
@@ -149,13 +188,14 @@ def get_hyperparam(state: PyTree, name: str) -> jax.Array:
 
     Args:
       state: an optimizer state.
-      name: ``"learning_rate"``, or with its route ``"muon/learning_rate"``.
+      name: ``"learning_rate"``, or as ``optkit.hyperparams`` writes it: with its route
+        ``"muon/learning_rate"``, with the state that records it ``"MomentumState.b1"``.
 
     Returns:
       A scalar array.
 
     Raises:
-      KeyError: the state does not record the name, or records it for several routes with a value
+      KeyError: the state does not record the name, or several routes or links do, with a value
         each; lists what there is.
 
     Example:
@@ -165,13 +205,16 @@ def get_hyperparam(state: PyTree, name: str) -> jax.Array:
       0.5
     """
     found = hyperparams(state)
-    hits = [key for key in found if key == name or key.endswith(f"/{name}")]
     if name in found:
         return found[name]
+    hits = [key for key in found if re.search(rf"(^|[/.]){re.escape(name)}$", key)]
     if len(hits) == 1:
         return found[hits[0]]
     if hits:
-        raise KeyError(f"{name!r} is recorded for several routes: {', '.join(sorted(hits))}")
+        raise KeyError(
+            f"{name!r} is recorded for several routes or links; ask for one of "
+            + ", ".join(sorted(hits))
+        )
     raise KeyError(
         f"the state records no {name!r}; it records {', '.join(sorted(found)) or 'nothing'}. "
         "Constants other than the learning rate are part of the compiled program: pass a schedule "

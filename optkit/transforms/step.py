@@ -161,7 +161,7 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> Transformation:
       ``optkit.get_hyperparam(state, "learning_rate")``.
 
     Raises:
-      ValueError: not a number.
+      ValueError: not a number, not finite, or negative: the link turns the direction round itself.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -172,7 +172,7 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> Transformation:
       >>> float(u["w"][0]), float(optkit.get_hyperparam(state, "learning_rate"))
       (-0.5, 0.5)
     """
-    check_number("learning_rate", learning_rate)
+    check_number("learning_rate", learning_rate, low=0.0)
 
     def init_fn(params: PyTree) -> ScaleByLearningRateState:
         del params

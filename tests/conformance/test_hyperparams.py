@@ -176,6 +176,42 @@ def test_a_wrong_value_raises_and_is_named(of: str, name: str) -> None:
     assert name in said or PARTS_NAME.get(name, name) in said, said
 
 
+NUMBERS = [
+    (entry.name, name)
+    for entry in optkit.catalogue.entries(kind="recipe")
+    for name, parameter in entry.hyperparameters().items()
+    if takes_schedule(parameter)
+]
+
+
+@pytest.mark.parametrize(("of", "name"), NUMBERS)
+def test_a_number_that_is_not_finite_is_named(of: str, name: str) -> None:
+    for value in (float("nan"), float("inf"), np.float32("-inf")):
+        with pytest.raises(ValueError, match=r"=.*(nan|inf).* is not a finite number"):
+            method_named(of).build(**{name: value})
+
+
+def test_a_learning_rate_may_be_0_and_not_negative(recipe: Method) -> None:
+    with pytest.raises(ValueError, match=r"learning_rate=-0\.1 is below 0"):
+        recipe.build(learning_rate=-0.1)
+    recipe.build(learning_rate=0.0)
+
+
+def test_infinite_thresholds_stay_allowed() -> None:
+    params = {"w": jnp.ones(4)}
+    out, _ = (tx := optkit.clip_by_global_norm(float("inf"))).update(params, tx.init(params))
+    assert_close(out, params)
+    assert optkit.skip_spikes(optax.sgd(1.0), factor=float("inf"))
+    with pytest.raises(ValueError, match="max_norm=nan is not a finite number"):
+        optkit.clip_by_global_norm(float("nan"))
+
+
+@pytest.mark.parametrize("value", [1j, object(), "0.1", [0.1], None, np.ones(2)])
+def test_what_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="learning_rate must be a number or a schedule"):
+        optkit.scale_by_learning_rate(value)
+
+
 def test_missing_parameters_raise_with_the_remedy(recipe: Method) -> None:
     tx = recipe.build(weight_decay=0.1)
     with pytest.raises(ValueError, match=r"tx\.update\(updates, state, params\)"):

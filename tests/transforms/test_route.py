@@ -128,10 +128,28 @@ def test_scheduled_values_are_recorded_and_constants_are_not():
 def test_a_name_of_several_routes_is_ambiguous():
     tx = optkit.muon(0.1, adam_learning_rate=0.2)
     state = optax.chain(optax.clip(1.0), tx).init(PARAMS)
-    with pytest.raises(KeyError, match=r"several routes: adamw/learning_rate, muon/learning_rate"):
+    with pytest.raises(KeyError, match=r"several routes.*adamw/learning_rate, muon/learning_rate"):
         optkit.get_hyperparam(state, "learning_rate")
     assert float(optkit.get_hyperparam(state, "adamw/learning_rate")) == pytest.approx(0.2)
     assert float(optkit.get_hyperparam(state, "muon/learning_rate")) == pytest.approx(0.1)
+
+
+def test_links_that_record_one_name_are_told_apart():
+    """Three scheduled b1, two of one class: no value hides another."""
+    parts = [optkit.momentum(lambda t, b=b: b + 0.0 * t) for b in (0.5, 0.25)]
+    tx = optax.chain(*parts, optkit.scale_by_adam(lambda t: 0.75 + 0.0 * t))
+    want = {"MomentumState.b1": 0.5, "MomentumState#2.b1": 0.25, "ScaleByAdamState.b1": 0.75}
+    for wrap, before in (
+        (lambda tx: tx, ""),
+        (lambda tx: optkit.route({"a": tx}, [("**", "a")]), "a/"),
+    ):
+        state = wrap(tx).init(PARAMS)
+        found = {name: float(value) for name, value in optkit.hyperparams(state).items()}
+        assert found == {before + name: value for name, value in want.items()}
+        with pytest.raises(KeyError, match=r"several.*one of .*MomentumState#2\.b1, "):
+            optkit.get_hyperparam(state, "b1")
+        assert float(optkit.get_hyperparam(state, "MomentumState#2.b1")) == 0.25
+        assert float(optkit.get_hyperparam(state, "ScaleByAdamState.b1")) == 0.75
 
 
 def test_injected_values_are_read_and_used():
