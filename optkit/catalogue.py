@@ -185,7 +185,10 @@ def _cached(factory: Factory) -> Factory:
     @functools.wraps(factory)
     def call(*args: Any, **kwargs: Any) -> Any:
         # Defaults filled in: lion(1e-3) and lion(learning_rate=1e-3) are one call.
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(_misfit(factory.__name__, signature, kwargs, error)) from None
         bound.apply_defaults()
         try:
             hash((bound.args, tuple(bound.kwargs.values())))
@@ -195,6 +198,18 @@ def _cached(factory: Factory) -> Factory:
         return build(*bound.args, **bound.kwargs)
 
     return cast(Factory, call)
+
+
+def _misfit(name: str, signature: inspect.Signature, options: Mapping[str, Any], said: Any) -> str:
+    """Returns what is wrong with a call; Python's own message names neither function nor remedy."""
+    takes = [p.name for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+    unknown = next((option for option in options if option not in takes), None)
+    if unknown is None:
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        return f"{name}() cannot be called so: {said}; it takes {inspect.Signature(bare)}"
+    close = difflib.get_close_matches(unknown, takes, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{name}() got an unknown option {unknown!r}; {hint}it takes {', '.join(takes)}"
 
 
 def get(name: str) -> Entry:

@@ -2,6 +2,9 @@
 
 import inspect
 
+import optax
+import pytest
+
 import optkit
 from optkit.catalogue import Entry
 from optkit.transforms import Transformation
@@ -49,3 +52,18 @@ def _first_parameter_fits_the_kind(entry: Entry) -> None:
         assert all(p.kind == p.KEYWORD_ONLY for p in others), entry.name
     if entry.kind == "wrapper":
         assert first.name in ("inner", "transformations")
+
+
+def test_a_call_that_does_not_fit_says_what_the_factory_takes() -> None:
+    with pytest.raises(
+        TypeError,
+        match=r"muon\(\) got an unknown option 'wieght_decay'; did you mean 'weight_decay'\? "
+        "it takes learning_rate, b1",
+    ):
+        optkit.muon(0.1, wieght_decay=0.1)
+    with pytest.raises(TypeError, match=r"lion\(\) .*unknown option 'qqq'; it takes learning_rate"):
+        optkit.lion(qqq=1)
+    with pytest.raises(TypeError, match=r"lion\(\) cannot .*too many positional.*\(learning_rate"):
+        optkit.lion(0.1, 0.9)
+    with pytest.raises(TypeError, match=r"accumulate_gradients\(\) cannot .*missing.*'every'"):
+        optkit.accumulate_gradients(optax.sgd(0.1))
