@@ -207,7 +207,7 @@ def race_methods(
         seeds=None if seeds is None else parse_seeds(seeds),
     )
     # Found out now rather than after minutes of training.
-    require_extra(["plotly", "matplotlib"], purpose="a race report")
+    require_extra(["matplotlib"], purpose="a race report")
     name = settings.get("task", choices.DEFAULT_TASK)
     options = choices.task_options(settings, task_option)
     specs = choices.entrants(settings, methods)

@@ -68,11 +68,12 @@ class TrainProgress:
             scores = (f"{name} {value:.4f}" for name, value in row["held_out"].items())
             self._held_out = "held-out " + ", ".join(scores)
         if self._id is not None:
-            figures = f"loss {row['loss']:.4f}  {self._held_out}"
+            figures = f"train loss {row['loss']:.4f}  {self._held_out}"
             self._bars.update(self._id, completed=row["step"], figures=figures)
             self._bars.refresh()
         if "held_out" in row and not self._console.is_terminal:
-            line = f"{self._label}  step {row['step']}  loss {row['loss']:.4f}  {self._held_out}"
+            figures = f"train loss {row['loss']:.4f}  {self._held_out}"
+            line = f"{self._label}  step {row['step']}  {figures}"
             self._console.print(Text(line), soft_wrap=True)
 
 
@@ -128,9 +129,9 @@ class RaceProgress:
         steps, seconds = self._limits
         shares = [run.step / steps] if steps else []
         shares += [run.seconds / seconds] if seconds else []
-        loss = f"loss {run.losses[-1][2]:.4f}" if run.losses else ""
+        loss = f"train loss {run.losses[-1][2]:.4f}" if run.losses else ""
         last = run.held_out[-1]
-        held_out = f"{self._metric} {last[self._metric]:.4f}"
+        held_out = f"held-out {self._metric} {last[self._metric]:.4f}"
         figures = f"{run.status:8} step {run.step:5d}  {loss}  {held_out}"
         done = 1.0 if run.status in ("finished", "diverged") else max(shares, default=0.0)
         self._bars.update(self._ids[run.label, run.seed], completed=done, figures=figures)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from optkit.cli.racing import Run
+from optkit.cli.tables import seconds_text
 
 __all__ = ["Comparison", "Curve", "Panel", "Score", "Standing", "Verdict", "compare", "panels"]
 
@@ -148,7 +149,9 @@ def compare(runs: Sequence[Run], metric: str) -> Comparison:
         seconds=seconds,
         standings=tuple(standings),
         by_steps=_verdict(by_steps, metric, f"At equal steps ({steps})"),
-        by_seconds=_verdict(by_seconds, metric, f"At equal training time ({seconds:.1f} s)"),
+        by_seconds=_verdict(
+            by_seconds, metric, f"At equal training time ({seconds_text(seconds)})"
+        ),
     )
 
 

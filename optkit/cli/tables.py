@@ -158,7 +158,7 @@ def result_table(comparison: "Comparison") -> Table:
     table = Table(header_style="bold", title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("method", style="bold", min_width=14, overflow="fold")
     table.add_column(f"at {comparison.steps} steps", justify="right", no_wrap=True)
-    table.add_column(f"at {comparison.seconds:.1f} s", justify="right", no_wrap=True)
+    table.add_column(f"at {seconds_text(comparison.seconds)}", justify="right", no_wrap=True)
     for head in ("time/step", "state"):
         table.add_column(head, justify="right", no_wrap=True)
     noted = any(row.note for row in comparison.standings)

@@ -101,13 +101,13 @@ def test_a_missing_extra_says_how_to_install_it(command, monkeypatch, missing):
     assert finished.err == (f'error: the command line needs {missing}: pip install "optkit[cli]"\n')
 
 
-def test_a_race_without_plotly_stops_before_it_trains(command, monkeypatch):
+def test_a_race_without_matplotlib_stops_before_it_trains(command, monkeypatch):
     find = importlib.util.find_spec
-    hide = lambda name, *rest: None if name == "plotly" else find(name, *rest)  # noqa: E731
+    hide = lambda name, *rest: None if name == "matplotlib" else find(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", hide)
     finished = command("race", "lion", "--task", "regression")
     assert finished.code == 1
-    assert 'a race report needs plotly: pip install "optkit[cli]"' in finished.err
+    assert 'a race report needs matplotlib: pip install "optkit[cli]"' in finished.err
 
 
 def test_a_task_without_its_data_package_says_so(command, monkeypatch, tmp_path):
@@ -141,7 +141,7 @@ def test_bars_follow_the_runs_on_a_terminal():
         bars.moved(run)
     text = console.export_text()
     assert "lion seed 0" in text
-    assert "loss 1.2500" in text
+    assert "train loss 1.2500  held-out error 0.5000" in text
     settings = TrainSettings(
         method="lion", hyperparameters={}, task="toy", task_options={}, seed=0, steps=10,
         log_every=1, eval_every=5, checkpoint_every=5,
