@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, dtypes_of_updates, keep_dtypes, map_leaves
+from optkit.transforms.base import (
+    Transformation,
+    check_transformation,
+    dtypes_of_updates,
+    keep_dtypes,
+    map_leaves,
+)
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree import PyTree, upcast, zeros_like_params
 
@@ -68,7 +74,7 @@ def accumulate_gradients(
       -2.0
     """
     check_static_int("every", every)
-    inner = optax.with_extra_args_support(inner)
+    inner = check_transformation("inner", inner)
     if every == 1:
         return inner
     scale = 1.0 / every if average else 1.0

@@ -1,5 +1,7 @@
 """What every part is built from: the constructor and the maps over leaves."""
 
+import itertools
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -7,28 +9,131 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optkit.catalogue import entries
 from optkit.tree import PyTree, leaves_with_paths, upcast
+from optkit.tree.paths import full_path_string
 
 Transformation: TypeAlias = optax.GradientTransformationExtraArgs
 
 
+def _called(factory: Callable[..., Any]) -> str:
+    """How a user writes the call of a factory: by the shortest public name that is known."""
+    name = getattr(factory, "__name__", "")
+    if not name.isidentifier():
+        return ""
+    modules = (getattr(factory, "__module__", None) or "").split(".")
+    public = itertools.takewhile(lambda part: not part.startswith("_"), modules)
+    short = getattr(sys.modules.get(modules[0]), name, None) is factory
+    return ".".join([*([modules[0]] if short else public), f"{name}()"])
+
+
+def check_transformation(name: str, value: Any) -> Transformation:
+    """Returns a transformation that takes extra arguments, or raises TypeError with the remedy.
+
+    Args:
+      name: what the caller calls it, for the message.
+      value: what was given; a ``GradientTransformation`` or anything with ``init`` and ``update``.
+
+    Raises:
+      TypeError: a factory that was not called, a name, a list, or something else.
+    """
+    pair = callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+    if pair and not isinstance(value, type):
+        return optax.with_extra_args_support(value)
+    if isinstance(value, str):
+        known = value in {entry.name for entry in entries(kind="recipe")}
+        what = f"the text {value!r}"
+        remedy = f"build it: optkit.{value}()" if known else "build one, such as optax.adam(1e-3)"
+    elif callable(value):
+        call = _called(value)
+        what = f"the function {call[:-2]}" if call else f"{value!r}"
+        remedy = f"call it: {call}" if call else "call it, and give what it returns"
+    elif isinstance(value, list | tuple) and value:
+        what, remedy = f"a {type(value).__name__} of {len(value)}", "join them: optax.chain(*parts)"
+    else:
+        what = "None" if value is None else f"of type {type(value).__name__}"
+        remedy = "give what a factory such as optax.adam(1e-3) returns"
+    raise TypeError(f"{name} must be an optax.GradientTransformation and is {what}; {remedy}")
+
+
+def _containers(updates: PyTree, other: PyTree, what: str, path: str = "") -> str | None:
+    """Where two trees of the same paths differ first; None where they do not."""
+    parts: list[Any] = [
+        jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x, node=node: x is not node)
+        for node in (updates, other)
+    ]
+    if type(updates) is not type(other) or len(parts[0]) != len(parts[1]):
+        mine, theirs = (
+            f"{type(node).__name__} of {len(inside)}"
+            for node, inside in zip((updates, other), parts, strict=True)
+        )
+        return f"  {path or 'the whole tree'}: a {mine} in the updates, a {theirs} in the {what}"
+    for (key, mine), (_, theirs) in zip(*parts, strict=True):
+        if not key:
+            return None  # a leaf
+        below = "/".join(part for part in (path, full_path_string(key)) if part)
+        found = _containers(mine, theirs, what, below)
+        if found is not None:
+            return found
+    return None
+
+
 def _mismatch(updates: PyTree, other: PyTree, what: str) -> str:
-    given = dict(leaves_with_paths(updates))
-    held = dict(leaves_with_paths(other))
+    given = {path or "(root)": leaf for path, leaf in leaves_with_paths(updates)}
+    held = {path or "(root)": leaf for path, leaf in leaves_with_paths(other)}
     lines = [f"  {path}: in the updates, not in the {what}" for path in given if path not in held]
     lines += [f"  {path}: in the {what}, not in the updates" for path in held if path not in given]
-    return "\n".join(lines) or "  same paths, other containers"
+    if lines:
+        return "\n".join(lines)
+    return _containers(updates, other, what) or "  same paths; a container's own data differs"
 
 
-def check_same_leaves(updates: PyTree, other: PyTree, what: str) -> None:
-    """Raises ValueError with the paths that differ unless a tree has the leaves of the updates."""
-    structure: Any = jax.tree.structure(updates)
-    if structure != jax.tree.structure(other):
+def _shape_mismatch(updates: PyTree, other: PyTree, what: str) -> list[str]:
+    pairs = zip(leaves_with_paths(updates), jax.tree.leaves(other), strict=True)
+    return [
+        f"  {path or '(root)'}: shape {jnp.shape(u)} in the updates, {jnp.shape(x)} in the {what}"
+        for (path, u), x in pairs
+        if jnp.shape(u) != jnp.shape(x)
+    ]
+
+
+def _refuse(lines: list[str]) -> None:
+    if lines:
         raise ValueError(
             "the updates do not have the leaves that this transformation holds or was given:\n"
-            + _mismatch(updates, other, what)
+            + "\n".join(lines)
             + "\ngive gradients of the same tree as the parameters passed to init"
         )
+
+
+def check_same_leaves(updates: PyTree, other: PyTree, what: str, *, shapes: bool = False) -> None:
+    """Raises ValueError with the paths that differ unless a tree has the leaves of the updates.
+
+    Args:
+      updates: what was given to update.
+      other: parameters or state.
+      what: what the other tree is, for the message.
+      shapes: the leaves must have the shapes of the updates too.
+    """
+    structure: Any = jax.tree.structure(updates)
+    if structure != jax.tree.structure(other):
+        _refuse([_mismatch(updates, other, what)])
+    elif shapes:
+        _refuse(_shape_mismatch(updates, other, what))
+
+
+def check_gradients(updates: PyTree, params: PyTree | None) -> None:
+    """Raises ValueError with the paths if updates have other leaves or shapes than the parameters.
+
+    Other containers of the same paths pass, and so do updates without parameters.
+    """
+    if params is None:
+        return
+    paths, held = ([path for path, _ in leaves_with_paths(tree)] for tree in (updates, params))
+    if paths == held:
+        _refuse(_shape_mismatch(updates, params, "parameters"))
+    elif sorted(paths) != sorted(held):
+        _refuse([_mismatch(updates, params, "parameters")])
 
 
 def map_leaves(function: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:
@@ -37,11 +142,18 @@ def map_leaves(function: Callable[..., Any], updates: PyTree, *rest: PyTree) -> 
     ``None`` and masked nodes are passed over.
 
     Raises:
-      ValueError: a tree has other leaves than the updates; lists their paths.
+      ValueError: a tree has other leaves than the updates, or of shapes that the function cannot
+        take; lists their paths.
     """
     for tree in rest:
         check_same_leaves(updates, tree, "other tree")
-    return jax.tree.map(function, updates, *rest)
+    try:
+        return jax.tree.map(function, updates, *rest)
+    except (TypeError, ValueError):
+        # Leaves of another shape may be what a method keeps; where they do not fit, say which.
+        for tree in rest:
+            check_same_leaves(updates, tree, "other tree", shapes=True)
+        raise
 
 
 def map_updates(function: Callable[..., jax.Array], updates: PyTree, *rest: PyTree) -> PyTree:

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, map_leaves, map_updates
+from optkit.transforms.base import (
+    Transformation,
+    check_gradients,
+    check_transformation,
+    map_leaves,
+    map_updates,
+)
 from optkit.transforms.hyperparams import check_choice, check_number
 from optkit.tree import PyTree, upcast
 
@@ -69,7 +75,7 @@ def cautious(
         check_choice("rescale", rescale, ("mean", "count"))
     check_number("floor", floor, low=0.0)
     check_number("xi", xi, low=0.0)
-    inner = optax.with_extra_args_support(inner)
+    inner = check_transformation("inner", inner)
 
     def mask(u: jax.Array, g: jax.Array, other: jax.Array) -> jax.Array:
         # Signs, not the product: 1e-30 times 1e-30 is 0 in float32.
@@ -83,6 +89,7 @@ def cautious(
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
+        check_gradients(updates, params)
         out, state = inner.update(updates, state, params, **extra_args)
         other = out if compare is None else optax.tree.get(state, compare)
         if other is None:
@@ -120,11 +127,12 @@ def sign_from_grad(inner: optax.GradientTransformation) -> Transformation:
     Reference:
       Cao et al., Grams, arXiv 2412.17107.
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = check_transformation("inner", inner)
 
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
+        check_gradients(updates, params)
         out, state = inner.update(updates, state, params, **extra_args)
         return map_updates(lambda u, g: jnp.sign(g) * jnp.abs(u), out, updates), state
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation
+from optkit.transforms.base import Transformation, check_transformation
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_int
 from optkit.tree import PyTree, upcast
 
@@ -86,7 +86,7 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> Transformation:
       >>> float(u["w"][0]), int(state.skipped), int(state.consecutive)
       (0.0, 1, 1)
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = check_transformation("inner", inner)
 
     def init_fn(params: PyTree) -> SkipNonfiniteState:
         counters = (jnp.zeros((), jnp.int32) for _ in range(2))
@@ -180,7 +180,7 @@ def skip_spikes(
     check_choice("monitor", monitor, ("norm", "value"))
     if warmup > window:
         raise ValueError(f"warmup={warmup} is more than window={window} values can show")
-    inner = optax.with_extra_args_support(inner)
+    inner = check_transformation("inner", inner)
 
     def init_fn(params: PyTree) -> SkipSpikesState:
         counters = (jnp.zeros((), jnp.int32) for _ in range(3))

@@ -10,6 +10,7 @@ import optax
 from optkit.catalogue import register
 from optkit.transforms.base import (
     Transformation,
+    check_transformation,
     dtypes_of_updates,
     keep_dtypes,
     map_leaves,
@@ -44,7 +45,7 @@ def in_float32(inner: optax.GradientTransformation) -> Transformation:
       >>> u.dtype, float(u[0])
       (dtype(bfloat16), 1.0)
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = check_transformation("inner", inner)
 
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
@@ -114,7 +115,7 @@ def master_weights(inner: optax.GradientTransformation) -> Transformation:
     Reference:
       Micikevicius et al., Mixed Precision Training, arXiv 1710.03740.
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = check_transformation("inner", inner)
 
     def merged(master: PyTree, params: PyTree) -> PyTree:
         return jax.tree.map(

@@ -1,5 +1,6 @@
 """The last links of every recipe: weight decay of each kind and the learning rate."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -8,7 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, map_updates, need_params
+from optkit.transforms.base import (
+    Transformation,
+    check_gradients,
+    check_same_leaves,
+    check_transformation,
+    map_updates,
+    need_params,
+)
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     ScaleByLearningRateState,
@@ -26,6 +34,7 @@ from optkit.tree import (
     selects,
     values_by_path,
 )
+from optkit.tree.selection import check_selects, is_selector
 
 Decay = Literal["decoupled", "cautious", "independent", "coupled"]
 Mask = PyTree | Callable[[PyTree], PyTree] | Selector | None
@@ -39,18 +48,28 @@ class DecayState(NamedTuple):
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
 
+def _takes_path_and_leaf(function: Callable[..., Any]) -> bool:
+    """Tells a selector, a function of (path, leaf), from a function of the parameters."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # builtins without a signature
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters if p.kind in positional and p.default is p.empty]
+    return len(needed) == 2
+
+
 def _masked(mask: Mask, params: PyTree, roles: Sequence[RuleLike]) -> PyTree:
     """Returns a tree of Python bools from any of the forms that a mask may have."""
     structure: Any = jax.tree.structure(params)
-    if mask is None:
+    if mask is None or not structure.num_leaves:
         return structure.unflatten([True] * structure.num_leaves)
-    if isinstance(mask, str) or (
-        isinstance(mask, tuple | list) and mask and all(isinstance(part, str) for part in mask)
-    ):
-        return structure.unflatten(
-            selects(mask, path, leaf, roles) for path, leaf in leaves_with_paths(params)
-        )
     given: Any = mask
+    if is_selector(given) or (callable(given) and _takes_path_and_leaf(given)):
+        check_selects("mask", given, params, roles)
+        return structure.unflatten(
+            selects(given, path, leaf, roles) for path, leaf in leaves_with_paths(params)
+        )
     tree = given(params) if callable(given) else given
     chosen = values_by_path(params, tree)
     for path, _ in leaves_with_paths(params):
@@ -89,15 +108,18 @@ def decay_weights(
     Args:
       weight_decay: coefficient, a number or a schedule, at least 0.
       kind: which decay.
-      mask: leaves that decay: a tree of bools (or a prefix of one), a function from params to
-        one, or roles and globs such as ``("matrix", "embedding")``; None for all.
+      mask: leaves that decay; None for all. A tree of bools or a prefix of one; roles and globs
+        such as ``("matrix", "embedding")``; or a function. A function of one argument is called
+        with the parameters and returns a tree of bools, as in Optax; one of two is called with
+        (path, leaf) of each leaf and returns a bool, as selectors are elsewhere in optkit.
       roles: your own ``(pattern, role)`` rules.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; 0 bytes per parameter.
 
     Raises:
-      ValueError: unknown kind, negative coefficient, or params not given to update.
+      ValueError: unknown kind, negative coefficient, params not given to update; at init a mask
+        with a pattern that names no leaf, or without an entry for one.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -114,7 +136,7 @@ def decay_weights(
     check_choice("kind", kind, get_args(Decay))
 
     def init_fn(params: PyTree) -> DecayState:
-        del params
+        _masked(mask, params, roles)  # to refuse a mask that does not fit
         count = jnp.zeros((), jnp.int32)
         return DecayState(count, recorded(count, weight_decay=weight_decay))
 
@@ -123,6 +145,7 @@ def decay_weights(
     ) -> tuple[PyTree, DecayState]:
         del extra_args
         params = need_params(params, f"decay_weights(kind={kind!r})")
+        check_same_leaves(updates, params, "parameters", shapes=True)
         wd = value_at(weight_decay, state.count)
 
         def decay(u: jax.Array, p: jax.Array) -> jax.Array:
@@ -227,6 +250,7 @@ def descend(
       [-0.15...]
     """
     check_choice("decay", decay, get_args(Decay))
+    direction = check_transformation("direction", direction)
     links: list[optax.GradientTransformation] = [direction]
     step = scale_by_learning_rate(learning_rate)
     if isinstance(weight_decay, int | float) and weight_decay == 0:
@@ -235,4 +259,12 @@ def descend(
         link = decay_weights(weight_decay, kind=decay, mask=mask, roles=roles)
         order = {"coupled": [link, direction, step], "independent": [direction, step, link]}
         links = order.get(decay, [direction, link, step])
-    return in_float32(optax.chain(*links))
+    tx = in_float32(optax.chain(*links))
+
+    def update_fn(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
+        check_gradients(updates, params)
+        return tx.update(updates, state, params, **extra_args)
+
+    return Transformation(tx.init, update_fn)

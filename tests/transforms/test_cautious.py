@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,6 +62,39 @@ def test_the_mask_is_per_leaf():
     u = {"a": np.float32([1, 1]), "b": np.float32([1, 1])}
     out = MASKED["mean"](g, u)
     assert out["a"].tolist() == [1, 1] and out["b"].tolist() == [2, 0]
+
+
+FACTORIES = {
+    "cautious": optkit.cautious,
+    "sign_from_grad": optkit.sign_from_grad,
+    "in_float32": optkit.in_float32,
+    "master_weights": optkit.master_weights,
+    "skip_nonfinite": optkit.skip_nonfinite,
+    "skip_spikes": optkit.skip_spikes,
+    "accumulate_gradients": lambda inner: optkit.accumulate_gradients(inner, 2),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_what_is_no_transformation_is_refused_with_the_remedy(name):
+    for given_, said in (
+        (
+            optax.scale_by_adam,
+            r"the function optax\.scale_by_adam; call it: optax\.scale_by_adam\(\)",
+        ),
+        (optkit.lion, r"call it: optkit\.lion\(\)"),
+        (optax.contrib.muon, r"call it: optax\.contrib\.muon\(\)"),
+        (lambda lr: None, "call it, and give what it returns"),
+        (optax.MultiSteps, r"the function optax\.MultiSteps; call it"),
+        ("adamw", r"the text 'adamw'; build it: optkit\.adamw\(\)"),
+        ("adam", r"the text 'adam'; build one"),
+        ([optax.sgd(0.1)], r"a list of 1; join them: optax\.chain"),
+        ({"w": 1}, "of type dict"),
+        (None, "is None"),
+    ):
+        with pytest.raises(TypeError, match=f"inner must be an optax.GradientTransf.*{said}"):
+            FACTORIES[name](given_)
+    FACTORIES[name](optax.MultiSteps(optax.sgd(0.1), 2))
 
 
 def test_another_field_can_be_compared():
@@ -144,8 +178,10 @@ PARAMS = {
         ("matrix", "embedding"),
         ["re:kernel$", "embed"],
         "re:(kernel|embedding)$",
+        lambda path, leaf: leaf.ndim > 1 and not path.endswith("bias"),
+        ("embed/**", lambda path, leaf: path == "up/kernel"),
     ],
-    ids=["tree", "prefix", "function", "roles", "mixed", "expression"],
+    ids=["tree", "prefix", "function", "roles", "mixed", "expression", "selector", "with function"],
 )
 @pytest.mark.parametrize("routed", [False, True])
 def test_masks_in_all_their_forms(mask, routed):
@@ -162,6 +198,88 @@ def test_an_incomplete_mask_names_the_leaf():
     tx = optkit.decay_weights(0.5, mask={"up": True})
     with pytest.raises(ValueError, match="no entry for leaf 'embed/embedding'"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        ("matrx", "mask='matrx' names no leaf; did you mean the role 'matrix'"),
+        (("matrix", "embeding"), "'embeding' names no leaf; did you mean .*'embedding'"),
+        ("up/kernle", "did you mean 'up/kernel'"),
+        (["re:^upp", "bias"], "'re:\\^upp' names no leaf; the leaves are 'embed/embedding', "),
+        ("conv", "mask='conv' names no leaf; the leaves are"),
+    ],
+)
+def test_a_mask_that_names_nothing_is_refused_at_init(mask, said):
+    for tx in (
+        optkit.decay_weights(0.5, mask=mask),
+        optkit.descend(optax.identity(), 0.1, weight_decay=0.5, mask=mask),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tx.init(PARAMS)
+        tx.init({})  # nothing to name
+
+
+def test_a_mask_below_a_route_may_name_leaves_of_other_routes_beside_its_own():
+    optkit.muon(weight_decay=0.1, mask=("up", "embed/**")).init(PARAMS)
+    for mask in ("bias", "embed/**"):
+        with pytest.raises(ValueError, match=r"no leaf; the leaves are 'up/kernel'; other leaves"):
+            optkit.muon(weight_decay=0.1, mask=mask).init(PARAMS)
+    with pytest.raises(ValueError, match=r"'embd/\*\*' names no leaf"):
+        optkit.muon(weight_decay=0.1, mask=("up", "embd/**")).init(PARAMS)
+    optkit.muon(weight_decay=0.1, mask="up").init({"bias": jnp.ones(3)})
+
+
+RIGID = {
+    "cautious": lambda: optkit.cautious(optax.scale_by_adam()),
+    "sign_from_grad": lambda: optkit.sign_from_grad(optax.scale_by_adam()),
+    "decay_weights": lambda: optkit.decay_weights(0.5),
+    "descend": lambda: optkit.descend(optax.scale_by_adam(), 0.1),
+    "muon": optkit.muon,
+}
+
+
+@pytest.mark.parametrize("name", RIGID)
+def test_gradients_that_do_not_fit_name_the_leaf(name):
+    tx = RIGID[name]()
+    state, up = tx.init(PARAMS), PARAMS["up"]
+    wrong = {**PARAMS, "up": {**up, "bias": jnp.ones(1)}}
+    with pytest.raises(
+        ValueError, match=r"up/bias: shape \(1,\) in the updates, \(3,\) in the param"
+    ):
+        tx.update(wrong, state, PARAMS)
+    with pytest.raises(ValueError, match=r"up/bias: in the parameters, not in the updates"):
+        tx.update({**PARAMS, "up": {"kernel": up["kernel"]}}, state, PARAMS)
+    with pytest.raises(ValueError, match=r"up: in the updates, not in the param(.|\n)*up/bias: in"):
+        tx.update({**PARAMS, "up": up["bias"]}, state, PARAMS)
+
+
+def test_state_of_another_shape_names_the_leaf():
+    tx = optkit.momentum()
+    wrong = {**PARAMS, "embed": {"embedding": jnp.ones((5, 3))}}
+    with pytest.raises(
+        ValueError, match=r"embed/embedding: shape \(5, 3\) in the updates, \(2, 2\)"
+    ):
+        tx.update(wrong, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"a": [jnp.ones(2)]}, "a: a tuple of 1 in the updates, a list of 1 in the parameters"),
+        (
+            {"a": (jnp.ones(2), {})},
+            "a: a tuple of 1 in the updates, a tuple of 2 in the parameters",
+        ),
+        (
+            {"a": (jnp.ones(2),), "b": None},
+            "the whole tree: a dict of 1 in the updates, a dict of 2 in",
+        ),
+    ],
+)
+def test_other_containers_of_the_same_paths_are_named(params, said):
+    with pytest.raises(ValueError, match=said):
+        optkit.decay_weights(0.5).update({"a": (jnp.ones(2),)}, None, params)
 
 
 def test_decay_follows_a_schedule_and_needs_params():
