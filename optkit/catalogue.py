@@ -5,11 +5,12 @@ Tests, command line, tables and benchmarks walk it; a public factory that is not
 
 import difflib
 import fnmatch
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
+
+from optkit._calls import cached_factory, observed
 
 Kind = Literal["recipe", "part", "wrapper"]
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -156,7 +157,11 @@ def register(
     """
 
     def decorate(factory: Factory) -> Factory:
-        cached = _cached(factory)
+        # Routing is no wrapper around anything; a recipe's wrappers are a part of it.
+        told = kind == "wrapper" and family != "routing"
+        if told or kind == "recipe":
+            factory = observed(factory, told)
+        cached = cached_factory(factory)
         source = Paper(*paper) if paper else None
         name = factory.__name__
         if name in _ENTRIES:
@@ -176,40 +181,6 @@ def register(
         return cached
 
     return decorate
-
-
-def _cached(factory: Factory) -> Factory:
-    build = functools.lru_cache(maxsize=256, typed=True)(factory)
-    signature = inspect.signature(factory)
-
-    @functools.wraps(factory)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        # Defaults filled in: lion(1e-3) and lion(learning_rate=1e-3) are one call.
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(_misfit(factory.__name__, signature, kwargs, error)) from None
-        bound.apply_defaults()
-        try:
-            hash((bound.args, tuple(bound.kwargs.values())))
-        except TypeError:
-            # Arrays, tracers, trees and lists have no hash; such calls are built each time.
-            return factory(*args, **kwargs)
-        return build(*bound.args, **bound.kwargs)
-
-    return cast(Factory, call)
-
-
-def _misfit(name: str, signature: inspect.Signature, options: Mapping[str, Any], said: Any) -> str:
-    """Returns what is wrong with a call; Python's own message names neither function nor remedy."""
-    takes = [p.name for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
-    unknown = next((option for option in options if option not in takes), None)
-    if unknown is None:
-        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-        return f"{name}() cannot be called so: {said}; it takes {inspect.Signature(bare)}"
-    close = difflib.get_close_matches(unknown, takes, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{name}() got an unknown option {unknown!r}; {hint}it takes {', '.join(takes)}"
 
 
 def get(name: str) -> Entry:

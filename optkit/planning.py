@@ -1,24 +1,29 @@
 """What an optimizer will do to a model, leaf by leaf, before anything is allocated."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from optkit.transforms.route import FROZEN, recording
+from optkit.transforms.base import check_transformation
+from optkit.transforms.recording import Recording, recording
+from optkit.transforms.route import FROZEN
 from optkit.tree import (
+    MatrixView,
     PyTree,
     Role,
+    RoleRule,
     RuleLike,
     StateLeaf,
     leaf_bytes,
     leaves_with_paths,
     match_state,
+    rule_of,
     tree_bytes,
-)
-from optkit.tree import (
-    roles as roles_of,
 )
 
 
@@ -30,10 +35,14 @@ class PlanRow:
       path: its path.
       shape: its shape.
       dtype: its dtype.
-      role: what it is.
-      method: which route serves it; without routes, the parts that keep state for it.
+      role: what it is, by the role rules of the route that serves it.
+      method: which route serves it, below which other; without routes, the parts that keep state
+        for it.
       state_dtype: dtypes of its state, ``"-"`` if there is none.
       state_bytes: bytes of its state.
+      matrices: how a matrix recipe reads it, ``number x (fan_in -> fan_out)``; ``"-"`` for others.
+      wrappers: wrappers that it is inside of, the outer ones first; those that a recipe is made of
+        are not listed.
     """
 
     path: str
@@ -43,6 +52,8 @@ class PlanRow:
     method: str
     state_dtype: str
     state_bytes: int
+    matrices: str = "-"
+    wrappers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,11 +64,13 @@ class Plan:
       rows: one ``PlanRow`` a leaf, in flattening order.
       shared_bytes: state that belongs to no leaf: counters, keys, hyperparameters.
       parameter_bytes: bytes of the parameters.
+      notes: what may be a mistake: rules that serve no leaf.
     """
 
     rows: tuple[PlanRow, ...]
     shared_bytes: int
     parameter_bytes: int
+    notes: tuple[str, ...] = ()
 
     @property
     def state_bytes(self) -> int:
@@ -65,33 +78,29 @@ class Plan:
         return sum(row.state_bytes for row in self.rows) + self.shared_bytes
 
     def __str__(self) -> str:
-        head = ("path", "shape", "role", "method", "state", "state bytes")
-        cells = [
-            (
-                row.path or "(root)",
-                "x".join(map(str, row.shape)) or "scalar",
-                str(row.role),
-                row.method,
-                row.state_dtype,
-                f"{row.state_bytes:,}",
-            )
-            for row in self.rows
-        ]
-        table = [head, *cells]
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i == len(head) - 1 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in table
-        ]
+        columns = {
+            "path": [row.path or "(root)" for row in self.rows],
+            "shape": ["x".join(map(str, row.shape)) or "scalar" for row in self.rows],
+            "role": [str(row.role) for row in self.rows],
+            "method": [row.method for row in self.rows],
+            "fan_in -> fan_out": [row.matrices for row in self.rows],
+            "wrapped by": [" > ".join(row.wrappers) or "-" for row in self.rows],
+            "state": [row.state_dtype for row in self.rows],
+        }
+        for name in ("fan_in -> fan_out", "wrapped by"):
+            if all(cell == "-" for cell in columns[name]):
+                del columns[name]
+        numbers = ["state bytes", *(f"{row.state_bytes:,}" for row in self.rows)]
+        sides = [[name, *cells] for name, cells in columns.items()]
+        padded = [[cell.ljust(max(map(len, side))) for cell in side] for side in sides]
+        padded.append([cell.rjust(max(map(len, numbers))) for cell in numbers])
+        lines = ["  ".join(cells) for cells in zip(*padded, strict=True)]
         ratio = self.state_bytes / self.parameter_bytes if self.parameter_bytes else 0.0
         total = (
             f"{len(self.rows)} leaves, parameters {self.parameter_bytes:,} bytes, state "
             f"{self.state_bytes:,} bytes ({ratio:.2f} x), of which shared {self.shared_bytes:,}"
         )
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], total])
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], total, *self.notes])
 
 
 def _parts(matches: list[StateLeaf]) -> str:
@@ -99,57 +108,99 @@ def _parts(matches: list[StateLeaf]) -> str:
     return "+".join(names) or "stateless"
 
 
+def _reading(views: Iterable[MatrixView]) -> str:
+    """How a leaf is read: ``4 x (512 -> 2048)``; the parts of a fused one joined by a plus."""
+    out = []
+    for view in views:
+        batch = "".join(f"{size} x " for size in view.batch_shape)
+        one = f"{view.fan_in} -> {view.fan_out}"
+        out.append(f"{batch}({one})" if batch else one)
+    return " + ".join(out) or "-"
+
+
+def _idle_roles(rules: Iterable[RuleLike], params: PyTree) -> Iterator[str]:
+    """Says which of the user's role rules match no leaf."""
+    leaves = leaves_with_paths(params)
+    for rule in rules:
+        whole = rule if isinstance(rule, RoleRule) else RoleRule(rule[0], Role(rule[1]))
+        if not any(whole.applies(path, np.ndim(leaf)) for path, leaf in leaves):
+            yield f"role rule {whole.pattern!r} -> {whole.role} matches no leaf"
+
+
+def _notes(found: Recording, roles: Iterable[RuleLike], params: PyTree) -> tuple[str, ...]:
+    rules = [*roles]
+    for record in found.routes:
+        rules += [rule for rule in record.roles if rule not in rules]
+    idle = [line for record in found.routes for line in (*record.idle, *record.unread)]
+    return tuple(dict.fromkeys([*idle, *_idle_roles(rules, params)]))
+
+
 def plan(
     tx: optax.GradientTransformation, params: PyTree, *, roles: tuple[RuleLike, ...] = ()
 ) -> Plan:
     """Returns a table of who serves each leaf and what state it costs; allocates nothing.
 
+    A role is the one that the innermost route with roles sees, and its ``roles=`` rules with it. A
+    line below the table names each rule that serves no leaf: in a general configuration that is in
+    order, and otherwise a misspelt pattern.
+
     Args:
       tx: any Optax transformation; routes may sit anywhere in it.
       params: parameters or ``jax.ShapeDtypeStruct``s, for example from ``jax.eval_shape``.
-      roles: your own ``(pattern, role)`` rules, for the role column.
+      roles: your own ``(pattern, role)`` rules for the role column, in place of those that the
+        transformation was built with.
 
     Returns:
       A ``Plan``: ``print(plan)`` is the table with totals; ``plan.state_bytes`` and
-      ``plan.rows`` are its numbers.
+      ``plan.rows`` are its numbers. Columns without an entry are left out.
+
+    Raises:
+      TypeError: ``tx`` is no transformation.
 
     Example:
       >>> import jax, jax.numpy as jnp, optkit
       >>> params = {"up": {"kernel": jnp.zeros((4, 8)), "bias": jnp.zeros(8)}}
       >>> print(optkit.plan(optkit.muon(), params))
-      path       shape  role    method  state    state bytes
-      ------------------------------------------------------
-      up/bias    8      bias    adamw   float32           64
-      up/kernel  4x8    matrix  muon    float32          128
+      path       shape  role    method  fan_in -> fan_out  state    state bytes
+      -------------------------------------------------------------------------
+      up/bias    8      bias    adamw   -                  float32           64
+      up/kernel  4x8    matrix  muon    4 -> 8             float32          128
       2 leaves, parameters 160 bytes, state 216 bytes (1.35 x), of which shared 24
     """
-    with recording() as records:
+    tx = check_transformation("tx", tx, swapped_with=params)
+    with recording() as found:
         # A fresh function: eval_shape would otherwise answer from its cache and record nothing.
         state = jax.eval_shape(lambda p: tx.init(p), params)
     owned: dict[str | None, list[StateLeaf]] = {}
     for match in match_state(state, params):
         owned.setdefault(match.param_path, []).append(match)
-    role_leaves = jax.tree.leaves(roles_of(params, roles))
-    rows = []
-    for (path, leaf), role in zip(leaves_with_paths(params), role_leaves, strict=True):
-        matches = owned.get(path, [])
-        routes = [record[path] for record in records if path in record]
-        method = FROZEN if FROZEN in routes else "/".join(routes) or _parts(matches)
-        dtypes = dict.fromkeys(str(match.leaf.dtype) for match in matches)
-        state_bytes = sum(leaf_bytes(match.leaf) for match in matches)
-        rows.append(
-            PlanRow(
-                path,
-                tuple(np.shape(leaf)),
-                str(leaf.dtype),
-                role,
-                method,
-                "+".join(dtypes) or "-",
-                state_bytes,
-            )
-        )
+    rows = [
+        _row(path, leaf, owned.get(path, []), found, roles)
+        for path, leaf in leaves_with_paths(params)
+    ]
     shared = sum(leaf_bytes(match.leaf) for match in owned.get(None, []))
-    return Plan(tuple(rows), shared, tree_bytes(params))
+    return Plan(tuple(rows), shared, tree_bytes(params), _notes(found, roles, params))
+
+
+def _row(
+    path: str, leaf: Any, matches: list[StateLeaf], found: Recording, roles: tuple[RuleLike, ...]
+) -> PlanRow:
+    records = [record for record in found.routes if path in record.routes]
+    # Nested routes may bear one name: muon's own route below a route called muon.
+    routes = [name for name, _ in itertools.groupby(record.routes[path] for record in records)]
+    seen = next((record.roles for record in reversed(records) if record.by_role), ())
+    views = next((record.matrices[path] for record in records if path in record.matrices), ())
+    return PlanRow(
+        path,
+        tuple(np.shape(leaf)),
+        str(leaf.dtype),
+        rule_of(path, leaf, roles or seen).role,
+        FROZEN if FROZEN in routes else "/".join(routes) or _parts(matches),
+        "+".join(dict.fromkeys(str(match.leaf.dtype) for match in matches)) or "-",
+        sum(leaf_bytes(match.leaf) for match in matches),
+        _reading(views),
+        tuple(name for name, paths in found.wrappers if path in paths),
+    )
 
 
 __all__ = ["Plan", "PlanRow", "plan"]

@@ -24,8 +24,9 @@ from optkit.transforms.precision import (
     round_stochastically,
     stochastic_round,
 )
-from optkit.transforms.route import FROZEN, RouteState, freeze, route, split_matrices
+from optkit.transforms.route import FROZEN, RouteState, route
 from optkit.transforms.shape_scale import scale_by_shape
+from optkit.transforms.split import freeze, split_matrices
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
 
 __all__ = [

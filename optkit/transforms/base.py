@@ -27,20 +27,28 @@ def _called(factory: Callable[..., Any]) -> str:
     return ".".join([*([modules[0]] if short else public), f"{name}()"])
 
 
-def check_transformation(name: str, value: Any) -> Transformation:
+def _is_transformation(value: Any) -> bool:
+    pair = callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+    return pair and not isinstance(value, type)
+
+
+def check_transformation(name: str, value: Any, *, swapped_with: Any = None) -> Transformation:
     """Returns a transformation that takes extra arguments, or raises TypeError with the remedy.
 
     Args:
       name: what the caller calls it, for the message.
       value: what was given; a ``GradientTransformation`` or anything with ``init`` and ``update``.
+      swapped_with: the argument beside it, which may be the transformation.
 
     Raises:
       TypeError: a factory that was not called, a name, a list, or something else.
     """
-    pair = callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
-    if pair and not isinstance(value, type):
+    if _is_transformation(value):
         return optax.with_extra_args_support(value)
-    if isinstance(value, str):
+    if _is_transformation(swapped_with):
+        what = f"of type {type(value).__name__}, whereas its neighbour is one"
+        remedy = "give the arguments in the other order"
+    elif isinstance(value, str):
         known = value in {entry.name for entry in entries(kind="recipe")}
         what = f"the text {value!r}"
         remedy = f"build it: optkit.{value}()" if known else "build one, such as optax.adam(1e-3)"

@@ -1,9 +1,7 @@
-"""Which transformation serves which leaf: routing by role and path, and freezing."""
+"""Which transformation serves which leaf: routing by role and path."""
 
-import contextlib
-import contextvars
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,39 +9,18 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, check_same_leaves
+from optkit.transforms.base import Transformation, check_same_leaves, check_transformation
+from optkit.transforms.recording import RouteRecord, present
 from optkit.tree import (
-    MATRIX_ROLES,
-    Dims,
     PyTree,
     RuleLike,
     Selector,
-    dims_by_path,
     leaves_with_paths,
     selects,
 )
-from optkit.tree.matrices import is_dims
+from optkit.tree.selection import names_a_role, names_none
 
 FROZEN = "frozen"
-
-_RECORD: contextvars.ContextVar[list[dict[str, str]] | None] = contextvars.ContextVar(
-    "optkit_routes", default=None
-)
-
-
-@contextlib.contextmanager
-def recording() -> Iterator[list[dict[str, str]]]:
-    """Collects ``{path: route}`` of every ``route`` that is initialised inside the block.
-
-    A route may sit anywhere in a chain; this is how a plan learns of it without new API on
-    Optax's pair of functions.
-    """
-    records: list[dict[str, str]] = []
-    token = _RECORD.set(records)
-    try:
-        yield records
-    finally:
-        _RECORD.reset(token)
 
 
 class RouteState(NamedTuple):
@@ -52,20 +29,41 @@ class RouteState(NamedTuple):
     routes: dict[str, PyTree]  # state of each route's transformation over its own leaves
 
 
-def _check(names: Mapping[str, Any], rules: Sequence[tuple[Selector, str]]) -> None:
+Rules = Sequence[tuple[Selector, str]]
+
+
+def _check(transformations: Mapping[str, Any], rules: Rules) -> dict[str, Transformation]:
+    if not isinstance(transformations, Mapping):
+        raise TypeError(
+            f"transformations must map names to transformations and is {transformations!r}; write "
+            'route({"a": tx}, [("**", "a")])'
+        )
+    if FROZEN in transformations:
+        raise ValueError(f"the name {FROZEN!r} is built in; give this transformation another one")
+    inner = {
+        name: check_transformation(f"transformations[{name!r}]", tx)
+        for name, tx in transformations.items()
+    }
+    if not rules:
+        raise ValueError('route has no rules; add at least ("**", NAME), which takes every leaf')
     for selector, name in rules:
-        if name not in names and name != FROZEN:
-            close = difflib.get_close_matches(str(name), [*names, FROZEN], n=1)
+        if name not in inner and name != FROZEN:
+            close = difflib.get_close_matches(str(name), [*inner, FROZEN], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(
                 f"rule {selector!r} sends leaves to {name!r}, which is not one of "
-                f"{', '.join(map(repr, [*names, FROZEN]))}{hint}"
+                f"{', '.join(map(repr, [*inner, FROZEN]))}{hint}"
             )
+    unused = [name for name in inner if name not in {to for _, to in rules}]
+    if unused:
+        raise ValueError(
+            f"no rule sends leaves to {unused[0]!r}; add a rule for it or leave it out"
+        )
+    return inner
 
 
-def _assign(
-    tree: PyTree, rules: Sequence[tuple[Selector, str]], roles: Sequence[RuleLike]
-) -> dict[str, str]:
+def assign(tree: PyTree, rules: Rules, roles: Sequence[RuleLike]) -> dict[str, str]:
+    """Returns path -> route; raises ValueError with the leaf that no rule names."""
     out = {}
     for path, leaf in leaves_with_paths(tree):
         name = next((to for choose, to in rules if selects(choose, path, leaf, roles)), None)
@@ -78,8 +76,21 @@ def _assign(
     return out
 
 
-def _only(tree: PyTree, labels: Sequence[str], name: str) -> PyTree:
-    """The tree with masked nodes in place of the leaves of other routes."""
+def _idle(tree: PyTree, rules: Rules, roles: Sequence[RuleLike]) -> Iterator[str]:
+    """Says which rules serve no leaf: legitimate in a general configuration, or a misspelt one."""
+    leaves = leaves_with_paths(tree)
+    served: set[str] = set()
+    for index, (selector, name) in enumerate(rules):
+        mine = {path for path, leaf in leaves if selects(selector, path, leaf, roles)}
+        if not mine and names_none(selector, tree, roles):
+            yield f"rule {selector!r} -> {name} matches no leaf"
+        elif mine and mine <= served and index < len(rules) - 1:
+            yield f"rule {selector!r} -> {name} serves no leaf: earlier rules take all it matches"
+        served |= mine
+
+
+def only(tree: PyTree, labels: Sequence[str], name: str) -> PyTree:
+    """Returns the tree with masked nodes in place of the leaves of other routes."""
     leaves = jax.tree.leaves(tree)
     kept = [
         leaf if label == name else optax.MaskedNode()
@@ -117,7 +128,9 @@ def route(
       are passed on. ``print(optkit.plan(tx, params))`` shows who serves what.
 
     Raises:
-      ValueError: a rule names an unknown transformation, or no rule names a leaf (names its path).
+      ValueError: no rules, a rule that names an unknown transformation, a transformation that no
+        rule names; at init a leaf that no rule names. A rule may match no leaf: the plan says so.
+      TypeError: a value that is no transformation.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optkit
@@ -129,25 +142,38 @@ def route(
       >>> jax.tree.map(lambda x: float(x[0, 0]), u)["embed"], float(u["up"]["kernel"][0, 0])
       ({'embedding': 0.0}, -0.10000000149011612)
     """
-    _check(transformations, rules)
-    inner = {k: optax.with_extra_args_support(v) for k, v in transformations.items() if k != FROZEN}
+
+    def record(params: PyTree) -> RouteRecord:
+        by_role = bool(roles) or any(names_a_role(selector) for selector, _ in rules)
+        idle = tuple(_idle(params, rules, roles))
+        return RouteRecord(assign(params, rules, roles), tuple(roles), by_role, idle)
+
+    return build_route(_check(transformations, rules), rules, roles, record)
+
+
+def build_route(
+    inner: Mapping[str, Transformation],
+    rules: Rules,
+    roles: Sequence[RuleLike],
+    record: Callable[[PyTree], RouteRecord],
+) -> Transformation:
+    """``route`` of what has been checked; ``record`` tells a plan about it."""
 
     def labels_of(tree: PyTree) -> list[str]:
-        assigned = _assign(tree, rules, roles)
-        records = _RECORD.get()
-        if records is not None:
-            records.append(assigned)
-        return list(assigned.values())
+        return list(assign(tree, rules, roles).values())
 
     def init_fn(params: PyTree) -> RouteState:
         labels = labels_of(params)
-        return RouteState({k: tx.init(_only(params, labels, k)) for k, tx in inner.items()})
+        plan = present()
+        if plan is not None:
+            plan.routes.append(record(params))
+        return RouteState({k: tx.init(only(params, labels, k)) for k, tx in inner.items()})
 
     def update_fn(
         updates: PyTree, state: RouteState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, RouteState]:
         if params is not None:
-            check_same_leaves(updates, params, "parameters")
+            check_same_leaves(updates, params, "parameters", shapes=True)
         leaves = jax.tree.leaves(updates)
         structure: Any = jax.tree.structure(updates)
         labels = labels_of(updates)
@@ -164,88 +190,14 @@ def route(
                 # A bare array has the structure of every scalar: there the shape tells.
                 if same and jax.tree_util.treedef_is_leaf(structure):
                     same = jnp.shape(tree) == jnp.shape(updates)
-                return _only(tree, labels, name) if same else tree
+                return only(tree, labels, name) if same else tree
 
             extras = {key: part(value) for key, value in extra_args.items()}
-            own = None if params is None else _only(params, labels, name)
-            given = _only(updates, labels, name)
+            own = None if params is None else only(params, labels, name)
+            given = only(updates, labels, name)
             result, states[name] = tx.update(given, state.routes[name], own, **extras)
             for index, leaf in zip(mine, jax.tree.leaves(result), strict=True):
                 out[index] = leaf
         return structure.unflatten(out), RouteState(states)
 
     return Transformation(init_fn, update_fn)
-
-
-def freeze(
-    selector: Selector, inner: optax.GradientTransformation, *, roles: Sequence[RuleLike] = ()
-) -> Transformation:
-    """Trains all leaves but those that a selector names; frozen leaves allocate no state.
-
-    Args:
-      selector: role, glob, ``re:`` expression, function of (path, leaf), or a tuple of those.
-      inner: the optimizer of the other leaves.
-      roles: your own role rules.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, optkit
-      >>> tx = optkit.freeze(("embedding", "encoder/**"), optax.adam(1e-3))
-      >>> state = tx.init({"encoder": {"w": jnp.ones((99, 99))}, "out": jnp.ones(2)})
-      >>> optkit.tree.tree_bytes(state)
-      20
-    """
-    return route({"train": inner}, [(selector, FROZEN), ("**", "train")], roles=roles)
-
-
-def split_matrices(
-    matrix: optax.GradientTransformation,
-    rest: optax.GradientTransformation,
-    *,
-    names: tuple[str, str] = ("matrix", "rest"),
-    dims: Dims = None,
-    roles: Sequence[RuleLike] = (),
-) -> Transformation:
-    """Sends hidden matrices to one transformation and all other leaves to another.
-
-    Hidden matrices are the roles ``optkit.MATRIX_ROLES``: embeddings and heads are matrices by
-    rank but not by role. A tree of dimension numbers decides itself: None leaves go to the rest.
-
-    Args:
-      matrix: transformation of the matrices.
-      rest: transformation of everything else.
-      names: names of the two routes, in plans and state.
-      dims: dimension numbers as ``optkit.orthogonalize`` takes them.
-      roles: your own role rules.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, optkit
-      >>> tx = optkit.split_matrices(optkit.orthogonalize(), optax.identity())
-      >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
-      >>> tx.update(params, tx.init(params))[0]["dense"]["bias"].tolist()
-      [1.0, 1.0]
-    """
-
-    def build(tree: PyTree) -> Transformation:
-        chosen: Selector = MATRIX_ROLES
-        if dims is not None and not is_dims(dims):
-            named = dims_by_path(tree, dims) or {}
-            matrices = frozenset(path for path, value in named.items() if value is not None)
-            chosen = lambda path, leaf: path in matrices  # noqa: E731
-        return route(
-            {names[0]: matrix, names[1]: rest},
-            [(chosen, names[0]), ("**", names[1])],
-            roles=roles,
-        )
-
-    return Transformation(
-        lambda params: build(params).init(params),
-        lambda updates, state, params=None, **extra: build(updates).update(
-            updates, state, params, **extra
-        ),
-    )

@@ -109,8 +109,8 @@ def restore_state(
       The restored state. Names that only the export holds are ignored: a removed link.
 
     Raises:
-      ValueError: the export is of a newer format, lacks names, or holds another shape; the message
-        lists each.
+      ValueError: the export is not whole or of a newer format, lacks names, or holds another shape;
+        the message lists each.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -119,12 +119,16 @@ def restore_state(
       >>> optkit.restore_state(state, optkit.export_state(state)).count.dtype
       dtype('int32')
     """
-    found = int(exported.get(FORMAT_KEY, -1))
-    if not 1 <= found <= FORMAT:
+    if FORMAT_KEY not in exported:
+        names = sorted(map(str, exported))
+        holds = f"holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         raise ValueError(
-            f"cannot read state of format {found}; this optkit reads 1 to {FORMAT} (a file without "
-            f"{FORMAT_KEY!r} was not written by optkit.export_state)"
+            f"the exported state lacks {FORMAT_KEY!r}: it {holds if names else 'is empty'}; give "
+            "all that optkit.export_state returned, and nothing from elsewhere"
         )
+    found = int(exported[FORMAT_KEY])
+    if not 1 <= found <= FORMAT:
+        raise ValueError(f"cannot read state of format {found}; this optkit reads 1 to {FORMAT}")
     problems, leaves = [], []
     for name, leaf in _named(template, ""):
         if name not in exported:

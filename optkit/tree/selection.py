@@ -35,6 +35,11 @@ def _asks_a_function(selector: Selector) -> bool:
     return callable(selector) or any(_asks_a_function(part) for part in selector)
 
 
+def names_a_role(selector: Selector) -> bool:
+    """Tells whether a role is among what a selector names."""
+    return any(word in set(Role) for word in _words(selector))
+
+
 def masked_paths(tree: PyTree) -> list[str]:
     """Returns the paths of masked nodes: leaves that another transformation serves."""
     is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
@@ -51,11 +56,9 @@ def names_none(selector: Selector, tree: PyTree, rules: Iterable[RuleLike] = ())
     if any(selects(selector, path, leaf, rules) for path, leaf in leaves_with_paths(tree)):
         return False
     masked = masked_paths(tree)
-    words = list(_words(selector))
-    unsure = _asks_a_function(selector) or any(word in set(Role) for word in words)
-    if masked and unsure:
+    if masked and (_asks_a_function(selector) or names_a_role(selector)):
         return False
-    return not any(matches(word, path) for word in words for path in masked)
+    return not any(matches(word, path) for word in _words(selector) for path in masked)
 
 
 def check_selects(

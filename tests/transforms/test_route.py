@@ -15,6 +15,12 @@ PARAMS = {
 PARTS = {"one": optax.scale(1.0), "two": optax.scale(2.0), "three": optax.scale(3.0)}
 
 
+def routed(rules, **options):
+    """A route of those parts that a rule names."""
+    named = [name for _, name in rules]
+    return optkit.route({k: v for k, v in PARTS.items() if k in named}, rules, **options)
+
+
 def factors(tx, params=PARAMS, **extras):
     out = tx.update(params, tx.init(params), params, **extras)[0]
     return [float(x.mean()) for _, x in leaves_with_paths(out)]
@@ -31,20 +37,52 @@ def factors(tx, params=PARAMS, **extras):
     ],
 )
 def test_the_first_matching_rule_serves(rules, expected):
-    assert factors(optkit.route(PARTS, rules)) == expected
+    assert factors(routed(rules)) == expected
 
 
 def test_user_roles_decide_routes():
-    tx = optkit.route(PARTS, [("head", "three"), ("**", "one")], roles=[("up/kernel", "head")])
+    tx = routed([("head", "three"), ("**", "one")], roles=[("up/kernel", "head")])
     assert factors(tx) == [1, 1, 3]
 
 
 def test_errors_name_rule_and_leaf():
     with pytest.raises(ValueError, match=r"'tow'.*did you mean 'two'"):
         optkit.route(PARTS, [("**", "tow")])
-    tx = optkit.route(PARTS, [("up", "two")])
+    tx = routed([("up", "two")])
     with pytest.raises(ValueError, match=r"no rule names leaf 'embed/embedding' of shape \(3, 2\)"):
         tx.init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("transformations", "rules", "error", "said"),
+    [
+        ({}, [], ValueError, "no rules; add at least"),
+        (PARTS, [("**", "one")], ValueError, "no rule sends leaves to 'two'"),
+        ({"frozen": optax.sgd(0.1)}, [("**", "frozen")], ValueError, "'frozen' is built in"),
+        ({"a": optax.sgd}, [("**", "a")], TypeError, r"\['a'\] must be.*call it: optax\.sgd\(\)"),
+        ({"a": "lion"}, [("**", "a")], TypeError, r"build it: optkit\.lion\(\)"),
+        ([("**", "a")], {"a": optax.sgd(0.1)}, TypeError, "must map names to transformations"),
+    ],
+)
+def test_routes_that_cannot_be_are_refused_at_construction(transformations, rules, error, said):
+    with pytest.raises(error, match=said):
+        optkit.route(transformations, rules)
+
+
+def test_the_second_optimizer_of_a_matrix_recipe_must_be_one():
+    with pytest.raises(TypeError, match=r"other must be .*'adamw'; build it: optkit\.adamw\(\)"):
+        optkit.muon(other="adamw")
+    with pytest.raises(TypeError, match=r"matrix must be .*call it: optkit\.orthogonalize\(\)"):
+        optkit.split_matrices(optkit.orthogonalize, optax.identity())
+
+
+def test_a_gradient_of_another_shape_names_the_leaf():
+    tx = routed([("up", "two"), ("**", "one")])
+    wrong = {**PARAMS, "embed": {"embedding": jnp.ones((2, 3))}}
+    with pytest.raises(
+        ValueError, match=r"embed/embedding: shape \(2, 3\) in the updates, \(3, 2\)"
+    ):
+        tx.update(wrong, tx.init(PARAMS), PARAMS)
 
 
 def seen(log):
@@ -77,7 +115,7 @@ def test_a_scalar_extra_beside_a_bare_array_reaches_every_route():
 
 
 def test_routes_inside_masks_inside_routes():
-    inner = optkit.route(PARTS, [("kernel", "two"), ("**", "three")])
+    inner = routed([("kernel", "two"), ("**", "three")])
     masked = optax.masked(inner, {"embed": False, "up": True})
     assert factors(masked) == [1, 3, 2]
     outer = optkit.route({"x": masked, "y": optax.scale(5.0)}, [("up", "x"), ("**", "y")])
@@ -97,6 +135,25 @@ def test_freeze():
     tx = optkit.freeze(("embedding", "bias"), optax.sgd(1.0, momentum=0.9))
     assert factors(tx) == [0, 0, -1]
     assert tree_bytes(tx.init(PARAMS)) == 6 * 4
+    everything = optkit.freeze("**", optax.sgd(1.0))
+    assert factors(everything) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ("embeding", "'embeding' names no leaf; did you mean the role 'embedding'"),
+        ("ups/*", "'ups/\\*' names no leaf"),
+        (("embedding", "kernl"), "'kernl' names no leaf; did you mean 'kernel'"),
+        (optkit.Role.CONV, "names no leaf; the leaves are 'embed/embedding', 'up/bias'"),
+    ],
+)
+def test_freezing_nothing_is_refused(selector, said):
+    tx = optkit.freeze(selector, optax.sgd(1.0))
+    with pytest.raises(ValueError, match=said):
+        tx.init(PARAMS)
+    tx.init({})
+    optkit.freeze(lambda path, leaf: False, optax.sgd(1.0)).init(PARAMS)  # a function may say so
 
 
 def schedule(t):

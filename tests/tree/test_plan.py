@@ -86,9 +86,125 @@ def test_rows_tell_role_route_and_dtype():
     assert optkit.plan(optkit.adamw(), PARAMS).rows[0].method == "mu+nu"
 
 
-def test_user_roles_show_in_the_plan():
-    rows = optkit.plan(optkit.muon(), PARAMS, roles=(("frozen", "head"),)).rows
-    assert {row.path: str(row.role) for row in rows}["frozen/kernel"] == "head"
+def _row(tx, path, **options):
+    return next(row for row in optkit.plan(tx, PARAMS, **options).rows if row.path == path)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: tx,
+        lambda tx: optax.chain(optax.clip(1.0), optkit.skip_nonfinite(tx)),
+        lambda tx: optkit.freeze("embed/**", tx),
+        lambda tx: optkit.route({"muon": tx}, [("**", "muon")]),
+    ],
+    ids=["bare", "wrapped", "frozen", "routed"],
+)
+def test_a_plan_shows_the_roles_that_the_recipe_saw(wrap):
+    tx = wrap(optkit.muon(roles=[("frozen", "head")]))
+    row = _row(tx, "frozen/kernel")
+    assert (str(row.role), row.method.rsplit("/")[-1]) == ("head", "adamw")
+    explicit = _row(tx, "frozen/kernel", roles=(("frozen", "expert"),))
+    assert (str(explicit.role), explicit.method) == ("expert", row.method)
+
+
+def test_the_innermost_route_with_roles_decides_the_role():
+    inner = optkit.muon(roles=[("frozen", "norm")])
+    tx = optkit.route(
+        {"a": inner}, [("head", "frozen"), ("**", "a")], roles=[("up/kernel", "head")]
+    )
+    assert [str(_row(tx, path).role) for path in ("up/kernel", "frozen/kernel")] == ["head", "norm"]
+
+
+def test_nested_routes_of_one_name_show_it_once():
+    tx = optkit.route({"muon": optkit.muon()}, [("**", "muon")])
+    assert [row.method for row in optkit.plan(tx, PARAMS).rows] == [
+        "muon/adamw", "muon", "muon/adamw", "muon",
+    ]  # fmt: skip
+
+
+def test_a_plan_tells_how_matrices_are_read():
+    params = {
+        "layers": {"mlp": {"kernel": jnp.zeros((4, 8, 16))}},
+        "attn": {"query": {"kernel": jnp.zeros((16, 4, 2))}},
+        "qkv": {"kernel": jnp.zeros((8, 12))},
+        "conv": {"kernel": jnp.zeros((3, 3, 2, 5))},
+        "embedding": jnp.zeros((9, 4)),
+    }
+    fused = optkit.MatrixDims(0, 1, output_blocks=(8, 2, 2))
+    tx = optkit.muon(roles=[("qkv/kernel", "matrix", fused)])
+    for wrapped in (tx, optkit.freeze("conv", tx)):
+        read = {row.path: row.matrices for row in optkit.plan(wrapped, params).rows}
+        assert read == {
+            "layers/mlp/kernel": "4 x (8 -> 16)",
+            "attn/query/kernel": "16 -> 8",
+            "qkv/kernel": "8 -> 8 + 2 x (8 -> 2)",
+            "conv/kernel": "18 -> 5" if wrapped is tx else "-",
+            "embedding": "-",
+        }
+    assert "fan_in -> fan_out" not in str(optkit.plan(optkit.adamw(), params))
+    turned = optax.contrib.MuonDimensionNumbers(1, 0)
+    (row,) = optkit.plan(optkit.muon(dims=turned), {"w": jnp.zeros((2, 3))}).rows
+    assert row.matrices == "3 -> 2"
+    plan = optkit.plan(
+        optkit.muon(dims={"w": optax.contrib.MuonDimensionNumbers(0, 5)}), {"w": jnp.zeros((2, 3))}
+    )
+    assert plan.rows[0].matrices == "-" and "leaf 'w' of rank 2 has no axis 5" in str(plan)
+
+
+def test_wrappers_show_around_what_they_wrap_and_not_inside_recipes():
+    guarded = optkit.skip_spikes(
+        optkit.route(
+            {"adam": optkit.cautious(optax.adam(0.1)), "muon": optkit.cautious_muon()},
+            [("embed/**", "adam"), ("frozen", "frozen"), ("**", "muon")],
+        )
+    )
+    plan = optkit.plan(optax.chain(optkit.master_weights(guarded)), PARAMS)
+    around = ("master_weights", "skip_spikes")
+    assert {row.path: row.wrappers for row in plan.rows} == {
+        "embed/embedding": (*around, "cautious"),
+        "frozen/kernel": around,
+        "up/bias": around,
+        "up/kernel": around,
+    }
+    assert "master_weights > skip_spikes > cautious" in str(plan)
+    assert "wrapped by" not in str(optkit.plan(optkit.cautious_adamw(), PARAMS))
+
+
+def test_rules_that_serve_no_leaf_stand_below_the_table():
+    rules = [("encoder/**", "frozen"), ("up", "a"), ("up/kernel", "b"), ("bias", "b"), ("**", "a")]
+    tx = optkit.route(
+        {"a": optkit.muon(roles=[("blocks/**/gate", "head")]), "b": optax.sgd(0.1)}, rules
+    )
+    plan = optkit.plan(optax.chain(tx), PARAMS, roles=[("gate", "norm")])
+    earlier = "serves no leaf: earlier rules take all it matches"
+    assert plan.notes == (
+        "rule 'encoder/**' -> frozen matches no leaf",
+        f"rule 'up/kernel' -> b {earlier}",
+        f"rule 'bias' -> b {earlier}",
+        "role rule 'gate' -> norm matches no leaf",
+        "role rule 'blocks/**/gate' -> head matches no leaf",
+    )
+    assert str(plan).endswith("\n".join(plan.notes))
+
+
+def test_rules_for_leaves_of_other_routes_and_those_of_recipes_are_no_mistakes():
+    inner = optkit.route(
+        {"x": optkit.muon(), "y": optax.sgd(0.1)}, [("embed/**", "y"), ("**", "x")]
+    )
+    tx = optkit.route({"a": inner, "b": optax.sgd(0.1)}, [("up", "a"), ("**", "b")])
+    assert optkit.plan(tx, PARAMS).notes == ()
+    assert optkit.plan(optkit.muon(), {"bias": jnp.ones(3)}).notes == ()
+    assert optkit.plan(optkit.freeze("**", optkit.muon()), PARAMS).notes == ()
+
+
+def test_swapped_arguments_are_told():
+    for call in (
+        lambda: optkit.plan(PARAMS, optkit.muon()),
+        lambda: optkit.freeze(optkit.muon(), "frozen/**"),
+    ):
+        with pytest.raises(TypeError, match="give the arguments in the other order"):
+            call()
 
 
 @pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.chain(optax.clip(1.0), tx)])

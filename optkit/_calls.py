@@ -1,0 +1,91 @@
+"""How the catalogue's factories are called: cached, observed, and answered when a call is wrong."""
+
+import contextlib
+import contextvars
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+Observer = Callable[[str, Any], None]
+_OBSERVER: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
+    "optkit_observer", default=None
+)
+
+
+@contextlib.contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Calls ``observer(name, params)`` at each init of a wrapper that a user put around something.
+
+    Wrappers inside a recipe are a part of it and not told.
+    """
+    token = _OBSERVER.set(observer)
+    try:
+        yield
+    finally:
+        _OBSERVER.reset(token)
+
+
+def observed(factory: Factory, told: bool) -> Factory:
+    """Makes what a factory builds tell the observer of its init, or keep all inside it untold."""
+
+    @functools.wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> Any:
+        tx = factory(*args, **kwargs)
+        if any(tx is given for given in args):
+            return tx  # accumulate_gradients(inner, 1) is inner
+
+        def init(params: Any) -> Any:
+            observer = _OBSERVER.get()
+            if observer is None:
+                return tx.init(params)
+            if told:
+                observer(factory.__name__, params)
+                return tx.init(params)
+            token = _OBSERVER.set(None)
+            try:
+                return tx.init(params)
+            finally:
+                _OBSERVER.reset(token)
+
+        return tx._replace(init=init)
+
+    return cast(Factory, build)
+
+
+def cached_factory(factory: Factory) -> Factory:
+    """Makes equal calls of a factory return one object, and wrong ones say what it takes."""
+    build = functools.lru_cache(maxsize=256, typed=True)(factory)
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # Defaults filled in: lion(1e-3) and lion(learning_rate=1e-3) are one call.
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(_misfit(factory.__name__, signature, kwargs, error)) from None
+        bound.apply_defaults()
+        try:
+            hash((bound.args, tuple(bound.kwargs.values())))
+        except TypeError:
+            # Arrays, tracers, trees and lists have no hash; such calls are built each time.
+            return factory(*args, **kwargs)
+        return build(*bound.args, **bound.kwargs)
+
+    return cast(Factory, call)
+
+
+def _misfit(name: str, signature: inspect.Signature, options: Mapping[str, Any], said: Any) -> str:
+    """Returns what is wrong with a call; Python's own message names neither function nor remedy."""
+    takes = [p.name for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+    unknown = next((option for option in options if option not in takes), None)
+    if unknown is None:
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        return f"{name}() cannot be called so: {said}; it takes {inspect.Signature(bare)}"
+    close = difflib.get_close_matches(unknown, takes, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{name}() got an unknown option {unknown!r}; {hint}it takes {', '.join(takes)}"
