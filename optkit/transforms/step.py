@@ -59,7 +59,7 @@ def _takes_path_and_leaf(function: Callable[..., Any]) -> bool:
     return len(needed) == 2
 
 
-def _masked(mask: Mask, params: PyTree, roles: Sequence[RuleLike]) -> PyTree:
+def decay_mask(mask: Mask, params: PyTree, roles: Sequence[RuleLike]) -> PyTree:
     """Returns a tree of Python bools from any of the forms that a mask may have."""
     structure: Any = jax.tree.structure(params)
     if mask is None or not structure.num_leaves:
@@ -136,7 +136,7 @@ def decay_weights(
     check_choice("kind", kind, get_args(Decay))
 
     def init_fn(params: PyTree) -> DecayState:
-        _masked(mask, params, roles)  # to refuse a mask that does not fit
+        decay_mask(mask, params, roles)  # to refuse a mask that does not fit
         count = jnp.zeros((), jnp.int32)
         return DecayState(count, recorded(count, weight_decay=weight_decay))
 
@@ -153,7 +153,7 @@ def decay_weights(
                 return u + wd * p * (jnp.sign(u) * jnp.sign(p) >= 0)
             return u - wd * p if kind == "independent" else u + wd * p
 
-        chosen = _masked(mask, params, roles)
+        chosen = decay_mask(mask, params, roles)
         out = jax.tree.map(
             lambda u, p, on: map_updates(decay, u, p) if on else u, updates, params, chosen
         )
