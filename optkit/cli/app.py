@@ -110,7 +110,8 @@ def list_methods(
     if not found:
         names = [entry.name for entry in everything]
         raise CommandError(f"no method matches {pattern!r} here{suggestion(pattern, names)}")
-    _console().print(method_table(sorted(found, key=lambda entry: (entry.family, entry.name))))
+    console = _console()
+    console.print(method_table(found, width=console.width))
 
 
 def _known(option: str, value: str | None, known: set[str]) -> None:

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from optkit.catalogue import Entry
+from optkit.catalogue import Entry, StateBytes
+from optkit.cli.docs import arguments, first_sentence, section
 from optkit.cli.values import show_value
 
 if TYPE_CHECKING:
@@ -17,10 +19,14 @@ __all__ = [
     "bytes_text",
     "method_table",
     "method_text",
+    "plain_marks",
     "result_table",
     "seconds_text",
     "state_text",
 ]
+
+_KINDS = ("recipe", "wrapper", "part")
+_WIDE = 100  # columns from which on `optkit list` shows the papers
 
 
 def bytes_text(count: int) -> str:
@@ -67,52 +73,96 @@ def state_text(entry: Entry) -> str:
       entry: the method.
 
     Returns:
-      Text such as ``4`` or ``matrix 4, * 8``.
+      Text such as ``8`` or ``4 on matrix, conv; 8 elsewhere``.
+
+    Example:
+      >>> import optkit
+      >>> state_text(optkit.catalogue.get("lion"))
+      '4'
     """
-    sizes = entry.state_bytes
-    if set(sizes) == {"*"}:
-        return f"{sizes['*']:g}"
-    return ", ".join(f"{role} {size:g}" for role, size in sizes.items()) or "–"
+    roles: dict[str, list[str]] = {}
+    for role, size in entry.state_bytes.items():
+        roles.setdefault(_size_text(size), []).append(role)
+    if list(roles.values()) == [["*"]]:
+        return next(iter(roles))
+    return "; ".join(
+        f"{size} elsewhere" if names == ["*"] else f"{size} on {', '.join(names)}"
+        for size, names in roles.items()
+    ).replace("*", "other roles")
+
+
+def _size_text(size: float) -> str:
+    """Returns bytes per parameter; a `StateBytes` says in words what comes on top."""
+    return str(size) if isinstance(size, StateBytes) else f"{size:g}"
 
 
 def _range_text(entry: Entry) -> str:
     """Returns the least and the most state bytes per float32 parameter over the roles."""
-    low, high = min(entry.state_bytes.values()), max(entry.state_bytes.values())
-    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+    sizes = entry.state_bytes.values()
+    low, high = min(sizes), max(sizes)
+    text = f"{float(low):g}" if low == high else f"{float(low):g}–{float(high):g}"
+    more = "*" if any(isinstance(size, StateBytes) for size in sizes) else ""
+    return f"{'+' if entry.kind == 'wrapper' else ''}{text}{more}"
 
 
-def method_table(entries: Iterable[Entry]) -> Table:
-    """Returns the table of ``optkit list``.
+def method_table(entries: Iterable[Entry], *, width: int) -> Table:
+    """Returns the table of ``optkit list``: families with recipes first, one line a method.
 
     Args:
       entries: the methods.
+      width: columns of the terminal; a narrow one shows no papers, and cuts long summaries.
 
     Returns:
       A rich table.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("name", style="bold", no_wrap=True)
-    table.add_column("family", no_wrap=True)
-    table.add_column("bytes", justify="right", no_wrap=True)
-    table.add_column("paper", no_wrap=True)
-    table.add_column("summary", min_width=24)
+    families: dict[str, list[Entry]] = {}
     for entry in entries:
-        paper = (entry.paper.arxiv or str(entry.paper.year)) if entry.paper else "–"
-        cells = (entry.name, entry.family, _range_text(entry), paper, entry.summary)
-        table.add_row(*(Text(cell) for cell in cells))
-    table.caption = "bytes: optimizer state per float32 parameter, lowest to highest over the roles"
+        families.setdefault(entry.family, []).append(entry)
+    heads = ["family, name", "kind", "bytes", *(["paper"] if width >= _WIDE else [])]
+    rows = [(entry, _cells(entry)[: len(heads)]) for group in families.values() for entry in group]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    room = width
+    for index, head in enumerate(heads):
+        size = max(len(head), *(len(cells[index]) for _, cells in rows))
+        table.add_column(head, justify="right" if head == "bytes" else "left", width=size)
+        room -= size + 2
+    table.add_column("summary", no_wrap=True)
+    for family in sorted(families, key=lambda name: (-_recipes(families[name]), name)):
+        table.add_row(Text(family, style="bold cyan"))
+        own = [row for row in rows if row[0].family == family]
+        for entry, cells in sorted(own, key=lambda row: (_KINDS.index(row[0].kind), row[0].name)):
+            summary = Text(plain_marks(entry.summary))
+            # Cut here: left to itself the table would take what is missing from the names.
+            summary.truncate(max(room, 24), overflow="ellipsis")
+            table.add_row(*map(Text, cells), summary)
+    table.caption = (
+        f"{len(rows)} methods; `optkit show NAME` tells more\n"
+        "bytes: optimizer state per float32 parameter, lowest to highest over the roles\n"
+        "+: on top of the inner one's   *: and some for each row, column or matrix"
+    )
     table.caption_justify = "left"
     return table
 
 
-def method_text(entry: Entry) -> Table:
-    """Returns the sheet of ``optkit show``.
+def _cells(entry: Entry) -> tuple[str, str, str, str]:
+    """Returns name, kind, bytes and paper of a method."""
+    paper = (entry.paper.arxiv or str(entry.paper.year)) if entry.paper else "–"
+    return f"  {entry.name}", entry.kind, _range_text(entry), paper
+
+
+def _recipes(entries: Iterable[Entry]) -> int:
+    """Returns how many of the entries are recipes."""
+    return sum(entry.kind == "recipe" for entry in entries)
+
+
+def method_text(entry: Entry) -> Group:
+    """Returns the sheet of ``optkit show``: facts, then one line a hyperparameter.
 
     Args:
       entry: the method.
 
     Returns:
-      A rich table of two columns.
+      Two rich tables.
     """
     sheet = Table(box=None, show_header=False, pad_edge=False)
     sheet.add_column(style="bold", no_wrap=True)
@@ -121,28 +171,54 @@ def method_text(entry: Entry) -> Table:
     if entry.paper is not None:
         source = f"arXiv:{entry.paper.arxiv}, " if entry.paper.arxiv else ""
         paper = f"{entry.paper.title} ({source}{entry.paper.year})"
-    parameters = entry.hyperparameters().values()
-    lines = [
-        str(par)
-        if par.default is par.empty
-        else f"{par.name} = {show_value(par.default)}"
-        if par.kind is not par.VAR_KEYWORD
-        else f"**{par.name}"
-        for par in parameters
-    ]
+    beside = ", beside the inner state" if entry.kind == "wrapper" else ""
     rows = [
         ("name", entry.name),
         ("kind", f"{entry.kind}, family {entry.family}"),
         ("summary", entry.summary),
         ("paper", paper),
         ("chain", entry.chain),
-        ("state bytes", f"{state_text(entry)} per float32 parameter"),
+        ("state bytes", f"per float32 parameter{beside}: {state_text(entry)}"),
+        ("returns", " ".join(section(entry.factory, "Returns").split()) or "–"),
         ("tags", ", ".join(entry.tags) or "–"),
-        ("parameters", "\n".join(lines)),
     ]
     for name, value in rows:
-        sheet.add_row(name, Text(str(value)))
-    return sheet
+        sheet.add_row(name, Text(plain_marks(value)))
+    return Group(sheet, Text(), _hyperparameter_table(entry))
+
+
+def _hyperparameter_table(entry: Entry) -> Table:
+    """Returns name, default and meaning of each hyperparameter."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("hyperparameter", no_wrap=True)
+    table.add_column("default", overflow="fold", max_width=24)
+    table.add_column("meaning")
+    meanings = arguments(entry.factory)
+    for name, parameter in entry.hyperparameters().items():
+        default = "required"
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            default = "–"
+        elif parameter.default is not parameter.empty:
+            default = show_value(parameter.default)
+        meaning = first_sentence(meanings.get(name, "–"))
+        table.add_row(Text(name), Text(default), Text(meaning))
+    return table
+
+
+def plain_marks(text: str) -> str:
+    """Returns a docstring's text with single quotes of code, as terminals show them.
+
+    Args:
+      text: with double backquotes around code.
+
+    Returns:
+      The text.
+
+    Example:
+      >>> plain_marks("takes ``x``")
+      'takes `x`'
+    """
+    return text.replace("``", "`")
 
 
 def result_table(comparison: "Comparison") -> Table:

@@ -80,7 +80,7 @@ class MasterWeightsState(NamedTuple):
     paper=("Mixed Precision Training", "1710.03740", 2017),
     state_bytes={"*": 0},
     tags=("mixed precision",),
-    chain="inner on float32 master copies",
+    chain="inner on float32 copies, 4 bytes each, of 16-bit parameters",
 )
 def master_weights(inner: optax.GradientTransformation) -> Transformation:
     """Keeps float32 copies of 16-bit parameters and lets the inner optimizer train those.
