@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import entries
-from optkit.tree import PyTree, leaves_with_paths, upcast
+from optkit.tree import PyTree, leaves_with_paths, match_state, upcast
 from optkit.tree.paths import full_path_string
 
 Transformation: TypeAlias = optax.GradientTransformationExtraArgs
@@ -105,13 +105,15 @@ def _shape_mismatch(updates: PyTree, other: PyTree, what: str) -> list[str]:
     ]
 
 
+_UNFIT = (
+    "the updates do not have the leaves that this transformation holds or was given:\n{}\n"
+    "give gradients of the same tree as the parameters passed to init"
+)
+
+
 def _refuse(lines: list[str]) -> None:
     if lines:
-        raise ValueError(
-            "the updates do not have the leaves that this transformation holds or was given:\n"
-            + "\n".join(lines)
-            + "\ngive gradients of the same tree as the parameters passed to init"
-        )
+        raise ValueError(_UNFIT.format("\n".join(lines)))
 
 
 def check_same_leaves(updates: PyTree, other: PyTree, what: str, *, shapes: bool = False) -> None:
@@ -142,6 +144,30 @@ def check_gradients(updates: PyTree, params: PyTree | None) -> None:
         _refuse(_shape_mismatch(updates, params, "parameters"))
     elif sorted(paths) != sorted(held):
         _refuse([_mismatch(updates, params, "parameters")])
+
+
+def update_inner(
+    inner: Transformation,
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, PyTree]:
+    """Calls a wrapped transformation; gradients that do not fit raise ValueError with the paths.
+
+    A foreign transformation answers them with an error that names none. Without parameters the
+    paths are compared with those that the state ends with, once the call has failed.
+    """
+    check_gradients(updates, params)
+    try:
+        return inner.update(updates, state, params, **extra_args)
+    except (TypeError, ValueError) as error:
+        held = {match.param_path for match in match_state(state, updates)} - {None}
+        lost = [path for path, _ in leaves_with_paths(updates) if path not in held]
+        if lost and jax.tree.leaves(state):
+            lines = [f"  {path or '(root)'}: in the updates, not in the state" for path in lost]
+            raise ValueError(_UNFIT.format("\n".join(lines))) from error
+        raise
 
 
 def map_leaves(function: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:

@@ -9,10 +9,10 @@ import optax
 from optkit.catalogue import register
 from optkit.transforms.base import (
     Transformation,
-    check_gradients,
     check_transformation,
     map_leaves,
     map_updates,
+    update_inner,
 )
 from optkit.transforms.hyperparams import check_choice, check_number
 from optkit.tree import PyTree, upcast
@@ -89,8 +89,7 @@ def cautious(
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
-        check_gradients(updates, params)
-        out, state = inner.update(updates, state, params, **extra_args)
+        out, state = update_inner(inner, updates, state, params, extra_args)
         other = out if compare is None else optax.tree.get(state, compare)
         if other is None:
             raise KeyError(f"compare={compare!r}: the inner state has no field of that name")
@@ -132,8 +131,7 @@ def sign_from_grad(inner: optax.GradientTransformation) -> Transformation:
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
-        check_gradients(updates, params)
-        out, state = inner.update(updates, state, params, **extra_args)
+        out, state = update_inner(inner, updates, state, params, extra_args)
         return map_updates(lambda u, g: jnp.sign(g) * jnp.abs(u), out, updates), state
 
     return Transformation(inner.init, update_fn)

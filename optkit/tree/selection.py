@@ -99,8 +99,10 @@ def check_selects(
     here = ", ".join(repr(path) for path, _ in leaves[:SHOWN])
     more = f" and {len(leaves) - SHOWN} more" if len(leaves) > SHOWN else ""
     others = "; other leaves are not seen here: another route serves them" if masked else ""
+    hint = _hint(lost, paths)
+    asked = f"; did you mean {hint}? The" if hint else "; the"
     raise ValueError(
-        f"{what} names no leaf{_hint(lost, paths)}; the leaves are {here}{more}{others}. "
+        f"{what} names no leaf{asked} leaves are {here}{more}{others}. "
         "print(optkit.plan(tx, params)) shows the role of each"
     )
 
@@ -115,5 +117,5 @@ def _hint(words: Sequence[str], paths: Sequence[str]) -> str:
             close = difflib.get_close_matches(word, [str(x) for x in known], n=1, cutoff=0.7)
             if close:
                 kind = "the role " if known == [*Role] else ""
-                return f"; did you mean {kind}{close[0]!r}?"
+                return f"{kind}{close[0]!r}"
     return ""

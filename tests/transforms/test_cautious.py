@@ -254,6 +254,19 @@ def test_gradients_that_do_not_fit_name_the_leaf(name):
         tx.update({**PARAMS, "up": up["bias"]}, state, PARAMS)
 
 
+RIGID_AROUND = {"cautious": optkit.cautious, "sign_from_grad": optkit.sign_from_grad}
+
+
+@pytest.mark.parametrize("name", RIGID_AROUND)
+def test_without_parameters_the_state_tells_which_leaf_does_not_fit(name):
+    tx = RIGID[name]()
+    with pytest.raises(ValueError, match=r"  up: in the updates, not in the state\ngive gradients"):
+        tx.update({**PARAMS, "up": PARAMS["up"]["bias"]}, tx.init(PARAMS))
+    failing = optax.GradientTransformation(lambda p: p, lambda g, s, p=None: int("no number"))
+    with pytest.raises(ValueError, match="no number"):  # what is not about the tree stays
+        RIGID_AROUND[name](failing).update(PARAMS, PARAMS)
+
+
 def test_state_of_another_shape_names_the_leaf():
     tx = optkit.momentum()
     wrong = {**PARAMS, "embed": {"embedding": jnp.ones((5, 3))}}
