@@ -162,11 +162,11 @@ def update_inner(
     try:
         return inner.update(updates, state, params, **extra_args)
     except (TypeError, ValueError) as error:
-        held = {match.param_path for match in match_state(state, updates)} - {None}
+        held = {match.param_path for match in match_state(state, updates)}
         lost = [path for path, _ in leaves_with_paths(updates) if path not in held]
-        if lost and jax.tree.leaves(state):
+        if lost and any(jnp.ndim(leaf) for leaf in jax.tree.leaves(state)):
             lines = [f"  {path or '(root)'}: in the updates, not in the state" for path in lost]
-            raise ValueError(_UNFIT.format("\n".join(lines))) from error
+            raise ValueError(f"{_UNFIT.format(chr(10).join(lines))}\n({error})") from error
         raise
 
 

@@ -263,8 +263,9 @@ def test_without_parameters_the_state_tells_which_leaf_does_not_fit(name):
     with pytest.raises(ValueError, match=r"  up: in the updates, not in the state\ngive gradients"):
         tx.update({**PARAMS, "up": PARAMS["up"]["bias"]}, tx.init(PARAMS))
     failing = optax.GradientTransformation(lambda p: p, lambda g, s, p=None: int("no number"))
-    with pytest.raises(ValueError, match="no number"):  # what is not about the tree stays
-        RIGID_AROUND[name](failing).update(PARAMS, PARAMS)
+    for state in ((), PARAMS, PARAMS["up"]):  # what is not about the tree is not hidden
+        with pytest.raises(ValueError, match="no number"):
+            RIGID_AROUND[name](failing).update(PARAMS, state)
 
 
 def test_state_of_another_shape_names_the_leaf():
