@@ -36,7 +36,7 @@ def check_matrix(x: jax.Array, caller: str) -> None:
         raise TypeError(f"{caller} needs a real floating-point array, got {x.dtype}: cast it first")
 
 
-def to_unit_peak(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def to_unit_peak(x: jax.Array, axes: tuple[int, ...] = (-2, -1)) -> tuple[jax.Array, jax.Array]:
     """Splits x = peak * y with 1 <= max|y| < 2, so that squares of y neither overflow nor vanish.
 
     `peak` is a power of two, so that the split is exact: y / norm(y) is bit for bit x / norm(x)
@@ -46,12 +46,13 @@ def to_unit_peak(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Args:
       x: (..., m, n), not of zero size.
+      axes: the axes that one peak is taken over, instead of the last two.
 
     Returns:
       y in the accumulation dtype, (..., m, n), and peak, (..., 1, 1).
     """
     wide = x.astype(accumulation_dtype(x.dtype))
-    largest = lax.stop_gradient(jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True))
+    largest = lax.stop_gradient(jnp.max(jnp.abs(wide), axis=axes, keepdims=True))
     alive = ~(largest < jnp.finfo(wide.dtype).tiny)  # NaN counts as alive and stays visible
     peak = _power_of_two(jnp.where(alive, largest, 1.0))
     return jnp.where(alive, wide / peak, 0.0), peak
@@ -145,3 +146,49 @@ def frobenius_norm(x: jax.Array, *, keepdims: bool = True) -> jax.Array:
         y, peak = to_unit_peak(x)
         norm = (peak * safe_sqrt(jnp.sum(y * y, axis=(-2, -1), keepdims=True))).astype(x.dtype)
     return norm if keepdims else norm[..., 0, 0]
+
+
+def norm_over(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Euclidean norm over any axes, which keep size 1, for any scale of x.
+
+    Args:
+      x: any real floating-point array.
+      axes: the axes summed over; none gives magnitudes.
+
+    Returns:
+      The norms, in float32 at least.
+
+    Example:
+      >>> norm_over(jnp.array([[3.0, 1.0], [4.0, 0.0]]) * 2.0**100, (0,)).tolist() == [
+      ...     [5 * 2.0**100, 2.0**100]
+      ... ]
+      True
+    """
+    if x.size == 0:
+        return jnp.sum(x.astype(accumulation_dtype(x.dtype)), axis=axes, keepdims=True)
+    y, peak = to_unit_peak(x, axes)
+    return peak * safe_sqrt(jnp.sum(y * y, axis=axes, keepdims=True))
+
+
+def unit_over(x: jax.Array, axes: tuple[int, ...], eps: float | jax.Array = 0.0) -> jax.Array:
+    """Divides by the Euclidean norm over any axes, for any scale of x; zeros stay zeros.
+
+    Args:
+      x: any real floating-point array.
+      axes: the axes that one norm is taken over.
+      eps: lower bound of the norm.
+
+    Returns:
+      x / max(norm, eps), in float32 at least.
+
+    Example:
+      >>> unit_over(jnp.array([[-(2.0**100), 0.0], [0.0, 0.0]]), (0,)).tolist()
+      [[-1.0, 0.0], [0.0, 0.0]]
+    """
+    if x.size == 0:
+        return x.astype(accumulation_dtype(x.dtype))
+    y, peak = to_unit_peak(x, axes)
+    norm = safe_sqrt(jnp.sum(y * y, axis=axes, keepdims=True))
+    if not isinstance(eps, float) or eps > 0.0:
+        norm = jnp.maximum(norm, eps / peak)
+    return y / jnp.where(norm == 0, 1.0, norm)

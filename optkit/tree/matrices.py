@@ -13,7 +13,7 @@ import numpy as np
 from optkit.tree.dims import AnyDims, MatrixDims
 from optkit.tree.roles import Role
 
-Rows = Literal["short", "out"]
+Rows = Literal["short", "out", "kept"]
 
 
 class Cut(NamedTuple):
@@ -74,6 +74,8 @@ class MatrixView:
         return min(self.fan_in, self.fan_out), max(self.fan_in, self.fan_out)
 
     def _order(self, rows: Rows) -> tuple[int, ...]:
+        if rows == "kept":
+            return tuple(range(len(self.shape)))
         if rows == "out":
             return (*self.batch_axes, *self.out_axes, *self.in_axes)
         # The short side comes first: Newton-Schulz works on it, and a matrix and its transpose
@@ -86,10 +88,16 @@ class MatrixView:
         return (*self.batch_axes, *sides[0], *sides[1])
 
     def split(self, leaf: jax.Array, rows: Rows = "short") -> jax.Array:
-        """Returns the leaf as ``(*batch, short, long)``, or as ``(*batch, fan_out, fan_in)``."""
+        """Returns the leaf as ``(*batch, short, long)``, or as ``(*batch, fan_out, fan_in)``.
+
+        With "kept" it stays as it lies in memory, of the view's ``shape``: ``in_axes`` and
+        ``out_axes`` are its axes, for sums that need no transposed copy.
+        """
         if self.cut is not None:
             start, stop = self.cut.start, self.cut.start + self.cut.width
             leaf = jax.lax.slice_in_dim(leaf, start, stop, axis=self.cut.axis).reshape(self.shape)
+        if rows == "kept":
+            return leaf
         matrix = self.matrix_shape if rows == "short" else (self.fan_out, self.fan_in)
         return jnp.transpose(leaf, self._order(rows)).reshape(*self.batch_shape, *matrix)
 

@@ -55,6 +55,11 @@ def test_split_is_optax_reshape_up_to_the_short_side_and_merge_undoes_it(case):
     assert any(x.shape == ours.shape and np.array_equal(x, ours) for x in (theirs, turned))
     np.testing.assert_array_equal(view.merge(split), leaf)
     assert split.size == leaf.size
+    # As it lies in memory, its axes say which sums are over inputs.
+    kept = np.asarray(view.split(leaf, "kept"))
+    out = np.asarray(view.split(leaf, "out")).sum(-1)
+    np.testing.assert_array_equal(np.sort(kept.sum(view.in_axes), None), np.sort(out, None))
+    np.testing.assert_array_equal(view.merge(kept, "kept"), leaf)
 
 
 @pytest.mark.parametrize(
