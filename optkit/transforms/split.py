@@ -1,12 +1,12 @@
 """The two usual routes: everything but what is frozen, and matrices apart from the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import optax
 
 from optkit.transforms.base import Transformation, check_transformation
 from optkit.transforms.recording import RouteRecord
-from optkit.transforms.route import FROZEN, RouteState, assign, build_route, only
+from optkit.transforms.route import FROZEN, RouteState, Rules, assign, build_route, only
 from optkit.tree import (
     MATRIX_ROLES,
     Dims,
@@ -97,28 +97,53 @@ def split_matrices(
     inner = {
         name: check_transformation(name, tx) for name, tx in zip(names, (matrix, rest), strict=True)
     }
+    rules = [(MATRIX_ROLES, names[0]), ("**", names[1])]
+    return route_matrices(inner, rules, matrices=names[:1], dims=dims, roles=roles)
+
+
+def route_matrices(
+    inner: Mapping[str, Transformation],
+    rules: Rules,
+    *,
+    matrices: Collection[str],
+    dims: Dims,
+    roles: Sequence[RuleLike],
+) -> Transformation:
+    """Routes where a tree of dimension numbers, if given, says what is a hidden matrix.
+
+    Args:
+      inner: name -> transformation, checked.
+      rules: ``(selector, name)`` in order; the selector ``MATRIX_ROLES`` means hidden matrices.
+      matrices: names of the routes whose leaves are read as matrices; a plan shows how.
+      dims: dimension numbers as ``optkit.orthogonalize`` takes them.
+      roles: the user's role rules.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+    """
 
     def build(tree: PyTree) -> Transformation:
         chosen: Selector = MATRIX_ROLES
         if dims is not None and not is_dims(dims):
             named = dims_by_path(tree, dims) or {}
-            matrices = frozenset(path for path, value in named.items() if value is not None)
-            chosen = lambda path, leaf: path in matrices  # noqa: E731
-        rules = [(chosen, names[0]), ("**", names[1])]
+            paths = frozenset(path for path, value in named.items() if value is not None)
+            chosen = lambda path, leaf: path in paths  # noqa: E731
+        own = [(chosen if choose is MATRIX_ROLES else choose, name) for choose, name in rules]
 
         def record(params: PyTree) -> RouteRecord:
-            routes = assign(params, rules, roles)
-            part = only(params, list(routes.values()), names[0])
+            routes = assign(params, own, roles)
             views: dict[str, tuple[MatrixView, ...]] = {}
             unread: tuple[str, ...] = ()
-            try:
-                for path, view in matrix_views(part, dims, roles):
-                    views[path] = (*views.get(path, ()), view)
-            except ValueError as error:
-                unread = (str(error),)
+            for name in matrices:
+                part = only(params, list(routes.values()), name)
+                try:
+                    for path, view in matrix_views(part, dims, roles):
+                        views[path] = (*views.get(path, ()), view)
+                except ValueError as error:
+                    unread = (*unread, str(error))
             return RouteRecord(routes, tuple(roles), True, (), views, unread)
 
-        return build_route(inner, rules, roles, record)
+        return build_route(inner, own, roles, record)
 
     return Transformation(
         lambda params: build(params).init(params),
