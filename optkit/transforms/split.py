@@ -101,6 +101,16 @@ def split_matrices(
     return route_matrices(inner, rules, matrices=names[:1], dims=dims, roles=roles)
 
 
+def rules_for(tree: PyTree, rules: Rules, dims: Dims) -> Rules:
+    """Returns rules in which ``MATRIX_ROLES`` means what a tree of dimension numbers says."""
+    if dims is None or is_dims(dims):
+        return rules
+    named = dims_by_path(tree, dims) or {}
+    paths = frozenset(path for path, value in named.items() if value is not None)
+    chosen: Selector = lambda path, leaf: path in paths  # noqa: E731
+    return [(chosen if choose is MATRIX_ROLES else choose, name) for choose, name in rules]
+
+
 def route_matrices(
     inner: Mapping[str, Transformation],
     rules: Rules,
@@ -123,12 +133,7 @@ def route_matrices(
     """
 
     def build(tree: PyTree) -> Transformation:
-        chosen: Selector = MATRIX_ROLES
-        if dims is not None and not is_dims(dims):
-            named = dims_by_path(tree, dims) or {}
-            paths = frozenset(path for path, value in named.items() if value is not None)
-            chosen = lambda path, leaf: path in paths  # noqa: E731
-        own = [(chosen if choose is MATRIX_ROLES else choose, name) for choose, name in rules]
+        own = rules_for(tree, rules, dims)
 
         def record(params: PyTree) -> RouteRecord:
             routes = assign(params, own, roles)
