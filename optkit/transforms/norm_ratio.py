@@ -230,21 +230,22 @@ def scale_by_norm_ratio(
         n = state.count + 1
         weights: Scalar = 1.0
         if debias:
-            weights = jnp.sqrt(debias_weight(decay, n)) / debias_weight(value_at(b1, state.count), n)
+            weights = jnp.sqrt(debias_weight(decay, n)) / debias_weight(
+                value_at(b1, state.count), n
+            )
 
         def ratio(u: jax.Array, g: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
             new = root_mean_square(s, norms_of(g, per).astype(s.dtype), decay)
+            new = place_statistic(new, g)  # of the whole stack: one exchange for all its leaves
             below = new + e
             r = norms_of(u, per) / jnp.where(below > 0, below, 1.0) * weights
             return towards_mean(r, held) if per == "column" else r, new
 
-        us = layout.split(ahead, "out")
-        pairs = map_groups(
-            ratio, us, layout.split(grads, "out"), layout.unpack(state.norm), move=False
-        )
+        us, gs = (layout.split(tree, "out") for tree in (ahead, grads))
+        # Only norms leave the devices that hold a leaf.
+        pairs = map_groups(ratio, us, gs, layout.unpack(state.norm), move=False)
         last = None if per == "matrix" else slice(None)
-        kept = [place_statistic(new, u) for (_, new), u in zip(pairs, us, strict=True)]
-        return [r[..., None, last] for r, _ in pairs], layout.pack(kept)
+        return [r[..., None, last] for r, _ in pairs], layout.pack([new for _, new in pairs])
 
     def update_fn(
         updates: PyTree,
