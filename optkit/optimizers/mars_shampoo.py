@@ -53,7 +53,7 @@ def mars_shampoo(
     decay: Decay = "decoupled",
     mask: Mask = None,
     optimize_1d: bool = False,
-    b2: ScalarOrSchedule = 0.99,
+    b2: float = 0.99,
     adam_learning_rate: ScalarOrSchedule | None = None,
     adam_eps: float = 1e-8,
     adam_weight_decay: ScalarOrSchedule = 0.1,

@@ -119,7 +119,7 @@ def namo_d(
       ...   grads = {"dense": {"kernel": jnp.diag(jnp.array([sign, 1.0, 1.0, 1.0]))}}
       ...   u, state = tx.update(grads, state, params)
       >>> [round(abs(float(x)), 4) for x in jnp.diag(u["dense"]["kernel"])]
-      [0.0228, 0.04, 0.04, 0.04]
+      [0.0227, 0.04, 0.04, 0.04]
 
     Reference:
       Zhang, Liu and Schaeffer, Adam Improves Muon, arXiv 2602.17080, and its code. As there, the
