@@ -3,6 +3,7 @@
 from optkit.optimizers.adamw import adamw
 from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_muon
 from optkit.optimizers.cwd import cwd_adamw, cwd_lion
+from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.grams import grams
 from optkit.optimizers.lion import lion, lion_k
 from optkit.optimizers.muon import muon
@@ -17,6 +18,7 @@ __all__ = [
     "cautious_muon",
     "cwd_adamw",
     "cwd_lion",
+    "drop_muon",
     "grams",
     "lion",
     "lion_k",

@@ -5,6 +5,8 @@ from optkit.transforms.adam import ScaleByAdamState, scale_by_adam
 from optkit.transforms.base import Transformation
 from optkit.transforms.cautious import cautious, sign_from_grad
 from optkit.transforms.clip import clip_by_global_norm
+from optkit.transforms.cuts import partial_value_and_grad
+from optkit.transforms.drop_layers import DropLayersState, drop_layers, next_cut
 from optkit.transforms.guards import (
     SkipNonfiniteState,
     SkipSpikesState,
@@ -33,6 +35,7 @@ __all__ = [
     "FROZEN",
     "AccumulateState",
     "DecayState",
+    "DropLayersState",
     "MasterWeightsState",
     "MomentumState",
     "RouteState",
@@ -48,6 +51,7 @@ __all__ = [
     "clip_by_global_norm",
     "decay_weights",
     "descend",
+    "drop_layers",
     "freeze",
     "get_hyperparam",
     "global_norm",
@@ -55,7 +59,9 @@ __all__ = [
     "in_float32",
     "master_weights",
     "momentum",
+    "next_cut",
     "orthogonalize",
+    "partial_value_and_grad",
     "round_stochastically",
     "route",
     "scale_by_adam",

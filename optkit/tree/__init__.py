@@ -7,6 +7,7 @@ from optkit.tree.export import export_state, reset_state, restore_state
 from optkit.tree.groups import GROUP_BYTES, map_groups
 from optkit.tree.layout import MatrixLayout, matrix_views
 from optkit.tree.matrices import MatrixView, matrix_blocks, matrix_view
+from optkit.tree.order import LayerOrder, layer_order
 from optkit.tree.paths import (
     PyTree,
     leaves_with_paths,
@@ -32,6 +33,7 @@ __all__ = [
     "GROUP_BYTES",
     "MATRIX_ROLES",
     "Dims",
+    "LayerOrder",
     "MatrixDims",
     "MatrixLayout",
     "MatrixView",
@@ -45,6 +47,7 @@ __all__ = [
     "compute_dtype",
     "dims_by_path",
     "export_state",
+    "layer_order",
     "leaf_bytes",
     "leaves_with_paths",
     "map_groups",
