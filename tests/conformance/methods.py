@@ -19,10 +19,19 @@ RATE = 0.05
 DESCENT_STEPS = 40
 # What differs from the catalogue's example in the tests, and why.
 OPTIONS: dict[str, dict[str, Any]] = {
+    # A quarter of their small matrices is a single row, where Polar Express is ill-conditioned.
+    **dict.fromkeys(("dion2", "dion3", "select_submatrix"), {"fraction": 0.5}),
+    # Their matrices are so small that the default would sketch all of them.
+    "muon_randomized": {"rank": 0.5, "oversampling": 0},
+    # The balls must hold the targets of the descent tests, and the steps must not leap over them.
+    "scion": {"scale": 4.0, "head_scale": 4.0, "embedding_scale": 4.0},
     "skip_spikes": {"window": 32},  # the history is shared state: 4 bytes a value
 }
 # Their updates of 16-bit leaves are float32: a 16-bit difference cannot carry the step.
 FLOAT32_UPDATES = ("master_weights", "stochastic_round")
+# Their steps are arcs of spheres: weights keep their norm, and half the learning rate is half the
+# step only up to its square.
+ON_SPHERES = ("hyperp",)
 BASES: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sign": lambda: optkit.lion(RATE),
     "adaptive": lambda: optkit.adamw(RATE),
@@ -59,6 +68,10 @@ class Method:
     @property
     def is_float32(self) -> bool:
         return self.entry.name in FLOAT32_UPDATES
+
+    @property
+    def is_on_spheres(self) -> bool:
+        return self.entry.name in ON_SPHERES
 
     @functools.cached_property
     def hyperparameters(self) -> dict[str, inspect.Parameter]:

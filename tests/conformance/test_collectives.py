@@ -8,10 +8,19 @@ from tests.conformance.methods import ALL, MATRIX_RECIPES
 from tests.conformance.methods import method as method_named
 from tests.conformance.test_sharding import AXES, LEAVES_4X2, Sharded, check_equal, sharded
 
-MATRIX = [*MATRIX_RECIPES, "orthogonalize", "scale_by_norm_ratio"]
+MATRIX = [*MATRIX_RECIPES, "lmo", "orthogonalize", "scale_by_norm_ratio"]
 ELEMENTWISE = [name for name in ALL if name not in MATRIX]
 # For all leaves of one shape, measured: whole matrices move to single devices, and back.
 EXCHANGES = {"all-to-all": 2}
+# Dion brings back the update and what it takes out of the buffer, and gathers Q; Dion2 and 3 gather
+# which rows were chosen, a number a row, and the rows' moments.
+MORE = {
+    "dion": {"all-to-all": 3, "all-gather": 1},
+    "dion2": {"all-to-all": 2, "all-gather": 1},
+    "dion3": {"all-to-all": 2, "all-gather": 2},
+    "scale_by_dion": {"all-to-all": 3, "all-gather": 1},
+    "select_submatrix": {"all-to-all": 2, "all-gather": 1},
+}
 # And norms of matrices that lie on several devices, a few numbers each: a maximum and a sum. By
 # columns of fan_in split over devices: a sum, and the gathering of the columns.
 _NORMS = {"rows": {"all-reduce": 2}, "columns": {"all-reduce": 2}}

@@ -133,7 +133,14 @@ def load(file: Path) -> Golden:
 
 def replay(file: Path) -> Result:
     """Replays one file; ``worst`` is None if no case knows its stem or ``meta.method``."""
-    from tests.golden import cases_foundation  # noqa: F401  registers its cases
+    from tests.golden import (  # noqa: F401  registers their cases
+        cases_dion,
+        cases_foundation,
+        cases_namo_mars,
+        cases_normalized,
+        cases_randomized,
+        cases_spheres,
+    )
 
     golden = load(file)
     run = CASES.get(golden.stem) or CASES.get(golden.meta.get("method", ""))
