@@ -15,6 +15,13 @@ from optkit.linalg.newton_schulz import newton_schulz
 from optkit.linalg.normalise import EpsMode, Precondition
 from optkit.linalg.norms import frobenius_norm
 from optkit.linalg.polar import polar
+from optkit.linalg.randomized import (
+    Side,
+    SketchKind,
+    draw_sketch,
+    randomized_factor,
+    sketch_size,
+)
 from optkit.linalg.resets import default_resets, reset_growth, tune_resets
 from optkit.linalg.rounded import newton_schulz_rounded
 from optkit.linalg.symmetric import symmetric_product
@@ -27,8 +34,11 @@ __all__ = [
     "Method",
     "Precondition",
     "Row",
+    "Side",
+    "SketchKind",
     "as_coefficient_set",
     "default_resets",
+    "draw_sketch",
     "frobenius_norm",
     "get_coefficients",
     "gram_newton_schulz",
@@ -37,7 +47,9 @@ __all__ = [
     "orthogonal_factor",
     "polar",
     "polar_express_coefficients",
+    "randomized_factor",
     "reset_growth",
+    "sketch_size",
     "symmetric_product",
     "tune_resets",
 ]

@@ -8,6 +8,7 @@ from optkit.optimizers.grams import grams
 from optkit.optimizers.lion import lion, lion_k
 from optkit.optimizers.muon import muon
 from optkit.optimizers.muon_dion import muon_dion
+from optkit.optimizers.muon_randomized import muon_randomized
 from optkit.optimizers.muon_rms import muon_rms
 from optkit.optimizers.signsgd import signsgd, signum
 
@@ -24,6 +25,7 @@ __all__ = [
     "lion_k",
     "muon",
     "muon_dion",
+    "muon_randomized",
     "muon_rms",
     "signsgd",
     "signum",

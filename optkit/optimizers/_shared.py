@@ -5,7 +5,13 @@ from typing import Any
 
 import optax
 
-from optkit.transforms import Transformation, descend, scale_by_adam, split_matrices
+from optkit.transforms import (
+    Transformation,
+    descend,
+    in_float32,
+    scale_by_adam,
+    split_matrices,
+)
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
@@ -24,8 +30,12 @@ def matrix_recipe(
     mask: Mask,
     dims: Dims,
     roles: Sequence[RuleLike],
+    after: Sequence[optax.GradientTransformation] = (),
 ) -> Transformation:
-    """Chains the links of a matrix method, decays and steps, and routes everything else."""
+    """Chains the links of a matrix method, decays and steps, and routes everything else.
+
+    ``after`` holds links that follow the learning rate.
+    """
     matrices = descend(
         optax.chain(*links),
         learning_rate,
@@ -34,6 +44,8 @@ def matrix_recipe(
         mask=mask,
         roles=roles,
     )
+    if after:
+        matrices = in_float32(optax.chain(matrices, *after))
     return split_matrices(matrices, rest[1], names=(name, rest[0]), dims=dims, roles=roles)
 
 

@@ -28,6 +28,7 @@ from optkit.transforms.precision import (
 )
 from optkit.transforms.route import FROZEN, RouteState, route
 from optkit.transforms.shape_scale import scale_by_shape
+from optkit.transforms.sketching import OrthogonalizeState
 from optkit.transforms.split import freeze, split_matrices
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
 
@@ -38,6 +39,7 @@ __all__ = [
     "DropLayersState",
     "MasterWeightsState",
     "MomentumState",
+    "OrthogonalizeState",
     "RouteState",
     "ScaleByAdamState",
     "ScaleByLearningRateState",

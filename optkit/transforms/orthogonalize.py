@@ -1,6 +1,6 @@
 """The matrix direction: replace each matrix by its orthogonal factor."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -10,16 +10,11 @@ from optkit import linalg
 from optkit.catalogue import register
 from optkit.transforms.base import Transformation, stateless
 from optkit.transforms.hyperparams import check_number, check_static_number
-from optkit.tree import (
-    Dims,
-    MatrixLayout,
-    PyTree,
-    RuleLike,
-    map_groups,
-    upcast,
-)
+from optkit.transforms.matrix_map import MatrixMap, try_factor
+from optkit.transforms.sketching import Key, Sketching, randomized, sketch_numbers
+from optkit.tree import Dims, RuleLike
 
-Method = Literal["auto", "ns", "gram_ns", "svd", "qdwh"] | Callable[[jax.Array], jax.Array]
+Method = linalg.Method | Literal["randomized"]
 
 
 @register(
@@ -42,6 +37,12 @@ def orthogonalize(
     precondition: Literal["frobenius", "spectral", "schatten", "aol"] = "frobenius",
     resets: Sequence[int] | None = None,
     adaptive: bool = False,
+    rank: int | float | None = None,
+    oversampling: int | None = None,
+    power_iterations: int | None = None,
+    sketch: linalg.SketchKind = "gaussian",
+    side: linalg.Side = "auto",
+    key: Key | None = None,
     dims: Dims = None,
     roles: Sequence[RuleLike] = (),
     dtype: Any | None = None,
@@ -57,9 +58,17 @@ def orthogonalize(
        ``X <- a X + (b G + c G^2) X`` (or the Gram form of the same polynomial);
     4. everything goes back to where it was. Zero matrices stay zero.
 
+    With ``"randomized"``, step 3 is done on ``l = rank + oversampling`` directions only: ``Q`` is
+    an orthonormal basis of ``(X X^T)^h X Omega``, ``h = power_iterations``, for a random ``Omega``
+    of ``l`` columns, and the factor is ``Q NS(Q^T X)``. ``optkit.linalg.randomized_factor`` has the
+    details and the FLOPs. The random numbers depend on ``key``, step and the leaf's path only, so
+    that grouping and sharding do not change the run. To feed sketches instead, call
+    ``update(..., sketch=tree)`` with Omega ``(*batch, fan_in, l)``, or indices ``(*batch, l)`` of
+    columns, for each leaf (``fan_out`` in place of ``fan_in`` with ``side="rows"``).
+
     Args:
       method: "ns", "gram_ns", "svd", "qdwh", or a function of ``(..., m, n)`` arrays of your own;
-        "auto" takes the form that is faster for shape and dtype.
+        "auto" takes the form that is faster for shape and dtype; "randomized" see above.
       coefficients: a name in ``optkit.linalg.COEFFICIENTS`` or rows (a, b, c).
       steps: number of steps; None for the usual number of the set.
       eps: guards the division, in units of the update; None (or 0) divides safely at any scale.
@@ -69,6 +78,16 @@ def orthogonalize(
       resets: steps at which the Gram form recomputes its Gram matrix.
       adaptive: multiply by ``<U V^T, X>``, which approximates the nuclear norm (optax's
         ``adaptive``, PolarGrad).
+      rank: for "randomized", as what follows: number of directions, or as a float in (0, 1] their
+        share of the short side; None for 0.25.
+      oversampling: directions beyond it, clipped to the matrix; None for 10.
+      power_iterations: how often ``X X^T`` is applied to the sketch; None for 1.
+      sketch: "gaussian", or "kaczmarz" for columns drawn by their squared length, without
+        replacement.
+      side: with X as (fan_out, fan_in), "columns" mixes columns, so that the basis has fan_out
+        rows; "rows" the other way round; "auto" puts it on the longer axis (a square one:
+        columns).
+      key: seed or PRNG key; None for 0.
       dims: ``optax.contrib.MuonDimensionNumbers`` (or ``optkit.MatrixDims``, which also splits
         fused kernels into heads or query, key and value) for all leaves, a tree of them, or a
         function from params to such a tree; None for Flax's kernel layout by role.
@@ -79,10 +98,11 @@ def orthogonalize(
 
     Returns:
       A stateless ``optax.GradientTransformationExtraArgs`` (0 bytes) for trees of matrices; keeps
-      dtypes.
+      dtypes. The state of "randomized" is a key and a counter.
 
     Raises:
-      ValueError: a leaf is no matrix, or an option is unknown or impossible.
+      ValueError: a leaf is no matrix, or an option is unknown or impossible; with "randomized" at
+        init if a rank is larger than a matrix (names the leaf).
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -93,7 +113,7 @@ def orthogonalize(
 
     Reference:
       Jordan et al., Muon, 2024 (blog); Amsel et al., The Polar Express, arXiv 2505.16932; Lau et
-      al., PolarGrad, arXiv 2505.21799.
+      al., PolarGrad, arXiv 2505.21799; Choudhury et al., arXiv 2605.06884 ("randomized").
     """
     eps = 0.0 if eps is None else eps
     check_static_number("eps", eps)
@@ -111,27 +131,32 @@ def orthogonalize(
         "precision": precision,
         "compute_dtype": dtype,
     }
+    matrices = MatrixMap(dims, roles, adaptive, group_bytes)
+    if method == "randomized":
+        numbers = sketch_numbers(rank, oversampling, power_iterations)
+        sketching = Sketching(*numbers, sketch, side, options)
+        return randomized(matrices, sketching, 0 if key is None else key)
+    for name, value in (
+        ("rank", rank),
+        ("oversampling", oversampling),
+        ("power_iterations", power_iterations),
+        ("key", key),
+    ):
+        if value is not None:
+            raise ValueError(f"{name}={value!r} is for method='randomized', not for {method!r}")
+    return _stateless(matrices, method, options)
+
+
+def _stateless(
+    matrices: MatrixMap, method: linalg.Method, options: dict[str, Any]
+) -> Transformation:
     # bfloat16 has float32's range, so the leaf is cast whole, as the references do; float16 has
     # not, so there the cast comes after the division by the norm.
+    dtype = options["compute_dtype"]
     entry = jnp.bfloat16 if dtype is not None and jnp.dtype(dtype) == jnp.bfloat16 else None
-    # Tried once on a shape: wrong options raise here, not in the first step.
-    jax.eval_shape(
-        lambda x: linalg.orthogonal_factor(x, method, **options),
-        jax.ShapeDtypeStruct((2, 3), jnp.float32),
-    )
 
     def factor(x: jax.Array) -> jax.Array:
-        out = linalg.orthogonal_factor(x.astype(entry or x.dtype), method, **options)
-        out = out.astype(x.dtype)
-        if adaptive:
-            out = out * jnp.sum(out * x, axis=(-2, -1), keepdims=True)
-        return out
+        return linalg.orthogonal_factor(x.astype(entry or x.dtype), method, **options)
 
-    def update(updates: PyTree, params: PyTree | None) -> PyTree:
-        del params
-        layout = MatrixLayout(updates, dims, roles)
-        matrices = layout.split(jax.tree.map(upcast, updates))
-        done = layout.merge(map_groups(factor, matrices, group_bytes=group_bytes))
-        return jax.tree.map(lambda x, u: x.astype(u.dtype), done, updates)
-
-    return stateless(update)
+    try_factor(factor)
+    return stateless(lambda updates, _: matrices.replace(factor, updates, matrices.layout(updates)))

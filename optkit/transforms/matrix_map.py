@@ -1,0 +1,61 @@
+"""A function of matrices applied to every matrix of a tree."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike, map_groups, upcast
+from optkit.tree.matrices import Rows
+from optkit.tree.sharding import place_statistic
+
+
+class MatrixMap(NamedTuple):
+    """How a tree is read as matrices and worked through."""
+
+    dims: Dims
+    roles: Sequence[RuleLike]
+    adaptive: bool
+    group_bytes: int | None
+
+    def layout(self, tree: PyTree) -> MatrixLayout:
+        """Returns how this tree is read."""
+        return MatrixLayout(tree, self.dims, self.roles)
+
+    def replace(
+        self,
+        factor: Callable[..., jax.Array],
+        updates: PyTree,
+        layout: MatrixLayout,
+        *others: Sequence[jax.Array],
+        rows: Rows = "short",
+    ) -> PyTree:
+        """Replaces each matrix by its factor.
+
+        Args:
+          factor: function of ``(..., m, n)`` and one array of each of the others.
+          updates: tree of matrices.
+          layout: how it is read.
+          *others: one array a matrix each, see ``map_groups``.
+          rows: which side of a matrix comes first.
+
+        Returns:
+          The updates in their own dtypes; 16-bit ones are worked through in float32.
+        """
+
+        def leaf(x: jax.Array, *own: jax.Array) -> jax.Array:
+            out = factor(x, *own).astype(x.dtype)
+            if self.adaptive:
+                out = out * jnp.sum(out * x, axis=(-2, -1), keepdims=True)
+            return out
+
+        matrices = layout.split(jax.tree.map(upcast, updates), rows)
+        others = tuple(list(map(place_statistic, own, matrices)) for own in others)
+        done = map_groups(leaf, matrices, *others, group_bytes=self.group_bytes)
+        return jax.tree.map(lambda x, u: x.astype(u.dtype), layout.merge(done, rows), updates)
+
+
+def try_factor(factor: Callable[..., jax.Array]) -> None:
+    """Tries a factor on a shape: wrong options raise here, not in the first step."""
+    jax.eval_shape(factor, jax.ShapeDtypeStruct((2, 3), jnp.float32))
