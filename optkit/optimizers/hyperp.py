@@ -170,6 +170,7 @@ def hyperp(
             mask=decays,
             dims=dims,
             roles=roles,
+            group_bytes=group_bytes,
         )
         return in_float32(optax.chain(*links, projection))
 

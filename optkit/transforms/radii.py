@@ -25,21 +25,30 @@ Per = Literal["matrix", "leaf"]
 
 
 class Spheres:
-    """The spheres of a tree: one for each matrix as it lies in memory, or one for each leaf."""
+    """The spheres of a tree: one for each matrix as it lies in memory, or one for each leaf.
+
+    Attributes:
+      paths: path of each part: a leaf, or a run of equal blocks of a fused one.
+      axes: axes of each part that make one vector, counted from the end; the others are a batch.
+      sizes: number of entries of each part.
+    """
 
     def __init__(self, tree: PyTree, per: Per, dims: Dims, roles: Sequence[RuleLike]) -> None:
+        """Reads a tree; raises as ``MatrixLayout`` if matrices are asked for."""
         self._structure: Any = jax.tree.structure(tree)
-        self._layout: MatrixLayout | None = None
-        if per == "matrix":
-            self._layout = MatrixLayout(tree, dims, roles)
-            self.paths: tuple[str, ...] = self._layout.paths
-            self.axes = [(*view.in_axes, *view.out_axes) for view in self._layout.views]
-            self.sizes = [math.prod(view.shape) for view in self._layout.views]
-        else:
+        self._layout = MatrixLayout(tree, dims, roles) if per == "matrix" else None
+        if self._layout is None:
             named = leaves_with_paths(tree)
             self.paths = tuple(path for path, _ in named)
-            self.axes = [tuple(range(jnp.ndim(leaf))) for _, leaf in named]
+            self.axes = [tuple(range(-jnp.ndim(leaf), 0)) for _, leaf in named]
             self.sizes = [jnp.size(leaf) for _, leaf in named]
+        else:
+            self.paths = self._layout.paths
+            self.axes = [
+                tuple(sorted(axis - len(view.shape) for axis in (*view.in_axes, *view.out_axes)))
+                for view in self._layout.views
+            ]
+            self.sizes = [math.prod(view.shape) for view in self._layout.views]
 
     def split(self, tree: PyTree) -> list[jax.Array]:
         """Returns the parts of a tree that are vectors, or batches of vectors, on spheres."""

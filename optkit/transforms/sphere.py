@@ -1,6 +1,7 @@
 """Weights that keep their norm: steps along spheres."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -21,7 +22,7 @@ from optkit.transforms.hyperparams import (
 )
 from optkit.transforms.radii import Per, Radius, Spheres, check_alive, check_radius, radii
 from optkit.transforms.step import Mask, decay_mask
-from optkit.tree import Dims, PyTree, RuleLike, upcast
+from optkit.tree import Dims, PyTree, RuleLike, leaves_with_paths, map_groups, upcast
 
 Step = Literal["relative", "given"]
 SphereDecay = Literal["decoupled", "cautious", "independent"]
@@ -37,24 +38,36 @@ class SphereProjectState(NamedTuple):
     hyperparams: dict[str, jax.Array]  # float32 scalars: learning rate and scheduled values
 
 
-def _moved(
-    w: jax.Array,
-    start: jax.Array,
-    u: jax.Array,
-    radius: jax.Array | None,
-    axes: Axes,
-    rate: Scalar | None,
-    eps: float,
-) -> jax.Array:
-    """``W' - W`` of one sphere or a batch of them; ``start`` is ``W`` after its decay."""
-    if not u.size:
-        return u
-    kept = norm_over(start, axes) if radius is None else jnp.expand_dims(radius, sorted(axes))
-    if rate is None:
-        target, moves = retract(start, u, kept, axes)
-    else:
-        target, moves = turn(start, u, rate, kept, axes, eps)
-    return jnp.where(moves, target, start if radius is None else w) - w
+@dataclass(frozen=True, eq=False)  # compared by identity: it holds traced numbers
+class _Move:
+    """How the parts of one kind move.
+
+    Attributes:
+      axes: axes of one vector, counted from the end.
+      rate: the relative step; None for a given one.
+      coefficient: share of the weights that decays; None if they do not.
+      cautious: only entries decay that the step shrinks.
+      eps: lower bound of the norm of the direction.
+    """
+
+    axes: tuple[int, ...]
+    rate: Scalar | None
+    coefficient: Scalar | None
+    cautious: bool
+    eps: float
+
+    def __call__(self, w: jax.Array, u: jax.Array, *radius: jax.Array) -> jax.Array:
+        """Returns ``W' - W`` of a batch of weights; without radii their norms are kept."""
+        start = w
+        if self.coefficient is not None:
+            aligned = jnp.sign(w) * jnp.sign(u) >= 0 if self.cautious else 1.0
+            start = w - self.coefficient * (w * aligned)
+        kept = jnp.expand_dims(radius[0], self.axes) if radius else norm_over(start, self.axes)
+        if self.rate is None:
+            target, moves = retract(start, u, kept, self.axes)
+        else:
+            target, moves = turn(start, u, self.rate, kept, self.axes, self.eps)
+        return jnp.where(moves, target, w if radius else start) - w
 
 
 def _check_step(step: Step, learning_rate: Any, decays: bool) -> None:
@@ -99,6 +112,7 @@ def sphere_project(
     mask: Mask = None,
     dims: Dims = None,
     roles: Sequence[RuleLike] = (),
+    group_bytes: int | None = None,
 ) -> Transformation:
     r"""Keeps the norm of every matrix and makes the learning rate an angle; last in a chain.
 
@@ -135,6 +149,7 @@ def sphere_project(
       mask: leaves that decay, see ``optkit.decay_weights``.
       dims: which axes are input and output, see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
+      group_bytes: bytes of one stack of leaves of one shape; None for the platform's default.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; arithmetic in float32, updates keep their dtype.
@@ -171,20 +186,14 @@ def sphere_project(
         out = {} if learning_rate is None else recorded(count, True, learning_rate=learning_rate)
         return out | recorded(count, weight_decay=weight_decay)
 
-    def decayed(updates: PyTree, params: PyTree, rate: Scalar | None, count: jax.Array) -> PyTree:
-        if not decays:
-            return params
-        coefficient = value_at(weight_decay, count)
-        if decay != "independent" and rate is not None:
-            coefficient = rate * coefficient
-
-        def leaf(w: jax.Array, u: jax.Array, on: bool) -> jax.Array:
-            if not on:
-                return w
-            aligned = jnp.sign(w) * jnp.sign(u) >= 0 if decay == "cautious" else 1.0
-            return w - coefficient * (w * aligned)
-
-        return jax.tree.map(leaf, params, updates, decay_mask(mask, params, roles))
+    def kinds(spheres: Spheres, params: PyTree) -> dict[tuple[Axes, bool], list[int]]:
+        """Parts that the same function moves: equal axes, and whether they decay."""
+        chosen = decay_mask(mask, params, roles) if decays else None
+        named = {} if chosen is None else dict(leaves_with_paths(chosen))
+        out: dict[tuple[Axes, bool], list[int]] = {}
+        for index, (path, axes) in enumerate(zip(spheres.paths, spheres.axes, strict=True)):
+            out.setdefault((axes, bool(named.get(path))), []).append(index)
+        return out
 
     def init_fn(params: PyTree) -> SphereProjectState:
         spheres = Spheres(params, per, dims, roles)
@@ -206,13 +215,19 @@ def sphere_project(
         check_same_leaves(updates, params, "parameters", shapes=True)
         spheres = Spheres(updates, per, dims, roles)
         rate = None if learning_rate is None else value_at(learning_rate, state.count)
-        u, w = (jax.tree.map(upcast, tree) for tree in (updates, params))
-        start = decayed(u, w, rate, state.count)
-        held = [None] * len(spheres.axes) if measured else spheres.unpack(state.radius)
-        parts = zip(*map(spheres.split, (w, start, u)), held, spheres.axes, strict=True)
-        moved = [_moved(w, v, u, r, axes, rate, floor) for w, v, u, r, axes in parts]
-        out = spheres.merge(moved)
-        out = jax.tree.map(lambda x, u: x.astype(u.dtype), out, updates)
-        return out, SphereProjectState(state.count + 1, state.radius, record(state.count))
+        coefficient = value_at(weight_decay, state.count)
+        if decay != "independent" and rate is not None:
+            coefficient = rate * coefficient
+        u, w = (spheres.split(jax.tree.map(upcast, tree)) for tree in (updates, params))
+        others = [] if measured else [spheres.unpack(state.radius)]
+        out: list[Any] = list(u)
+        for (axes, on), mine in kinds(spheres, params).items():
+            move = _Move(axes, rate, coefficient if on else None, decay == "cautious", floor)
+            columns = ([column[i] for i in mine] for column in (w, u, *others))
+            done = map_groups(move, *columns, group_bytes=group_bytes, move=False)
+            for index, part in zip(mine, done, strict=True):
+                out[index] = part
+        moved = jax.tree.map(lambda x, u: x.astype(u.dtype), spheres.merge(out), updates)
+        return moved, SphereProjectState(state.count + 1, state.radius, record(state.count))
 
     return Transformation(init_fn, update_fn)
