@@ -187,12 +187,13 @@ def sphere_project(
         return out | recorded(count, weight_decay=weight_decay)
 
     def kinds(spheres: Spheres, params: PyTree) -> dict[tuple[Axes, bool], list[int]]:
-        """Parts that the same function moves: equal axes, and whether they decay."""
+        """Parts with entries that one function moves: equal axes, and whether they decay."""
         chosen = decay_mask(mask, params, roles) if decays else None
         named = {} if chosen is None else dict(leaves_with_paths(chosen))
         out: dict[tuple[Axes, bool], list[int]] = {}
         for index, (path, axes) in enumerate(zip(spheres.paths, spheres.axes, strict=True)):
-            out.setdefault((axes, bool(named.get(path))), []).append(index)
+            if spheres.sizes[index]:
+                out.setdefault((axes, bool(named.get(path))), []).append(index)
         return out
 
     def init_fn(params: PyTree) -> SphereProjectState:

@@ -26,6 +26,8 @@ MORE = {
 _NORMS = {"rows": {"all-reduce": 2}, "columns": {"all-reduce": 2}}
 SUMS = {
     **dict.fromkeys(("namo", "scale_by_norm_ratio", "mars_m", "mars_shampoo"), _NORMS),
+    # The direction's maximum, its sum with that of the weights, and the sum after the step.
+    "hyperp": {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}},
     "namo_d": {"rows": {"all-reduce": 1, "all-gather": 1}, "columns": {"all-reduce": 2}},
 }
 
@@ -59,7 +61,7 @@ def test_exchanges_do_not_grow_with_the_number_of_leaves(name: str, split: str) 
 
 
 @pytest.mark.parametrize("kind", AXES)
-@pytest.mark.parametrize("name", ["lion", "muon", "orthogonalize", "skip_spikes"])
+@pytest.mark.parametrize("name", ["hyperp", "lion", "muon", "orthogonalize", "skip_spikes"])
 def test_two_mesh_axes_give_the_same_numbers(name: str, kind: str) -> None:
     check_equal(Sharded(method_named(name), LEAVES_4X2, kind, (4, 2)))
 
