@@ -1,5 +1,6 @@
 """Functions on arrays (..., m, n): Newton-Schulz and its coefficients, Gram form, exact polar."""
 
+from optkit.linalg.balance import Order, balance, line_norms, to_rms
 from optkit.linalg.coefficients import (
     COEFFICIENTS,
     Coefficients,
@@ -32,16 +33,19 @@ __all__ = [
     "Coefficients",
     "EpsMode",
     "Method",
+    "Order",
     "Precondition",
     "Row",
     "Side",
     "SketchKind",
     "as_coefficient_set",
+    "balance",
     "default_resets",
     "draw_sketch",
     "frobenius_norm",
     "get_coefficients",
     "gram_newton_schulz",
+    "line_norms",
     "newton_schulz",
     "newton_schulz_rounded",
     "orthogonal_factor",
@@ -51,5 +55,6 @@ __all__ = [
     "reset_growth",
     "sketch_size",
     "symmetric_product",
+    "to_rms",
     "tune_resets",
 ]

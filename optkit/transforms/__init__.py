@@ -5,8 +5,10 @@ from optkit.transforms.adam import ScaleByAdamState, scale_by_adam
 from optkit.transforms.base import Transformation
 from optkit.transforms.cautious import cautious, sign_from_grad
 from optkit.transforms.clip import clip_by_global_norm
+from optkit.transforms.cosh_rms import scale_by_cosh_rms
 from optkit.transforms.cuts import partial_value_and_grad
 from optkit.transforms.drop_layers import DropLayersState, drop_layers, next_cut
+from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
 from optkit.transforms.guards import (
     SkipNonfiniteState,
     SkipSpikesState,
@@ -27,6 +29,8 @@ from optkit.transforms.precision import (
     stochastic_round,
 )
 from optkit.transforms.route import FROZEN, RouteState, route
+from optkit.transforms.row_col import scale_by_row_col
+from optkit.transforms.row_moment import ScaleByRowMomentState, scale_by_row_moment
 from optkit.transforms.shape_scale import scale_by_shape
 from optkit.transforms.sketching import OrthogonalizeState
 from optkit.transforms.split import freeze, split_matrices
@@ -42,7 +46,9 @@ __all__ = [
     "OrthogonalizeState",
     "RouteState",
     "ScaleByAdamState",
+    "ScaleByEntryMomentState",
     "ScaleByLearningRateState",
+    "ScaleByRowMomentState",
     "SkipNonfiniteState",
     "SkipSpikesState",
     "StochasticRoundState",
@@ -67,8 +73,12 @@ __all__ = [
     "round_stochastically",
     "route",
     "scale_by_adam",
+    "scale_by_cosh_rms",
+    "scale_by_entry_moment",
     "scale_by_kappa",
     "scale_by_learning_rate",
+    "scale_by_row_col",
+    "scale_by_row_moment",
     "scale_by_shape",
     "sign_from_grad",
     "skip_nonfinite",

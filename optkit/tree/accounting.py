@@ -15,6 +15,7 @@ from optkit.tree.paths import (
     leaves_with_paths,
     path_string,
 )
+from optkit.tree.sharding import statistic_spec
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def tree_bytes(tree: PyTree) -> int:
 def state_sharding(state: PyTree, params: PyTree) -> PyTree:
     """Returns the sharding of every leaf of an optimizer state, for ``jit``'s ``out_shardings``.
 
-    A state leaf that belongs to a parameter and has its shape is sharded like it; everything else
-    is replicated on the parameters' mesh.
+    A state leaf that belongs to a parameter and has its shape is sharded like it. A smaller one
+    (numbers of rows, of whole matrices) is sharded like the parameter's batch axes, if it has them;
+    everything else is replicated on the parameters' mesh.
 
     Args:
       state: an optimizer state or its ``jax.eval_shape``.
@@ -140,10 +142,17 @@ def state_sharding(state: PyTree, params: PyTree) -> PyTree:
         )
     meshes = [s for s in placed if isinstance(s, NamedSharding)]
     rest = NamedSharding(meshes[0].mesh, PartitionSpec()) if meshes else placed[0]
-    leaves = [
-        match.param.sharding
-        if match.param is not None and match.param.shape == np.shape(match.leaf)
-        else rest
-        for match in match_state(state, params)
-    ]
+
+    def sharding(match: StateLeaf) -> Any:
+        shape = tuple(np.shape(match.leaf))
+        if match.param is None:
+            return rest
+        if match.param.shape == shape:
+            return match.param.sharding
+        if not isinstance(match.param.sharding, NamedSharding):
+            return rest
+        spec = statistic_spec(shape, match.param.shape, match.param.sharding.spec)
+        return NamedSharding(match.param.sharding.mesh, spec)
+
+    leaves = [sharding(match) for match in match_state(state, params)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)

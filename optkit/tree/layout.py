@@ -1,6 +1,6 @@
 """A tree as a list of batches of matrices, and back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from optkit.tree.dims import Dims, dims_by_path
-from optkit.tree.dtypes import upcast
+from optkit.tree.dtypes import accumulator_dtype, upcast
 from optkit.tree.matrices import MatrixView, Rows, matrix_blocks, matrix_view
 from optkit.tree.paths import PyTree, leaves_with_paths
 from optkit.tree.roles import MATRIX_ROLES, Role, RuleLike, rule_of
+from optkit.tree.sharding import zeros_beside
 
 
 class MatrixLayout:
@@ -95,6 +96,30 @@ class MatrixLayout:
             for leaf, parts in zip(leaves, self._parts, strict=True)
             for value in ([leaf] if len(parts) == 1 else leaf)
         ]
+
+    def zeros(
+        self,
+        tree: PyTree,
+        shape_of: Callable[[MatrixView], tuple[int, ...]],
+    ) -> PyTree:
+        """Returns a fresh statistic of each part, packed: zeros in float32 beside the leaf.
+
+        Args:
+          tree: the parameters.
+          shape_of: shape of the statistic of one matrix, from its view; batch axes come before it.
+        """
+        leaves = dict(leaves_with_paths(tree))
+        pairs = zip(self.paths, self.views, strict=True)
+        return self.pack(
+            [
+                zeros_beside(
+                    leaves[path],
+                    (*view.batch_shape, *shape_of(view)),
+                    accumulator_dtype(leaves[path]),
+                )
+                for path, view in pairs
+            ]
+        )
 
     def scale(self, tree: PyTree, factors: Sequence[float]) -> PyTree:
         """Multiplies each part by a number; float32 arithmetic, dtypes kept."""

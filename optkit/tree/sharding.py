@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Mesh = Any
@@ -68,6 +70,54 @@ def unshard_stack(stack: jax.Array, mesh: Mesh, axis: int, spec: PartitionSpec |
 def place_stack(stack: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
     """Places a stack of leaves so that each has the given partition."""
     return _place(stack, mesh, PartitionSpec(None, *spec))
+
+
+def whole_stack(stack: jax.Array, batch: int, mesh: Mesh) -> jax.Array:
+    """Says that a stack ``(leaves, *batch, ...)`` is whole but for its ``batch`` batch axes."""
+    free = (PartitionSpec.UNCONSTRAINED,) * batch
+    return _place(stack, mesh, PartitionSpec(None, *free, *(None,) * (stack.ndim - batch - 1)))
+
+
+def statistic_spec(
+    shape: tuple[int, ...], leaf: tuple[int, ...], spec: PartitionSpec
+) -> PartitionSpec:
+    """Returns how a statistic of a leaf is partitioned: like its batch axes, else not at all.
+
+    Numbers of rows, columns or whole matrices are few, so that each device keeps all of them; but
+    what belongs to a layer or an expert lies where the layer or expert does.
+    """
+    parts: list[Any] = []
+    for own, size, part in zip(shape, leaf[:-2], (*spec, *(None,) * len(leaf)), strict=False):
+        if own != size:
+            break
+        parts.append(part)
+    return PartitionSpec(*parts)
+
+
+def zeros_beside(leaf: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Returns zeros for a statistic of a leaf, placed as ``statistic_spec`` says."""
+    explicit = spec_of(leaf) if isinstance(leaf, jax.core.Tracer) else None
+    if explicit is not None:
+        mesh = mesh_of(leaf)
+        return _place(jnp.zeros(shape, dtype), mesh, statistic_spec(shape, leaf.shape, explicit))
+    placed = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    if isinstance(placed, NamedSharding):
+        spec = statistic_spec(shape, np.shape(leaf), placed.spec)
+        return jnp.zeros(shape, dtype, device=NamedSharding(placed.mesh, spec))
+    return jnp.zeros(shape, dtype)
+
+
+def place_statistic(statistic: jax.Array, matrices: jax.Array) -> jax.Array:
+    """Places a new statistic ``(*batch, ...)`` of matrices ``(*batch, m, n)`` as it lay before.
+
+    Without this the next step would get it in another place than this one did, and compile anew.
+    """
+    mesh = mesh_of(matrices)
+    if mesh is None:
+        return statistic
+    spec, rank = spec_of(matrices), matrices.ndim - 2
+    batch = (PartitionSpec.UNCONSTRAINED,) * rank if spec is None else tuple(spec)[:rank]
+    return _place(statistic, mesh, PartitionSpec(*batch, *(None,) * (statistic.ndim - rank)))
 
 
 def _halfway(stack: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
