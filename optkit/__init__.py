@@ -1,6 +1,7 @@
 """optkit: the optimizers of the last years as parts that snap into any Optax chain."""
 
-from optkit import catalogue, linalg, transforms, tree
+from optkit import catalogue, fast_weights, linalg, transforms, tree
+from optkit.fast_weights import lact
 from optkit.optimizers import (
     adago,
     adamuon,
@@ -100,12 +101,14 @@ __all__ = [
     "drop_layers",
     "drop_muon",
     "export_state",
+    "fast_weights",
     "freeze",
     "get_hyperparam",
     "grams",
     "hybrid_auon",
     "hyperparams",
     "in_float32",
+    "lact",
     "layer_order",
     "linalg",
     "lion",

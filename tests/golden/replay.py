@@ -136,6 +136,7 @@ def replay(file: Path) -> Result:
     from tests.golden import (  # noqa: F401  registers their cases
         cases_dion,
         cases_foundation,
+        cases_lact,
         cases_namo_mars,
         cases_normalized,
         cases_randomized,

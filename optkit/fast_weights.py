@@ -1,1 +1,0 @@
-"""Large-chunk test-time training: fast weights updated by Muon inside a sequence model."""
