@@ -8,6 +8,7 @@ from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_m
 from optkit.optimizers.cwd import cwd_adamw, cwd_lion
 from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.grams import grams
+from optkit.optimizers.hyperp import hyperp
 from optkit.optimizers.lion import lion, lion_k
 from optkit.optimizers.muon import muon
 from optkit.optimizers.muon_dion import muon_dion
@@ -15,6 +16,8 @@ from optkit.optimizers.muon_randomized import muon_randomized
 from optkit.optimizers.muon_rms import muon_rms
 from optkit.optimizers.normuon import normuon, normuon_dion
 from optkit.optimizers.reg import reg
+from optkit.optimizers.scion import scion
+from optkit.optimizers.scion_init import scion_init
 from optkit.optimizers.signsgd import signsgd, signum
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "drop_muon",
     "grams",
     "hybrid_auon",
+    "hyperp",
     "lion",
     "lion_k",
     "muon",
@@ -39,6 +43,8 @@ __all__ = [
     "normuon",
     "normuon_dion",
     "reg",
+    "scion",
+    "scion_init",
     "signsgd",
     "signum",
 ]

@@ -2,6 +2,7 @@
 
 from optkit.transforms.accumulate import AccumulateState, accumulate_gradients
 from optkit.transforms.adam import ScaleByAdamState, scale_by_adam
+from optkit.transforms.balls import NormBall
 from optkit.transforms.base import Transformation
 from optkit.transforms.cautious import cautious, sign_from_grad
 from optkit.transforms.clip import clip_by_global_norm
@@ -18,6 +19,7 @@ from optkit.transforms.guards import (
 )
 from optkit.transforms.hyperparams import ScaleByLearningRateState, get_hyperparam, hyperparams
 from optkit.transforms.kappa import scale_by_kappa
+from optkit.transforms.lmo import lmo
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
 from optkit.transforms.orthogonalize import orthogonalize
 from optkit.transforms.precision import (
@@ -33,6 +35,7 @@ from optkit.transforms.row_col import scale_by_row_col
 from optkit.transforms.row_moment import ScaleByRowMomentState, scale_by_row_moment
 from optkit.transforms.shape_scale import scale_by_shape
 from optkit.transforms.sketching import OrthogonalizeState
+from optkit.transforms.sphere import SphereProjectState, sphere_project
 from optkit.transforms.split import freeze, split_matrices
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
 
@@ -43,6 +46,7 @@ __all__ = [
     "DropLayersState",
     "MasterWeightsState",
     "MomentumState",
+    "NormBall",
     "OrthogonalizeState",
     "RouteState",
     "ScaleByAdamState",
@@ -51,6 +55,7 @@ __all__ = [
     "ScaleByRowMomentState",
     "SkipNonfiniteState",
     "SkipSpikesState",
+    "SphereProjectState",
     "StochasticRoundState",
     "Transformation",
     "accumulate_gradients",
@@ -65,6 +70,7 @@ __all__ = [
     "global_norm",
     "hyperparams",
     "in_float32",
+    "lmo",
     "master_weights",
     "momentum",
     "next_cut",
@@ -83,6 +89,7 @@ __all__ = [
     "sign_from_grad",
     "skip_nonfinite",
     "skip_spikes",
+    "sphere_project",
     "split_matrices",
     "stochastic_round",
 ]
