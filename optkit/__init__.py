@@ -1,6 +1,6 @@
 """optkit: the optimizers of the last years as parts that snap into any Optax chain."""
 
-from optkit import catalogue, fast_weights, linalg, transforms, tree
+from optkit import catalogue, fast_weights, linalg, schedules, transforms, tree
 from optkit.fast_weights import lact
 from optkit.optimizers import (
     adago,
