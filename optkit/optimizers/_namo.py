@@ -10,8 +10,9 @@ import optax
 from optkit.optimizers._shared import adam_for_the_rest, matrix_recipe
 from optkit.transforms import Transformation, orthogonalize, scale_by_norm_ratio
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_number
-from optkit.transforms.norm_ratio import Per, ShapeFrom
+from optkit.transforms.norm_ratio import ShapeFrom
 from optkit.transforms.orthogonalize import Method
+from optkit.transforms.ratios import Per
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
 

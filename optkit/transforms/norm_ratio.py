@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optkit import linalg
 from optkit.catalogue import StateBytes, register
 from optkit.transforms.base import (
     Transformation,
@@ -29,11 +28,17 @@ from optkit.transforms.hyperparams import (
 )
 from optkit.transforms.momentum import momentum
 from optkit.transforms.orthogonalize import orthogonalize
+from optkit.transforms.ratios import Factors, Numbers, Per, factors_of
 from optkit.transforms.step import Mask, decay_mask
-from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike, leaves_with_paths, map_groups, upcast
-from optkit.tree.sharding import place_statistic
+from optkit.tree import (
+    Dims,
+    MatrixLayout,
+    PyTree,
+    RuleLike,
+    leaves_with_paths,
+    upcast,
+)
 
-Per = Literal["matrix", "column"]
 ShapeFrom = Literal["matrix", "first_two_axes"]
 
 
@@ -46,30 +51,6 @@ class ScaleByNormRatioState(NamedTuple):
     norm: PyTree  # float32, (*batch,) or (*batch, fan_in): root of the mean squared gradient norm
     direction: PyTree  # state of the direction
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
-
-
-def norms_of(x: jax.Array, per: Per) -> jax.Array:
-    """Norm of each matrix ``(..., fan_out, fan_in)``, or of each of its columns, at any scale."""
-    if per == "column":
-        x = jnp.swapaxes(x, -1, -2)[..., None, :]
-    return linalg.frobenius_norm(x, keepdims=False)
-
-
-def root_mean_square(old: jax.Array, new: jax.Array, decay: Scalar) -> jax.Array:
-    """``sqrt(decay*old**2 + (1-decay)*new**2)`` without squares that overflow or vanish."""
-    largest = jnp.maximum(old, new)
-    unit = jnp.where(largest > 0, largest, 1.0)
-    mean = decay * jnp.square(old / unit) + (1.0 - decay) * jnp.square(new / unit)
-    return unit * jnp.sqrt(mean)
-
-
-def towards_mean(ratio: jax.Array, clamp: Scalar) -> jax.Array:
-    """Clips ``(..., columns)`` to ``[clamp*mean, mean/clamp]``; a clamp of 0 clips nothing."""
-    if not isinstance(clamp, jax.Array) and clamp == 0.0:
-        return ratio
-    mean = jnp.mean(ratio, axis=-1, keepdims=True)
-    highest = jnp.where(clamp > 0, mean / jnp.where(clamp > 0, clamp, 1.0), jnp.inf)
-    return jnp.clip(ratio, clamp * mean, highest)
 
 
 @register(
@@ -193,9 +174,7 @@ def scale_by_norm_ratio(
         if decays:
             decay_mask(mask, params, roles)  # to refuse a mask that does not fit
         layout = MatrixLayout(params, dims, roles)
-        norm = layout.zeros(
-            params, lambda view: () if per == "matrix" else (view.fan_in,), jnp.float32
-        )
+        norm = layout.zeros(params, lambda view: () if per == "matrix" else (view.fan_in,))
         return ScaleByNormRatioState(
             count,
             average.init(params),
@@ -204,48 +183,42 @@ def scale_by_norm_ratio(
             record(count),
         )
 
-    def lengths(layout: MatrixLayout, updates: PyTree) -> list[Any]:
-        """Returns the factor of step 6 of each part."""
-        if update_rms is None:
-            return [1.0] * len(layout.views)
-        shapes = {path: jnp.shape(leaf) for path, leaf in leaves_with_paths(updates)}
-        sides = [
-            (view.fan_out, view.fan_in) if shape_from == "matrix" else shapes[path][:2]
-            for path, view in zip(layout.paths, layout.views, strict=True)
-        ]
-        return [update_rms * math.sqrt(max(pair)) for pair in sides]
-
     def decaying(layout: MatrixLayout, params: PyTree) -> tuple[list[jax.Array], list[bool]]:
         """Returns the weights of each part, and whether they decay."""
         chosen = jax.tree.leaves(decay_mask(mask, params, roles))
         by_path = dict(zip((path for path, _ in leaves_with_paths(params)), chosen, strict=True))
-        weights = layout.split(jax.tree.map(upcast, params), "out")
+        weights = layout.split(jax.tree.map(upcast, params))
         return weights, [by_path[path] for path in layout.paths]
 
-    def measure(
+    def factors_now(
         layout: MatrixLayout, ahead: PyTree, grads: PyTree, state: ScaleByNormRatioState
-    ) -> tuple[list[jax.Array], PyTree]:
-        """Returns the ratios, ready to be multiplied with (..., A, B), and the new statistic."""
-        e, decay, held = (value_at(value, state.count) for value in (eps, b2, clamp))
+    ) -> list[Factors]:
+        first, second, e, held, most, rate = (
+            value_at(value, state.count) for value in (b1, b2, eps, clamp, limit, weight_decay)
+        )
         n = state.count + 1
         weights: Scalar = 1.0
         if debias:
-            weights = jnp.sqrt(debias_weight(decay, n)) / debias_weight(
-                value_at(b1, state.count), n
+            weights = jnp.sqrt(debias_weight(second, n)) / debias_weight(first, n)
+        lengths = []
+        if update_rms is not None and shape_from == "first_two_axes":
+            shapes = {path: jnp.shape(leaf) for path, leaf in leaves_with_paths(grads)}
+            sides = [max(shapes[path][:2]) for path in layout.paths]
+            lengths.append(
+                [
+                    jnp.full(view.batch_shape, update_rms * math.sqrt(side), jnp.float32)
+                    for view, side in zip(layout.views, sides, strict=True)
+                ]
             )
-
-        def ratio(u: jax.Array, g: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
-            new = root_mean_square(s, norms_of(g, per).astype(s.dtype), decay)
-            new = place_statistic(new, g)  # of the whole stack: one exchange for all its leaves
-            below = new + e
-            r = norms_of(u, per) / jnp.where(below > 0, below, 1.0) * weights
-            return towards_mean(r, held) if per == "column" else r, new
-
-        us, gs = (layout.split(tree, "out") for tree in (ahead, grads))
-        # Only norms leave the devices that hold a leaf.
-        pairs = map_groups(ratio, us, gs, layout.unpack(state.norm), move=False)
-        last = None if per == "matrix" else slice(None)
-        return [r[..., None, last] for r, _ in pairs], layout.pack([new for _, new in pairs])
+        return factors_of(
+            per,
+            Numbers(second, e, weights, held, update_rms, most, rate),
+            layout.views,
+            layout.split(ahead),
+            layout.split(grads),
+            layout.unpack(state.norm),
+            *lengths,
+        )
 
     def update_fn(
         updates: PyTree,
@@ -256,19 +229,17 @@ def scale_by_norm_ratio(
         grads = jax.tree.map(upcast, updates)
         ahead, averaged = average.update(grads, state.average)
         layout = MatrixLayout(updates, dims, roles)
-        ratios, norm = measure(layout, ahead, grads, state)
+        factors = factors_now(layout, ahead, grads, state)
         out, directed = inner.update(ahead, state.direction, params, **extra_args)
-        most = value_at(limit, state.count)
-        triples = zip(ratios, lengths(layout, updates), layout.split(out, "out"), strict=True)
-        parts = [jnp.minimum(r * k, most) * x for r, k, x in triples]
+        parts = [own.direction * x for own, x in zip(factors, layout.split(out), strict=True)]
         if decays:
             weights, chosen = decaying(layout, need_params(params, "scale_by_norm_ratio"))
-            rate = value_at(weight_decay, state.count)
             parts = [
-                x + jnp.minimum(rate * jnp.minimum(r, most), most) * w if on else x
-                for x, r, w, on in zip(parts, ratios, weights, chosen, strict=True)
+                x + own.decay * w if on else x
+                for x, own, w, on in zip(parts, factors, weights, chosen, strict=True)
             ]
-        out = map_leaves(lambda x, g: x.astype(g.dtype), layout.merge(parts, "out"), updates)
+        norm = layout.pack([own.norm for own in factors])
+        out = map_leaves(lambda x, g: x.astype(g.dtype), layout.merge(parts), updates)
         new = record(state.count)
         return out, ScaleByNormRatioState(state.count + 1, averaged, norm, directed, new)
 
