@@ -10,6 +10,7 @@ from jax import lax
 
 from optkit.linalg.factor import orthogonal_factor
 from optkit.linalg.norms import check_matrix, to_unit_peak
+from optkit.linalg.subspace import QrMethod, orthonormalize
 
 SketchKind = Literal["gaussian", "kaczmarz"]
 Side = Literal["columns", "rows", "auto"]
@@ -64,10 +65,9 @@ def _turned(m: int, n: int, side: Side) -> bool:
 
 
 def _batched_keys(key: int | jax.Array, batch: tuple[int, ...]) -> jax.Array:
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        keys = key
-    else:
-        keys = jax.random.wrap_key_data(key) if jnp.ndim(key) else jax.random.key(key)
+    keys = jnp.asarray(key)
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        keys = jax.random.wrap_key_data(keys) if keys.ndim else jax.random.key(keys)
     if keys.shape == batch:
         return keys
     if keys.shape:
@@ -163,11 +163,14 @@ def _sketched(x: jax.Array, sketch: jax.Array, precision: Any) -> jax.Array:
     return chosen / jnp.where(peak > 0, peak, 1.0)
 
 
-def _basis(y: jax.Array) -> jax.Array:
+def _basis(y: jax.Array, method: QrMethod, precision: lax.PrecisionLike) -> jax.Array:
     """Q of the reduced QR of each matrix."""
+    short = min(y.shape[-2:])
+    if method != "qr":
+        return orthonormalize(y[..., :short], method, precision=precision or "highest")
     # By its reflectors: the lowering of a finished Q fails in jax 0.10 on Explicit axes.
     reflectors, factors = jnp.linalg.qr(y, mode="raw")
-    return lax.linalg.householder_product(reflectors.mT[..., : min(y.shape[-2:])], factors)
+    return lax.linalg.householder_product(reflectors.mT[..., :short], factors)
 
 
 def randomized_factor(
@@ -179,6 +182,7 @@ def randomized_factor(
     power_iterations: int = 1,
     sketch: SketchKind | jax.Array = "gaussian",
     side: Side = "auto",
+    qr_method: QrMethod = "qr",
     precision: jax.lax.PrecisionLike = None,
     **options: Any,
 ) -> jax.Array:
@@ -213,6 +217,8 @@ def randomized_factor(
       side: "columns" sketches the columns as above, "rows" the transpose (Y = M^T Omega; m and n
         change places in what is said of shapes), "auto" whichever puts Q on the longer axis, so
         that ortho works on l x min(m, n); columns for square ones.
+      qr_method: "qr" (Householder), or "cqr" and "rcqr" of `orthonormalize`, which work by products
+        and suit accelerators.
       precision: precision of the matrix products, as in `jax.numpy.matmul`.
       **options: method, coefficients, steps and so on, as in `orthogonal_factor`.
 
@@ -239,6 +245,8 @@ def randomized_factor(
     size = sketch_size(m, n, rank, oversampling)
     if power_iterations < 0:
         raise ValueError(f"power_iterations must be at least 0, got {power_iterations}")
+    if qr_method not in get_args(QrMethod):
+        raise ValueError(f"qr_method must be one of {get_args(QrMethod)}, got {qr_method!r}")
     turned = _turned(m, n, side)
     if math.prod(x.shape) == 0:
         return x
@@ -254,9 +262,9 @@ def randomized_factor(
     for _ in range(power_iterations):
         # The span is kept and its basis renewed: left alone, with the powers of M small singular
         # values would sink below the rounding of large ones.
-        y = jnp.matmul(work.mT, _basis(y), precision=precision)
+        y = jnp.matmul(work.mT, _basis(y, qr_method, precision), precision=precision)
         y = jnp.matmul(work, y, precision=precision)
-    basis = _basis(y)
+    basis = _basis(y, qr_method, precision)
     inner = jnp.matmul(basis.mT, given.astype(basis.dtype), precision=precision)
     solved = orthogonal_factor(inner, precision=precision, **options)
     out = jnp.matmul(basis, solved, precision=precision).astype(x.dtype)

@@ -66,6 +66,7 @@ def muon_randomized(
     power_iterations: int | None = None,
     sketch: linalg.SketchKind = "gaussian",
     side: linalg.Side = "auto",
+    qr_method: linalg.QrMethod = "qr",
     key: int | jax.Array | None = None,
     coefficients: str | linalg.CoefficientSet | Sequence[Sequence[float]] = "quintic_2",
     steps: int | None = None,
@@ -103,10 +104,9 @@ def muon_randomized(
 
     Matrix work of a step, in FLOPs, with a >= b the sides and q steps: ``2abl(3 + 2h)`` for sketch,
     powers and projections, ``4al^2(1 + h)`` for QR and ``q(4l^2 b + 2l^3)`` for Newton-Schulz,
-    in place of ``q(4b^2 a + 2b^3)``. A QR runs far below the speed of products on accelerators, so
-    choose this for large matrices with l well below a third of the short side and many solver
-    steps, and where the momentum is close to low rank: all that lies outside the sketch gets no
-    step. Otherwise ``muon`` with the Gram form is the simpler choice.
+    in place of ``q(4b^2 a + 2b^3)``. Choose it where the momentum of large matrices is close to low
+    rank: what lies outside the sketch gets no step. A Householder QR runs far below the speed of
+    products on accelerators, see ``qr_method``.
 
     Published settings: nanoGPT lr 0.03246, b1 0.9665, rank 200 (of 768), oversampling 10, h 1,
     seven quintic_2 steps; CIFAR-10 lr 0.1047, b1 0.7099, rank 128, oversampling 10, h 2, seven
@@ -125,6 +125,8 @@ def muon_randomized(
         replacement (the reference draws with replacement), in place of ``u Omega``.
       side: "columns" as above, "rows" with A and B exchanged, "auto" the one whose ``Q`` has the
         longer axis.
+      qr_method: "qr" (Householder), or by products, for accelerators: "cqr", "rcqr"; see
+        ``optkit.linalg.orthonormalize``.
       key: seed or PRNG key; None for 0. ``update(..., sketch=tree)`` takes recorded sketches
         instead, see ``optkit.orthogonalize``.
       coefficients: Newton-Schulz coefficients of the solver, a name in
@@ -166,8 +168,8 @@ def muon_randomized(
     Reference:
       Choudhury, Cheng, Takac, Na, Kolar, Muon with Nesterov Momentum, arXiv 2605.06884. Beside the
       drawing without replacement we take a QR before each power iteration, which in exact
-      arithmetic changes nothing. The nanoGPT script's variance reduction and cautious decay are not part of
-      the method; ``decay="cautious"`` is the latter.
+      arithmetic changes nothing. The nanoGPT script's variance reduction and cautious decay are not
+      part of the method; ``decay="cautious"`` is the latter.
     """
     published = method == "randomized" and steps is None and coefficients == "quintic_2"
     links = (
@@ -182,6 +184,7 @@ def muon_randomized(
             power_iterations=power_iterations,
             sketch=sketch,
             side=side,
+            qr_method=qr_method,
             key=key,
             dims=dims,
             roles=roles,

@@ -42,6 +42,7 @@ def orthogonalize(
     power_iterations: int | None = None,
     sketch: linalg.SketchKind = "gaussian",
     side: linalg.Side = "auto",
+    qr_method: linalg.QrMethod = "qr",
     key: Key | None = None,
     dims: Dims = None,
     roles: Sequence[RuleLike] = (),
@@ -87,6 +88,8 @@ def orthogonalize(
       side: with X as (fan_out, fan_in), "columns" mixes columns, so that the basis has fan_out
         rows; "rows" the other way round; "auto" puts it on the longer axis (a square one:
         columns).
+      qr_method: how the basis is found: "qr" (Householder), or by products, for accelerators:
+        "cqr", "rcqr"; see ``optkit.linalg.orthonormalize``.
       key: seed or PRNG key; None for 0.
       dims: ``optax.contrib.MuonDimensionNumbers`` (or ``optkit.MatrixDims``, which also splits
         fused kernels into heads or query, key and value) for all leaves, a tree of them, or a
@@ -134,7 +137,7 @@ def orthogonalize(
     matrices = MatrixMap(dims, roles, adaptive, group_bytes)
     if method == "randomized":
         numbers = sketch_numbers(rank, oversampling, power_iterations)
-        sketching = Sketching(*numbers, sketch, side, options)
+        sketching = Sketching(*numbers, sketch, side, qr_method, options)
         return randomized(matrices, sketching, 0 if key is None else key)
     for name, value in (
         ("rank", rank),

@@ -124,6 +124,7 @@ class Sketching(NamedTuple):
     power_iterations: int
     kind: linalg.SketchKind
     side: linalg.Side
+    qr_method: linalg.QrMethod
     options: dict[str, Any]
 
     def factor(self, x: jax.Array, keys: Any = 0, sketch: jax.Array | None = None) -> jax.Array:
@@ -136,6 +137,7 @@ class Sketching(NamedTuple):
             power_iterations=self.power_iterations,
             sketch=self.kind if sketch is None else sketch,
             side=self.side,
+            qr_method=self.qr_method,
             **self.options,
         )
 

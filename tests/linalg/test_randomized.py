@@ -226,6 +226,17 @@ def test_sizes():
     assert sketch_size(0, 9, 3, 1) == 0
 
 
+@pytest.mark.parametrize("method", ["cqr", "rcqr"])
+def test_other_ways_to_a_basis_give_the_same(method):
+    run = jax.jit(randomized_factor, static_argnames=(*STATIC, "qr_method"))
+    for rank, kind in ((2, "gaussian"), (6, "kaczmarz")):
+        x = np.stack([matrix((6, 9), rank, 4), matrix((6, 9), rank, 5), np.zeros((6, 9))])
+        options = {"rank": 3, "oversampling": 0, "sketch": kind, "side": "columns", **SOLVER}
+        x = x.astype(np.float32)
+        got = run(x, 0, qr_method=method, **options)
+        np.testing.assert_allclose(got, run(x, 0, **options), atol=2e-5)
+
+
 def test_errors():
     x = jnp.ones((4, 6))
     with pytest.raises(ValueError, match=r"rank=5 is larger than the matrix of shape \(4, 6\)"):
@@ -235,6 +246,8 @@ def test_errors():
             randomized_factor(x, **bad)
     with pytest.raises(ValueError, match=r"side must be one of .* 'left'"):
         randomized_factor(x, rank=1, side="left")
+    with pytest.raises(ValueError, match=r"qr_method must be one of .* 'lu'"):
+        randomized_factor(x, rank=1, qr_method="lu")
     for rank in (1, 1.0):
         with pytest.raises(ValueError, match=r"sketch must be one of .* 'srht'"):
             randomized_factor(x, rank=rank, oversampling=0, sketch="srht")
