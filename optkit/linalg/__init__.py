@@ -25,6 +25,7 @@ from optkit.linalg.randomized import (
 )
 from optkit.linalg.resets import default_resets, reset_growth, tune_resets
 from optkit.linalg.rounded import newton_schulz_rounded
+from optkit.linalg.subspace import QrMethod, orthonormalize, power_iteration
 from optkit.linalg.symmetric import symmetric_product
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Method",
     "Order",
     "Precondition",
+    "QrMethod",
     "Row",
     "Side",
     "SketchKind",
@@ -49,8 +51,10 @@ __all__ = [
     "newton_schulz",
     "newton_schulz_rounded",
     "orthogonal_factor",
+    "orthonormalize",
     "polar",
     "polar_express_coefficients",
+    "power_iteration",
     "randomized_factor",
     "reset_growth",
     "sketch_size",

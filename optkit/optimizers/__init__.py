@@ -6,14 +6,20 @@ from optkit.optimizers.adamw import adamw
 from optkit.optimizers.auon import auon, hybrid_auon
 from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_muon
 from optkit.optimizers.cwd import cwd_adamw, cwd_lion
+from optkit.optimizers.dion import dion
+from optkit.optimizers.dion2 import dion2, dion3
 from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.grams import grams
 from optkit.optimizers.hyperp import hyperp
 from optkit.optimizers.lion import lion, lion_k
+from optkit.optimizers.mars_m import mars_m
+from optkit.optimizers.mars_shampoo import mars_shampoo
 from optkit.optimizers.muon import muon
 from optkit.optimizers.muon_dion import muon_dion
 from optkit.optimizers.muon_randomized import muon_randomized
 from optkit.optimizers.muon_rms import muon_rms
+from optkit.optimizers.namo import namo
+from optkit.optimizers.namo_d import namo_d
 from optkit.optimizers.normuon import normuon, normuon_dion
 from optkit.optimizers.reg import reg
 from optkit.optimizers.scion import scion
@@ -30,16 +36,23 @@ __all__ = [
     "cautious_muon",
     "cwd_adamw",
     "cwd_lion",
+    "dion",
+    "dion2",
+    "dion3",
     "drop_muon",
     "grams",
     "hybrid_auon",
     "hyperp",
     "lion",
     "lion_k",
+    "mars_m",
+    "mars_shampoo",
     "muon",
     "muon_dion",
     "muon_randomized",
     "muon_rms",
+    "namo",
+    "namo_d",
     "normuon",
     "normuon_dion",
     "reg",

@@ -6,8 +6,10 @@ from optkit.transforms.balls import NormBall
 from optkit.transforms.base import Transformation
 from optkit.transforms.cautious import cautious, sign_from_grad
 from optkit.transforms.clip import clip_by_global_norm
+from optkit.transforms.clip_leaf import clip_leaf_norm
 from optkit.transforms.cosh_rms import scale_by_cosh_rms
 from optkit.transforms.cuts import partial_value_and_grad
+from optkit.transforms.dion import ScaleByDionState, scale_by_dion
 from optkit.transforms.drop_layers import DropLayersState, drop_layers, next_cut
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
 from optkit.transforms.guards import (
@@ -21,6 +23,7 @@ from optkit.transforms.hyperparams import ScaleByLearningRateState, get_hyperpar
 from optkit.transforms.kappa import scale_by_kappa
 from optkit.transforms.lmo import lmo
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
+from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
 from optkit.transforms.orthogonalize import orthogonalize
 from optkit.transforms.precision import (
     MasterWeightsState,
@@ -38,6 +41,8 @@ from optkit.transforms.sketching import OrthogonalizeState
 from optkit.transforms.sphere import SphereProjectState, sphere_project
 from optkit.transforms.split import freeze, split_matrices
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
+from optkit.transforms.submatrix import SelectSubmatrixState, select_submatrix
+from optkit.transforms.variance_reduce import VarianceReduceState, variance_reduce
 
 __all__ = [
     "FROZEN",
@@ -50,18 +55,23 @@ __all__ = [
     "OrthogonalizeState",
     "RouteState",
     "ScaleByAdamState",
+    "ScaleByDionState",
     "ScaleByEntryMomentState",
     "ScaleByLearningRateState",
+    "ScaleByNormRatioState",
     "ScaleByRowMomentState",
+    "SelectSubmatrixState",
     "SkipNonfiniteState",
     "SkipSpikesState",
     "SphereProjectState",
     "StochasticRoundState",
     "Transformation",
+    "VarianceReduceState",
     "accumulate_gradients",
     "blend_momentum",
     "cautious",
     "clip_by_global_norm",
+    "clip_leaf_norm",
     "decay_weights",
     "descend",
     "drop_layers",
@@ -80,16 +90,20 @@ __all__ = [
     "route",
     "scale_by_adam",
     "scale_by_cosh_rms",
+    "scale_by_dion",
     "scale_by_entry_moment",
     "scale_by_kappa",
     "scale_by_learning_rate",
+    "scale_by_norm_ratio",
     "scale_by_row_col",
     "scale_by_row_moment",
     "scale_by_shape",
+    "select_submatrix",
     "sign_from_grad",
     "skip_nonfinite",
     "skip_spikes",
     "sphere_project",
     "split_matrices",
     "stochastic_round",
+    "variance_reduce",
 ]

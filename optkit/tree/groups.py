@@ -15,6 +15,7 @@ from optkit.tree.sharding import (
     shard_stack,
     spec_of,
     unshard_stack,
+    whole_stack,
 )
 
 # Stacks are cut at this many bytes. Measured with `python -m benchmarks.group_bytes`: on CPU a
@@ -35,6 +36,7 @@ def map_groups(
     matrices: Sequence[jax.Array],
     *others: Sequence[jax.Array],
     group_bytes: int | None = None,
+    move: bool = True,
 ) -> list[Any]:
     """Applies a function of ``(..., m, n)`` to many arrays, those of one shape together.
 
@@ -50,6 +52,8 @@ def map_groups(
         axes and any axes behind them.
       group_bytes: bytes that one stack of ``matrices`` may hold; None for the measured default of
         the platform.
+      move: False leaves the matrices of a mesh where they are: for functions that sum over them,
+        whose sums are all that has to travel.
 
     Returns:
       What the function returns for each matrix, in order; an empty matrix is left as it is.
@@ -70,7 +74,7 @@ def map_groups(
             groups.setdefault(key, []).append(index)
     for indices in groups.values():
         for chunk in _chunks(indices, matrices[indices[0]], group_bytes):
-            results = _apply(function, [items[i] for i in chunk])
+            results = _apply(function, [items[i] for i in chunk], move)
             for index, result in zip(chunk, results, strict=True):
                 out[index] = result
     return out
@@ -99,7 +103,7 @@ def _chunks(indices: list[int], example: jax.Array, budget: int | None) -> list[
     return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
-def _apply(function: Function, items: list[Arrays]) -> list[Any]:
+def _apply(function: Function, items: list[Arrays], move: bool) -> list[Any]:
     first = items[0][0]
     mesh, spec = mesh_of(first), spec_of(first)
     if len(items) == 1 and mesh is None:
@@ -107,8 +111,14 @@ def _apply(function: Function, items: list[Arrays]) -> list[Any]:
     if mesh is None and platform_of(first) == "cpu":
         return _in_blocks(function, items)
     stacks = _stack(items)
-    if mesh is None or _whole(first, spec):
+    if mesh is None or not move or _whole(first, spec):
         return _unstack(function(*stacks), len(items))
+    if spec is None:
+        # Or the compiler splits statistics by rows before it stacks them, and exchanges each.
+        rank = first.ndim - 2
+        stacks = tuple(
+            x if x.shape == stacks[0].shape else whole_stack(x, rank, mesh) for x in stacks
+        )
     moves = _Moves(mesh, items[0])
     batch = stacks[0].shape[:-2]
     fitting = [axis for axis, size in enumerate(batch) if axis and size % mesh.size == 0]
