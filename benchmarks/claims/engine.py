@@ -223,10 +223,10 @@ def steps_text(steps: float) -> str:
     return f"{steps:g}" if np.isfinite(steps) else "never"
 
 
-def spread(values: np.ndarray) -> str:
+def spread(values: np.ndarray, never: str = "diverged") -> str:
     """Returns mean and standard deviation over seeds as a table cell."""
     if not np.isfinite(values).all():
-        return "diverged"
+        return never
     return f"{values.mean():.4f} +- {values.std(ddof=1) if values.size > 1 else 0.0:.4f}"
 
 
