@@ -1,7 +1,10 @@
 """The randomized factor of a tree: which random numbers belong to which matrix at which step."""
 
 import collections
+import math
 import zlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -74,26 +77,23 @@ def _names(layout: MatrixLayout) -> list[str]:
 
 
 def words(layout: MatrixLayout) -> list[jax.Array]:
-    """Returns what tells each matrix from all others: ``(*batch, 2)``, hash of the name and index.
+    """Returns a number for each matrix, uint32 of its batch shape: hash of the name, and index.
 
     It depends on the leaf alone, and neither on its neighbours nor on how they are grouped.
     """
     out = []
     for name, view in zip(_names(layout), layout.views, strict=True):
-        own = np.empty((*view.batch_shape, 2), np.uint32)
-        own[..., 0] = zlib.crc32(name.encode())
-        own[..., 1] = np.arange(own[..., 0].size).reshape(view.batch_shape)
-        out.append(jnp.asarray(own))
+        index = np.arange(math.prod(view.batch_shape), dtype=np.uint64).reshape(view.batch_shape)
+        # Times an odd number: different for each matrix of a leaf, and far from those of others.
+        own = (zlib.crc32(name.encode()) + index * 0x9E3779B9) % 2**32
+        out.append(jnp.asarray(own.astype(np.uint32)))
     return out
 
 
 def matrix_keys(step_key: jax.Array, words: jax.Array) -> jax.Array:
-    """Returns a key for each matrix of a stack, ``(...)`` for words of shape ``(..., 2)``."""
-
-    def one(word: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(step_key, word[0]), word[1])
-
-    for _ in words.shape[:-1]:
+    """Returns a key for each word, of the same shape."""
+    one: Callable[..., jax.Array] = partial(jax.random.fold_in, step_key)
+    for _ in words.shape:
         one = jax.vmap(one)
     return one(words)
 
