@@ -14,7 +14,7 @@ from optkit.tree import MatrixView, map_groups
 from optkit.tree.sharding import place_statistic
 
 Per = Literal["matrix", "column"]
-# The axis on which the results of one part are stacked: the last, but for the columns.
+# The axis on which both factors of a part are stacked: the last, but for the columns.
 _APART: dict[Per, int] = {"matrix": -1, "column": -2}
 
 
@@ -72,8 +72,8 @@ def _work(
     g: jax.Array,
     s: jax.Array,
     *length: jax.Array,
-) -> jax.Array:
-    """Statistic and both factors of a stack, on an axis of their own."""
+) -> tuple[jax.Array, jax.Array]:
+    """Statistic of a stack, and both factors on an axis of their own."""
     of_momentum, of_gradient = (norm_over(x, axes).reshape(s.shape) for x in (u, g))
     new = root_mean_square(s, of_gradient, numbers.b2)
     below = new + numbers.eps
@@ -85,10 +85,10 @@ def _work(
     elif numbers.update_rms is not None:
         k = numbers.update_rms * math.sqrt(max(u.shape[-2:]))
     decay = numbers.weight_decay * jnp.minimum(r, numbers.limit)
-    values = [new, jnp.minimum(r * k, numbers.limit), jnp.minimum(decay, numbers.limit)]
-    # One array of all results: each array costs a leaf its own copies out of the stack.
-    packed = jnp.stack(values, _APART[per]).astype(s.dtype)
-    return place_statistic(packed, g)
+    values = [jnp.minimum(r * k, numbers.limit), jnp.minimum(decay, numbers.limit)]
+    # One array of both: each array costs a leaf its own copies out of the stack. The statistic
+    # has another place on a mesh.
+    return place_statistic(new, g), jnp.stack(values, _APART[per])
 
 
 def factors_of(
@@ -121,11 +121,10 @@ def factors_of(
         chosen = [[column[index] for index in mine] for column in arrays]
         # Only norms leave the devices that hold a leaf.
         done = map_groups(functools.partial(_work, per, axes, numbers), *chosen, move=False)
-        for index, packed in zip(mine, done, strict=True):
-            new, direction, decay = (
-                jax.lax.index_in_dim(packed, i, _APART[per], keepdims=False) for i in range(3)
+        for index, (new, packed) in zip(mine, done, strict=True):
+            direction, decay = (
+                jnp.expand_dims(jax.lax.index_in_dim(packed, i, _APART[per], keepdims=False), axes)
+                for i in range(2)
             )
-            out[index] = Factors(
-                jnp.expand_dims(direction, axes), jnp.expand_dims(decay, axes), new
-            )
+            out[index] = Factors(direction, decay, place_statistic(new, grads[index]))
     return [out[index] for index in range(len(views))]
