@@ -78,7 +78,7 @@ def balance(
 
     Example:
       >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
-      >>> scaled = jnp.array([[1.0], [100.0]]) * x * jnp.array([5.0, 0.1])
+      >>> scaled = jnp.array([[1.0], [100.0]]) * x * jnp.array([[5.0, 0.1]])
       >>> a, b = (balance(y, iterations=40) for y in (x, scaled))
       >>> bool(jnp.allclose(a / a[0, 0], b / b[0, 0], atol=1e-4))
       True
@@ -106,12 +106,13 @@ def _factor(x: jax.Array, axis: int, p: Number, exponent: Number, eps: Number) -
     return jnp.where(norm > 0, jnp.where(norm > 0, norm, 1.0) ** -exponent, 0.0)
 
 
-def to_rms(x: jax.Array, rms: Number) -> jax.Array:
+def to_rms(x: jax.Array, rms: Number, *, eps: Number = 0.0) -> jax.Array:
     """Scales each matrix to a root mean square of its entries, for any scale of x.
 
     Args:
       x: (..., m, n), floating point; zero matrices stay zero.
       rms: what the root mean square shall be.
+      eps: added to the Frobenius norm that x is divided by.
 
     Returns:
       (..., m, n) in the dtype of x.
@@ -122,7 +123,8 @@ def to_rms(x: jax.Array, rms: Number) -> jax.Array:
     """
     if 0 in x.shape:
         return x
-    y, _ = to_unit_peak(x)
-    mean = jnp.mean(y * y, axis=(-2, -1), keepdims=True)
-    factor = jnp.where(mean > 0, rms / jnp.sqrt(jnp.where(mean > 0, mean, 1.0)), 0.0)
+    y, peak = to_unit_peak(x)
+    norm = safe_sqrt(jnp.sum(y * y, axis=(-2, -1), keepdims=True)) + eps / peak
+    wanted = rms * math.sqrt(math.prod(x.shape[-2:]))
+    factor = jnp.where(norm > 0, wanted / jnp.where(norm > 0, norm, 1.0), 0.0)
     return (y * factor).astype(x.dtype)

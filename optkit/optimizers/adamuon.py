@@ -60,7 +60,7 @@ def adamuon(
     1. ``m <- b1*m + (1-b1)*g``; ``u = (1-b1)*g + b1*m`` (Nesterov);
     2. ``O = NS(sign(u))``, with ``sign(0) = 0``;
     3. ``v <- b2*v + (1-b2)*O**2``, entry by entry; ``X = O/(sqrt(v) + moment_eps)``;
-    4. ``X <- X*update_rms*sqrt(A*B)/norm(X)``;
+    4. ``X <- X*update_rms*sqrt(A*B)/(norm(X) + moment_eps)``;
     5. ``W <- (1 - lr*weight_decay)*W - lr*X``: the root mean square of a step is
        ``lr*update_rms``, whatever the shape.
 
@@ -80,7 +80,7 @@ def adamuon(
       sign: take the sign first; without it step 2 is Muon's, as other implementations of the
         method have it.
       b2: decay rate of the second moment; in the reference always that of the momentum.
-      moment_eps: added to its root.
+      moment_eps: added to its root, and to the norm of step 4.
       coefficients: Newton-Schulz coefficients, a name or rows.
       steps: Newton-Schulz steps; None for the set's own number.
       eps: added to the norm in Newton-Schulz (the reference: 1e-7); None divides safely at any

@@ -66,7 +66,7 @@ def scale_by_row_col(
 
     Example:
       >>> import jax.numpy as jnp, optkit
-      >>> tx = optkit.scale_by_row_col()
+      >>> tx = optkit.scale_by_row_col(order="row_col", exponent=1.0)
       >>> u, _ = tx.update({"w": jnp.array([[100.0, 1.0], [-1.0, 0.01]])}, tx.init(None))
       >>> u["w"].round(3).tolist()
       [[1.0, 1.0], [-1.0, 1.0]]

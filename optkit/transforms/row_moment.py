@@ -152,7 +152,7 @@ def scale_by_row_moment(
             summed = tuple(a for a in (-2, -1) if v.shape[a] == 1)
             mean = jnp.mean(jnp.square(x), axis=summed, keepdims=True)
             mean = place_statistic(mean.astype(v.dtype), x)
-            new = decay * v + (1.0 - decay) * mean
+            new = place_statistic(decay * v + (1.0 - decay) * mean, x)
             if rescale == "none":
                 return x * _inverse(jnp.sqrt(new) + e), new
             return x * _factors(mean, new, e, rescale == "frobenius", update_rms), new
