@@ -77,8 +77,7 @@ def scale_by_cosh_rms(
     The direction of u never changes. ``1 <= R <= cosh(gamma)``, and as the squares of z sum to 1,
     ``R = 1 + gamma**2/(2N)`` up to terms of the order ``gamma**4/N``: 1.8e-2 above 1 for 8 x 8 and
     1.4e-6 for 512 x 1536. So on all but tiny leaves the code's form does nothing, and the paper's
-    divides by the Frobenius norm. The design's name for this part is cosh_rms_scale; here parts
-    that scale are called scale_by.
+    divides by the Frobenius norm.
 
     Args:
       gamma: factor in the cosh, from 0 to 40 (beyond, its square leaves float32); the code has 1.5,

@@ -43,8 +43,7 @@ def scale_by_row_col(
 
     A matrix that is badly conditioned because its rows or columns have unlike sizes comes out
     better conditioned; one that is so for another reason does not. The cost is
-    ``4*iterations*m*n`` multiplications, next to nothing beside Newton-Schulz. The design's name
-    for this part is row_col_scale; here parts that scale are called scale_by.
+    ``4*iterations*m*n`` multiplications, next to nothing beside Newton-Schulz.
 
     Args:
       p: exponent of the norms, at least 1; ``math.inf`` for the largest magnitude.

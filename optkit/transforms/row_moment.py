@@ -88,8 +88,7 @@ def scale_by_row_moment(
     The norms are those of whole matrices, also where these are sharded, and of each matrix of a
     stack by itself. ``v`` starts at 0 and is not debiased: step 3 cancels any factor that all rows
     share. Meant behind ``optkit.orthogonalize``, whose entries are at most about 1: entries beyond
-    1e+15 are cut off there, and squares below 1e-38 are lost. The design's name for this part is
-    row_second_moment; here parts that scale are called scale_by.
+    1e+15 are cut off there, and squares below 1e-38 are lost.
 
     Args:
       b2: decay rate of the moment, in [0, 1).
