@@ -1,6 +1,8 @@
 """Orthonormal bases of tall panels, and the power iteration that follows a subspace with them."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -19,7 +21,7 @@ _SKETCH_SEED = 0x5EED
 
 def orthonormalize(
     y: jax.Array,
-    method: QrMethod = "qr",
+    method: QrMethod = "cqr",
     *,
     key: jax.Array | None = None,
     precision: lax.PrecisionLike = "highest",
@@ -93,7 +95,7 @@ def power_iteration(
     a: jax.Array,
     q: jax.Array,
     iterations: int = 1,
-    method: QrMethod = "qr",
+    method: QrMethod = "cqr",
     *,
     key: jax.Array | None = None,
     precision: lax.PrecisionLike = "highest",
@@ -159,6 +161,14 @@ def _householder_qr(y: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(own < 0, -basis, basis), own
 
 
+def _cholesky(x: jax.Array) -> jax.Array:
+    # By vmap, since its lowering for batches on Explicit axes fails in jax 0.10.
+    factor: Callable[[jax.Array], jax.Array] = partial(lax.linalg.cholesky, symmetrize_input=False)
+    for _ in x.shape[:-2]:
+        factor = jax.vmap(factor)
+    return factor(x)
+
+
 def _cholesky_qr(
     y: jax.Array, shift: float, passes: int, precision: lax.PrecisionLike
 ) -> tuple[jax.Array, jax.Array]:
@@ -177,7 +187,7 @@ def _cholesky_qr(
             shift = 0.0
         eye = _as_batch(jnp.eye(y.shape[-1], dtype=y.dtype), gram)
         gram = gram + jnp.where(null, 1.0, shift).astype(y.dtype) * eye
-        lower = lax.linalg.cholesky(gram, symmetrize_input=False)
+        lower = _cholesky(gram)
         y = lax.linalg.triangular_solve(lower, y, lower=True, transpose_a=True)
         own = jnp.where(null, 0.0, own * _diagonal(lower))
     return y, own

@@ -36,7 +36,7 @@ def dion(
     rank: int | None = None,
     power_iterations: int | None = None,
     eps: float | None = None,
-    qr_method: QrMethod = "qr",
+    qr_method: QrMethod = "cqr",
     key: int | jax.Array | None = None,
     init_basis: InitBasis | None = None,
     scale: Mode = "rms_op",

@@ -91,7 +91,7 @@ def scale_by_dion(
     rank: int | None = None,
     power_iterations: int | None = None,
     eps: float | None = None,
-    qr_method: QrMethod = "qr",
+    qr_method: QrMethod = "cqr",
     key: int | jax.Array | None = None,
     init_basis: InitBasis | None = None,
     dims: Dims = None,
