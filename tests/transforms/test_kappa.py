@@ -135,8 +135,8 @@ def test_spectral_decay_bounds_the_singular_values():
     ("options", "message"),
     [
         ({"kind": "l2"}, "kind='l2' is not one of"),
-        ({"kind": "lp", "p": 1.0}, "p=1.0 is outside"),
-        ({"kind": "huber", "e": 0.0}, "e=0.0 is outside"),
+        ({"kind": "lp", "p": 1.0}, "p=1.0 is below"),
+        ({"kind": "huber", "e": 0.0}, "e=0.0 is below"),
         ({"kind": "l1", "steps": 3}, "options of kind='spectral'"),
     ],
 )
