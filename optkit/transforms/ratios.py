@@ -14,7 +14,7 @@ from optkit.tree import MatrixView, map_groups
 from optkit.tree.sharding import place_statistic
 
 Per = Literal["matrix", "column"]
-# The axis on which both factors of a part are stacked: the last, but for the columns.
+# The axis on which the results of a part are stacked: the last, but for the columns.
 _APART: dict[Per, int] = {"matrix": -1, "column": -2}
 
 
@@ -72,8 +72,8 @@ def _work(
     g: jax.Array,
     s: jax.Array,
     *length: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Statistic of a stack, and both factors on an axis of their own."""
+) -> jax.Array:
+    """Statistic and both factors of a stack, on an axis of their own."""
     of_momentum, of_gradient = (norm_over(x, axes).reshape(s.shape) for x in (u, g))
     new = root_mean_square(s, of_gradient, numbers.b2)
     below = new + numbers.eps
@@ -85,10 +85,9 @@ def _work(
     elif numbers.update_rms is not None:
         k = numbers.update_rms * math.sqrt(max(u.shape[-2:]))
     decay = numbers.weight_decay * jnp.minimum(r, numbers.limit)
-    values = [jnp.minimum(r * k, numbers.limit), jnp.minimum(decay, numbers.limit)]
-    # One array of both: each array costs a leaf its own copies out of the stack. The statistic
-    # has another place on a mesh.
-    return place_statistic(new, g), jnp.stack(values, _APART[per])
+    values = [new, jnp.minimum(r * k, numbers.limit), jnp.minimum(decay, numbers.limit)]
+    # One array of all results: each array costs a leaf its own copies out of the stack.
+    return place_statistic(jnp.stack(values, _APART[per]).astype(s.dtype), g)
 
 
 def factors_of(
@@ -121,10 +120,12 @@ def factors_of(
         chosen = [[column[index] for index in mine] for column in arrays]
         # Only norms leave the devices that hold a leaf.
         done = map_groups(functools.partial(_work, per, axes, numbers), *chosen, move=False)
-        for index, (new, packed) in zip(mine, done, strict=True):
-            direction, decay = (
-                jnp.expand_dims(jax.lax.index_in_dim(packed, i, _APART[per], keepdims=False), axes)
-                for i in range(2)
+        for index, packed in zip(mine, done, strict=True):
+            packed = place_statistic(packed, grads[index])
+            new, direction, decay = (
+                jax.lax.index_in_dim(packed, i, _APART[per], keepdims=False) for i in range(3)
             )
-            out[index] = Factors(direction, decay, place_statistic(new, grads[index]))
+            out[index] = Factors(
+                jnp.expand_dims(direction, axes), jnp.expand_dims(decay, axes), new
+            )
     return [out[index] for index in range(len(views))]
