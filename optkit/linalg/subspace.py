@@ -38,7 +38,8 @@ def orthonormalize(
 
     In exact arithmetic the three agree, whatever the sketch. A column that depends on those before
     it (within rounding: 8 eps sqrt(n), and 4 eps r for "cqr") has no direction of its own; its
-    column of P is zero, where a plain QR would invent one.
+    column of P is zero, where a plain QR would invent one. (Householder reflections invent it
+    nevertheless, so that with "qr" the columns behind it are orthogonal to it.)
 
     Args:
       y: (..., n, r) floating point with n >= r; leading axes are a batch.
@@ -174,17 +175,17 @@ def _cholesky_qr(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns P and the diagonal of R of Y = P R; all passes but the last with a shift.
 
-    Where the last one is reached with a column shorter than 0.3, that column is null: the passes
-    before bring every other one near length 1.
+    A pass leaves of a column of unit length, of which those before it do not span s, about
+    s / sqrt(s^2 + shift). So columns of s < shift are shorter than sqrt(shift) after one pass, and
+    shorter than 0.3 after two, and every other one then has a length near 1.
     """
     own = jnp.ones((*y.shape[:-2], 1, y.shape[-1]), y.dtype)
     for index in range(passes):
         gram = jnp.matmul(y.mT, y, precision=precision)
-        null = jnp.zeros_like(own, bool)
-        if index == passes - 1:
-            null = _diagonal(gram) < 0.1
-            y, gram = jnp.where(null, 0.0, y), jnp.where(null | null.mT, 0.0, gram)
-            shift = 0.0
+        last = index == passes - 1
+        null = _diagonal(gram) < (0.1 if last else shift if index else -1.0)
+        y, gram = jnp.where(null, 0.0, y), jnp.where(null | null.mT, 0.0, gram)
+        shift = 0.0 if last else shift
         eye = _as_batch(jnp.eye(y.shape[-1], dtype=y.dtype), gram)
         gram = gram + jnp.where(null, 1.0, shift).astype(y.dtype) * eye
         lower = _cholesky(gram)

@@ -97,21 +97,21 @@ def _select(
     factor: Callable[[jax.Array], jax.Array],
     kept: Scalar,
     row_rule: Sequence[Scalar],
-) -> tuple[jax.Array, ...]:
-    """Returns update, what each row of the buffer keeps, and the moments of all rows if given."""
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the update, and numbers of rows (..., m, 1 or 2): what the buffer keeps, moments."""
     if x.size == 0:
-        return x, jnp.ones(x.shape[:-1], x.dtype), *moments
+        rows = [jnp.ones(x.shape[:-1], x.dtype), *moments]
+        return x, jnp.stack(rows, axis=-1)
     index, chosen, place = choose(x, max(1, math.ceil(fraction * x.shape[-2])))
     block = factor(jnp.take_along_axis(x, index[..., None], axis=-2)).astype(x.dtype)
-    new: tuple[jax.Array, ...] = ()
+    rows = [jnp.where(chosen, kept, 1.0).astype(x.dtype)]
     for moment in moments:
         own = jnp.take_along_axis(moment, index, axis=-1)
         block, own = rescale_rows(block, own, *row_rule)
-        new = (jnp.where(chosen, jnp.take_along_axis(own, place, axis=-1), moment),)
+        rows.append(jnp.where(chosen, jnp.take_along_axis(own, place, axis=-1), moment))
     # Brought back by reading and not by writing, which runs row after row on most devices.
     out = jnp.take_along_axis(block, place[..., None], axis=-2)
-    left = jnp.where(chosen, kept, 1.0).astype(x.dtype)
-    return jnp.where(chosen[..., None], out, 0.0), left, *new
+    return jnp.where(chosen[..., None], out, 0.0), jnp.stack(rows, axis=-1)
 
 
 @register(
@@ -242,7 +242,7 @@ def select_submatrix(
         layout = MatrixLayout(updates, dims, roles)
         kept, *rule = (value_at(x, state.count) for x in numbers.values())
 
-        def step(x: jax.Array, *moments: jax.Array) -> tuple[jax.Array, ...]:
+        def step(x: jax.Array, *moments: jax.Array) -> tuple[jax.Array, jax.Array]:
             return _select(x, *moments, fraction=share, factor=factor, kept=kept, row_rule=rule)
 
         grown = map_leaves(lambda g, m: upcast(m) + upcast(g), updates, state.momentum)
@@ -251,6 +251,7 @@ def select_submatrix(
         old = layout.unpack(state.row_moment) if normalize_rows else []
         others = [list(map(upcast, old))] if normalize_rows else []
         done = map_groups(step, matrices, *others, group_bytes=group_bytes)
+        known = [place_statistic(x[1], m) for x, m in zip(done, matrices, strict=True)]
 
         def tree_of(values: Sequence[jax.Array], like: PyTree) -> PyTree:
             turned = [turn(x, view) for x, view in zip(values, layout.views, strict=True)]
@@ -259,10 +260,8 @@ def select_submatrix(
 
         rows = state.row_moment
         if normalize_rows:
-            triples = zip(done, old, matrices, strict=True)
-            rows = layout.pack([place_statistic(x[2].astype(v.dtype), m) for x, v, m in triples])
-        left = [place_statistic(x[1], m)[..., None] for x, m in zip(done, matrices, strict=True)]
-        buffers = [m * x for m, x in zip(matrices, left, strict=True)]
+            rows = layout.pack([x[..., 1].astype(v.dtype) for x, v in zip(known, old, strict=True)])
+        buffers = [m * x[..., :1] for m, x in zip(matrices, known, strict=True)]
         new = SelectSubmatrixState(
             state.count + 1,
             tree_of(buffers, state.momentum),

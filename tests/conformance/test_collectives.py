@@ -21,11 +21,11 @@ ELEMENTWISE = [name for name in ALL if name not in MATRIX]
 # For all leaves of one shape, measured: whole matrices move to single devices, and back.
 EXCHANGES = {"all-to-all": 2}
 # Dion brings back the update and what it takes out of the buffer, and gathers Q; Dion2 and 3 gather
-# which rows were chosen, a number a row, and the rows' moments.
+# a number or two of each row: whether it was chosen, and its moment.
 MORE = {
     "dion": {"all-to-all": 3, "all-gather": 1},
     "dion2": {"all-to-all": 2, "all-gather": 1},
-    "dion3": {"all-to-all": 2, "all-gather": 2},
+    "dion3": {"all-to-all": 2, "all-gather": 1},
     "scale_by_dion": {"all-to-all": 3, "all-gather": 1},
     "select_submatrix": {"all-to-all": 2, "all-gather": 1},
 }
