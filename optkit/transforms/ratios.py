@@ -17,6 +17,9 @@ Per = Literal["matrix", "column"]
 # The axis on which the results of a part are stacked: the last, but for the columns.
 _APART: dict[Per, int] = {"matrix": -1, "column": -2}
 
+# Entries of a stack that is small enough to be copied.
+_SMALL = 2**17
+
 
 class Numbers(NamedTuple):
     """The numbers of one update."""
@@ -64,6 +67,15 @@ def summed_axes(view: MatrixView, per: Per) -> tuple[int, ...]:
     return (-1,) if view.fan_in < view.fan_out else (-2,)
 
 
+def _norms(u: jax.Array, g: jax.Array, axes: tuple[int, ...]) -> Sequence[jax.Array]:
+    if u.size <= _SMALL:
+        # Both at once, half the kernels: 128 leaves of 32 x 32 compile in 1.6 times muon's time
+        # instead of twice. A copy of large matrices would cost a tenth of the step.
+        both = norm_over(jnp.stack([u, g]), axes)
+        return both[0], both[1]
+    return norm_over(u, axes), norm_over(g, axes)
+
+
 def _work(
     per: Per,
     axes: tuple[int, ...],
@@ -74,7 +86,7 @@ def _work(
     *length: jax.Array,
 ) -> jax.Array:
     """Statistic and both factors of a stack, on an axis of their own."""
-    of_momentum, of_gradient = (norm_over(x, axes).reshape(s.shape) for x in (u, g))
+    of_momentum, of_gradient = (x.reshape(s.shape) for x in _norms(u, g, axes))
     new = root_mean_square(s, of_gradient, numbers.b2)
     below = new + numbers.eps
     r = of_momentum / jnp.where(below > 0, below, 1.0) * numbers.weights
