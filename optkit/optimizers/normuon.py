@@ -15,6 +15,7 @@ from optkit.transforms import (
     scale_by_shape,
 )
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice
+from optkit.transforms.matrix_map import factor_options, orthogonal_function
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.row_moment import Axis
 from optkit.transforms.shape_scale import Mode
@@ -24,6 +25,18 @@ from optkit.tree import Dims, RuleLike
 _PAPER = ("NorMuon: Making Muon more efficient and scalable", "2510.05491", 2025)
 _ROWS = StateBytes(4, lambda fan_out, fan_in: 4 * fan_out, "4 a row")
 _BYTES = {"matrix": _ROWS, "stacked": _ROWS, "expert": _ROWS, "conv": _ROWS, "*": 8}
+
+
+def _orthogonal_rows(
+    method: Method, given: dict[str, Any], **moment: Any
+) -> tuple[Transformation, ...]:
+    """``orthogonalize`` and ``scale_by_row_moment``, in one pass over the matrices where it can."""
+    reading: dict[str, Any] = {name: given[name] for name in ("dims", "roles", "group_bytes")}
+    if method == "randomized":
+        return orthogonalize(method, **given), scale_by_row_moment(**moment, **reading)
+    options = {name: value for name, value in given.items() if name not in reading}
+    factor = orthogonal_function(method, factor_options(**options))
+    return (scale_by_row_moment(factor=factor, **moment, **reading),)
 
 
 @register(
@@ -132,24 +145,12 @@ def normuon(
     if scale is None:
         scale = "max1" if rescale == "frobenius" else "none"
     reading: dict[str, Any] = {"dims": dims, "roles": roles}
+    given = {"coefficients": coefficients, "steps": steps, "eps": eps, "dtype": dtype}
+    given |= {**reading, "group_bytes": group_bytes}
     links = (
         momentum(b1, nesterov=nesterov, state_dtype=state_dtype),
-        orthogonalize(
-            method,
-            coefficients=coefficients,
-            steps=steps,
-            eps=eps,
-            dtype=dtype,
-            group_bytes=group_bytes,
-            **reading,
-        ),
-        scale_by_row_moment(
-            b2,
-            axis=axis,
-            eps=row_eps,
-            rescale=rescale,
-            update_rms=update_rms,
-            **reading,
+        *_orthogonal_rows(
+            method, given, b2=b2, axis=axis, eps=row_eps, rescale=rescale, update_rms=update_rms
         ),
         scale_by_shape(scale, **reading),
     )
@@ -265,18 +266,11 @@ def normuon_dion(
         other, rate, eps=adam_eps, state_dtype=state_dtype, weight_decay=weight_decay
     )
     reading: dict[str, Any] = {"dims": dims, "roles": roles}
+    given = {"coefficients": coefficients, "steps": steps, "eps": eps, "dtype": dtype}
+    given |= {**reading, "group_bytes": group_bytes}
     links = (
         momentum(b1, kind="heavy_ball", nesterov=nesterov, state_dtype=state_dtype),
-        orthogonalize(
-            method,
-            coefficients=coefficients,
-            steps=steps,
-            eps=eps,
-            dtype=dtype,
-            group_bytes=group_bytes,
-            **reading,
-        ),
-        scale_by_row_moment(b2, eps=1e-8, **reading),
+        *_orthogonal_rows(method, given, b2=b2, eps=1e-8),
         scale_by_shape(scale, **reading),
     )
     return matrix_recipe(

@@ -129,8 +129,9 @@ def scale_by_entry_moment(
             x = jnp.clip(upcast(u), -LARGEST, LARGEST)
             new = decay * upcast(v) + (1.0 - decay) * jnp.square(x)
             below = jnp.sqrt(new) + e
-            scaled = jnp.where(below > 0, x / jnp.where(below > 0, below, 1.0), 0.0)
-            return scaled, new.astype(v.dtype)
+            if isinstance(e, jax.Array) or e == 0.0:
+                below = jnp.where(below > 0, below, 1.0)  # x is 0, or its square is lost
+            return x / below, new.astype(v.dtype)
 
         out, new = unzip(updates, map_leaves(step, updates, state.moment), 2)
         out = resized(MatrixLayout(updates, dims, roles), out, updates, e)

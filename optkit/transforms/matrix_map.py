@@ -1,11 +1,13 @@
 """A function of matrices applied to every matrix of a tree."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from optkit import linalg
+from optkit.transforms.hyperparams import check_number, check_static_number
 from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike, map_groups, upcast
 from optkit.tree.matrices import Rows
 from optkit.tree.sharding import place_statistic
@@ -54,6 +56,49 @@ class MatrixMap(NamedTuple):
         others = tuple(list(map(place_statistic, own, matrices)) for own in others)
         done = map_groups(leaf, matrices, *others, group_bytes=self.group_bytes)
         return jax.tree.map(lambda x, u: x.astype(u.dtype), layout.merge(done, rows), updates)
+
+
+def factor_options(
+    *,
+    coefficients: str | linalg.CoefficientSet | Sequence[Sequence[float]],
+    steps: int | None,
+    eps: float | None,
+    dtype: Any | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Returns the options of ``optkit.orthogonalize`` as ``linalg.orthogonal_factor`` takes them.
+
+    Raises:
+      ValueError, TypeError: ``eps`` is negative or an array.
+    """
+    eps = 0.0 if eps is None else eps
+    check_static_number("eps", eps)
+    check_number("eps", eps, low=0.0)
+    rows = coefficients
+    if not isinstance(coefficients, str | linalg.CoefficientSet):
+        rows = tuple((float(a), float(b), float(c)) for a, b, c in coefficients)
+    return {"coefficients": rows, "steps": steps, "eps": eps, "compute_dtype": dtype, **more}
+
+
+def orthogonal_function(
+    method: linalg.Method, options: Mapping[str, Any]
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns the function of ``(..., m, n)`` that orthogonalizes, tried once.
+
+    Args:
+      method: as ``optkit.linalg.orthogonal_factor`` takes it.
+      options: its options.
+    """
+    # bfloat16 has float32's range, so the leaf is cast whole, as the references do; float16 has
+    # not, so there the cast comes after the division by the norm.
+    dtype = options["compute_dtype"]
+    entry = jnp.bfloat16 if dtype is not None and jnp.dtype(dtype) == jnp.bfloat16 else None
+
+    def factor(x: jax.Array) -> jax.Array:
+        return linalg.orthogonal_factor(x.astype(entry or x.dtype), method, **options)
+
+    try_factor(factor)
+    return factor
 
 
 def try_factor(factor: Callable[..., jax.Array]) -> None:

@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-
 from optkit import linalg
 from optkit.catalogue import register
 from optkit.transforms.base import Transformation, stateless
-from optkit.transforms.hyperparams import check_number, check_static_number
-from optkit.transforms.matrix_map import MatrixMap, try_factor
+from optkit.transforms.matrix_map import MatrixMap, factor_options, orthogonal_function
 from optkit.transforms.sketching import Key, Sketching, randomized, sketch_numbers
 from optkit.tree import Dims, RuleLike
 
@@ -118,22 +114,17 @@ def orthogonalize(
       Jordan et al., Muon, 2024 (blog); Amsel et al., The Polar Express, arXiv 2505.16932; Lau et
       al., PolarGrad, arXiv 2505.21799; Choudhury et al., arXiv 2605.06884 ("randomized").
     """
-    eps = 0.0 if eps is None else eps
-    check_static_number("eps", eps)
-    check_number("eps", eps, low=0.0)
-    options: dict[str, Any] = {
-        "coefficients": coefficients
-        if isinstance(coefficients, str | linalg.CoefficientSet)
-        else tuple((float(a), float(b), float(c)) for a, b, c in coefficients),
-        "steps": steps,
-        "eps": eps,
-        "eps_mode": eps_mode,
-        "margin": margin,
-        "precondition": precondition,
-        "resets": None if resets is None else tuple(resets),
-        "precision": precision,
-        "compute_dtype": dtype,
-    }
+    options = factor_options(
+        coefficients=coefficients,
+        steps=steps,
+        eps=eps,
+        dtype=dtype,
+        eps_mode=eps_mode,
+        margin=margin,
+        precondition=precondition,
+        resets=None if resets is None else tuple(resets),
+        precision=precision,
+    )
     matrices = MatrixMap(dims, roles, adaptive, group_bytes)
     if method == "randomized":
         numbers = sketch_numbers(rank, oversampling, power_iterations)
@@ -147,19 +138,5 @@ def orthogonalize(
     ):
         if value is not None:
             raise ValueError(f"{name}={value!r} is for method='randomized', not for {method!r}")
-    return _stateless(matrices, method, options)
-
-
-def _stateless(
-    matrices: MatrixMap, method: linalg.Method, options: dict[str, Any]
-) -> Transformation:
-    # bfloat16 has float32's range, so the leaf is cast whole, as the references do; float16 has
-    # not, so there the cast comes after the division by the norm.
-    dtype = options["compute_dtype"]
-    entry = jnp.bfloat16 if dtype is not None and jnp.dtype(dtype) == jnp.bfloat16 else None
-
-    def factor(x: jax.Array) -> jax.Array:
-        return linalg.orthogonal_factor(x.astype(entry or x.dtype), method, **options)
-
-    try_factor(factor)
+    factor = orthogonal_function(method, options)
     return stateless(lambda updates, _: matrices.replace(factor, updates, matrices.layout(updates)))

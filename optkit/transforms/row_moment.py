@@ -1,6 +1,6 @@
 """A second moment of each row of a direction, and what its size is afterwards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -16,6 +16,7 @@ from optkit.transforms.hyperparams import (
     recorded,
     value_at,
 )
+from optkit.transforms.matrix_map import try_factor
 from optkit.tree import Dims, MatrixLayout, MatrixView, PyTree, RuleLike, map_groups, upcast
 from optkit.tree.sharding import place_statistic
 
@@ -50,11 +51,16 @@ def _factors(mean: jax.Array, moment: jax.Array, eps: Scalar, kept: bool, rms: S
     return inverse * (wanted * _inverse(jnp.sqrt(after)))
 
 
+def _of_outputs(view: MatrixView, axis: Axis) -> bool:
+    """Tells whether it is the outputs that have one number each, and not the inputs."""
+    if axis in ("out", "in"):
+        return axis == "out"
+    return (axis == "long") == (view.fan_out >= view.fan_in)
+
+
 def _summed(view: MatrixView, axis: Axis) -> int:
-    """The axis of ``(*batch, fan_out, fan_in)`` that is summed over."""
-    rows_are_long = view.fan_out >= view.fan_in
-    over_in = axis == "out" or (axis == "long" and rows_are_long)
-    return -1 if over_in or (axis == "short" and not rows_are_long) else -2
+    """The axis of ``(*batch, short, long)`` that is summed over."""
+    return -1 if _of_outputs(view, axis) == view.out_first else -2
 
 
 @register(
@@ -73,14 +79,16 @@ def scale_by_row_moment(
     eps: ScalarOrSchedule = 1e-10,
     rescale: Rescale = "frobenius",
     update_rms: float = 0.2,
+    factor: Callable[[jax.Array], jax.Array] | None = None,
     dims: Dims = None,
     roles: Sequence[RuleLike] = (),
+    group_bytes: int | None = None,
 ) -> Transformation:
     """Divides each row of a direction by the root of its second moment, one number a neuron.
 
     For each matrix, rows being outputs (``axis="out"``):
 
-    1. ``s_i = mean_j u_ij**2``; ``v_i <- b2*v_i + (1-b2)*s_i``;
+    1. ``u <- factor(u)``; ``s_i = mean_j u_ij**2``; ``v_i <- b2*v_i + (1-b2)*s_i``;
     2. ``x_ij = u_ij / (sqrt(v_i) + eps)``;
     3. ``"frobenius"``: ``u = x * norm(u)/norm(x)``, so that the update is as long as it was;
        ``"match_rms"``: ``u = x * update_rms*sqrt(fan_out*fan_in)/norm(x)``; ``"none"``: ``u = x``.
@@ -97,8 +105,12 @@ def scale_by_row_moment(
       eps: added to the root.
       rescale: see above.
       update_rms: root mean square of the result of "match_rms".
+      factor: function of ``(..., m, n)`` arrays that each matrix, or its transpose, goes through
+        first; None for none. What ``optkit.orthogonalize`` does as a link in front, it does without
+        a second pass over the matrices.
       dims: see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
+      group_bytes: bytes of one stack of matrices.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` for trees of matrices that keeps the dtype of the
@@ -106,6 +118,7 @@ def scale_by_row_moment(
 
     Raises:
       ValueError: an option out of range or unknown, or a leaf that is no matrix.
+      TypeError: ``factor`` is no function.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -124,12 +137,16 @@ def scale_by_row_moment(
     check_number("update_rms", update_rms, low=0.0)
     check_choice("axis", axis, get_args(Axis))
     check_choice("rescale", rescale, get_args(Rescale))
+    if factor is not None:
+        if not callable(factor):
+            raise TypeError(f"factor={factor!r} must be a function of (..., m, n) arrays, or None")
+        try_factor(factor)
 
     def init_fn(params: PyTree) -> ScaleByRowMomentState:
         layout = MatrixLayout(params, dims, roles)
 
         def shape_of(view: MatrixView) -> tuple[int, ...]:
-            return (view.fan_out if _summed(view, axis) == -1 else view.fan_in,)
+            return (view.fan_out if _of_outputs(view, axis) else view.fan_in,)
 
         count = jnp.zeros((), jnp.int32)
         moment = layout.zeros(params, shape_of)
@@ -146,24 +163,32 @@ def scale_by_row_moment(
         decay, e = value_at(b2, state.count), value_at(eps, state.count)
 
         def step(u: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-            x = jnp.clip(u, -LARGEST, LARGEST)
+            x = u if factor is None else factor(u).astype(u.dtype)
+            x = jnp.clip(x, -LARGEST, LARGEST)
             # The axis of v that has size 1; both may, and a sum over one entry changes nothing.
             summed = tuple(a for a in (-2, -1) if v.shape[a] == 1)
-            mean = jnp.mean(jnp.square(x), axis=summed, keepdims=True)
-            mean = place_statistic(mean.astype(v.dtype), x)
-            new = place_statistic(decay * v + (1.0 - decay) * mean, x)
+            mean = jnp.mean(jnp.square(x), axis=summed, keepdims=True).astype(v.dtype)
+            # Sums of rows that lie on several devices are gathered once for all leaves.
+            gather = place_statistic if factor is None else lambda rows, matrices: rows
+            mean = gather(mean, x)
+            new = gather(decay * v + (1.0 - decay) * mean, x)
             if rescale == "none":
                 return x * _inverse(jnp.sqrt(new) + e), new
             return x * _factors(mean, new, e, rescale == "frobenius", update_rms), new
 
         axes = [_summed(view, axis) for view in layout.views]
-        matrices = layout.split(jax.tree.map(upcast, updates), "out")
+        matrices = layout.split(jax.tree.map(upcast, updates))
         check_same_leaves(layout.pack(matrices), state.moment, "state")
         moments = layout.unpack(state.moment)
         columns = [jnp.expand_dims(v, a) for v, a in zip(moments, axes, strict=True)]
-        done = map_groups(step, matrices, columns, move=False)
-        new = [jnp.squeeze(v, a) for (_, v), a in zip(done, axes, strict=True)]
-        out = layout.merge([x for x, _ in done], "out")
+        # A factor needs whole matrices on single devices; sums of rows travel by themselves.
+        move = factor is not None
+        done = map_groups(step, matrices, columns, group_bytes=group_bytes, move=move)
+        new = [
+            place_statistic(jnp.squeeze(v, a), x)
+            for (_, v), a, x in zip(done, axes, matrices, strict=True)
+        ]
+        out = layout.merge([x for x, _ in done])
         out = jax.tree.map(lambda x, u: x.astype(u.dtype), out, updates)
         record = recorded(state.count, b2=b2, eps=eps)
         return out, ScaleByRowMomentState(state.count + 1, layout.pack(new), record)

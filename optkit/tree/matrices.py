@@ -73,6 +73,13 @@ class MatrixView:
         """``(short side, long side)`` of each matrix."""
         return min(self.fan_in, self.fan_out), max(self.fan_in, self.fan_out)
 
+    @property
+    def out_first(self) -> bool:
+        """Tells whether the outputs come first where the short side does."""
+        if self.fan_in == self.fan_out:
+            return self.out_axes < self.in_axes  # as they lie in memory: nothing to transpose
+        return self.fan_out < self.fan_in
+
     def _order(self, rows: Rows) -> tuple[int, ...]:
         if rows == "kept":
             return tuple(range(len(self.shape)))
@@ -81,11 +88,8 @@ class MatrixView:
         # The short side comes first: Newton-Schulz works on it, and a matrix and its transpose
         # fall into one group.
         sides = (self.in_axes, self.out_axes)
-        if self.fan_in == self.fan_out:
-            sides = (min(sides), max(sides))  # as they lie in memory: nothing to transpose
-        elif self.fan_in > self.fan_out:
-            sides = sides[::-1]
-        return (*self.batch_axes, *sides[0], *sides[1])
+        first, second = sides[::-1] if self.out_first else sides
+        return (*self.batch_axes, *first, *second)
 
     def split(self, leaf: jax.Array, rows: Rows = "short") -> jax.Array:
         """Returns the leaf as ``(*batch, short, long)``, or as ``(*batch, fan_out, fan_in)``.

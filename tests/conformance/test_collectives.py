@@ -32,8 +32,8 @@ MORE = {
 # And norms of matrices that lie on several devices, a few numbers each: a maximum and a sum. By
 # columns of fan_in split over devices: a sum, and the gathering of the columns.
 _NORMS = {"rows": {"all-reduce": 2}, "columns": {"all-reduce": 2}}
-# The sums of rows, or of rows split over devices their gathering, and then the sum over rows.
-_ROWS = {"rows": {"all-reduce": 1}, "columns": {"all-gather": 1, "all-reduce": 1}}
+# The rows' moments, one array.
+_ROWS = {"rows": {"all-gather": 1}, "columns": {"all-gather": 1}}
 # A maximum, a sum of squares, and the mean of the cosh.
 _COSH = {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}, "leaves": {"all-reduce": 3}}
 SUMS = {

@@ -104,6 +104,24 @@ def test_the_rms_of_a_step_is_that_of_adamw(seed):
             np.testing.assert_allclose(lengths(u[leaf]) / size, 0.2 * 0.5, rtol=1e-5)
 
 
+def test_normuon_takes_the_random_sketch_too():
+    """Of full rank it is the exact factor; it goes through a link of its own."""
+    grads = gradients(9, 3, SHAPES)
+    options = {"coefficients": "classic_quintic", "steps": 25}
+    exact = run(optkit.normuon(0.1, **options), still(grads), grads)[0]
+    links = (
+        optkit.momentum(0.95, nesterov=True),
+        optkit.orthogonalize("randomized", rank=1.0, **options),
+        optkit.scale_by_row_moment(),
+        optkit.scale_by_shape(),
+    )
+    sketched = run(optkit.descend(optax.chain(*links), 0.1), still(grads), grads)[0]
+    for leaf in SHAPES:
+        np.testing.assert_allclose(sketched[leaf], exact[leaf], atol=2e-4)
+    u = run(optkit.normuon(0.1, method="randomized"), still(grads), grads)[0]
+    np.testing.assert_allclose(lengths(u["wide"]), lengths(exact["wide"]), rtol=0.5)
+
+
 def test_adamuon_orthogonalizes_the_signs():
     """The size of entries is no matter."""
     grads = built(1)

@@ -1,8 +1,11 @@
 """Moments of rows and entries: definitions in NumPy, sizes, range, placement of the state."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from optax.contrib import MuonDimensionNumbers
 
 import optkit
+from optkit import linalg
 from tests.transforms.driver import directions, gradients
 
 SHAPES = {"wide": (3, 7), "tall": (7, 3), "square": (4, 4), "stack": (2, 3, 5), "row": (1, 6)}
@@ -72,6 +76,15 @@ def test_row_moment_is_its_definition(axis, rescale):
 def test_entry_moment_is_its_definition(rescale):
     tx = optkit.scale_by_entry_moment(0.8, eps=0.1, rescale=rescale, update_rms=0.3)
     check_against(entries_oracle, tx, 0.8, 0.1, "", rescale, 0.3)
+
+
+@pytest.mark.parametrize("axis", SIDES)
+def test_a_factor_in_the_part_is_a_link_in_front(axis):
+    function = lambda x: linalg.newton_schulz(3.0 * x)  # noqa: E731
+    one = optkit.scale_by_row_moment(0.8, axis=axis, factor=function)
+    two = optax.chain(optkit.orthogonalize(function), optkit.scale_by_row_moment(0.8, axis=axis))
+    for name, got in directions(one, GRADS).items():
+        np.testing.assert_allclose(got, directions(two, GRADS)[name], rtol=2e-5, atol=1e-6)
 
 
 def test_dims_say_what_a_row_is():
@@ -144,7 +157,8 @@ def test_no_scale_of_updates_poisons_the_state(build, scale):
 def test_norms_are_those_of_whole_matrices_on_a_mesh(kind, spec):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     u = np.float32(np.random.default_rng(1).standard_normal((8, 8)) * 10.0 ** np.arange(-4, 4))
-    for build in (optkit.scale_by_row_moment, optkit.scale_by_entry_moment):
+    whole = functools.partial(optkit.scale_by_row_moment, factor=lambda x: x)
+    for build in (optkit.scale_by_row_moment, whole, optkit.scale_by_entry_moment):
         tx = build()
         placed = {"w": jax.device_put(u, NamedSharding(mesh, spec))}
         with jax.set_mesh(mesh):
