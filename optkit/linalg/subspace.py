@@ -38,8 +38,7 @@ def orthonormalize(
 
     In exact arithmetic the three agree, whatever the sketch. A column that depends on those before
     it (within rounding: 8 eps sqrt(n), and 4 eps r for "cqr") has no direction of its own; its
-    column of P is zero, where a plain QR would invent one. (Householder reflections invent it
-    nevertheless, so that with "qr" the columns behind it are orthogonal to it.)
+    column of P is zero, where a plain QR would invent one.
 
     Args:
       y: (..., n, r) floating point with n >= r; leading axes are a batch.
@@ -87,7 +86,7 @@ def orthonormalize(
         sketch = jax.random.normal(key, (sketched, rows), unit.dtype) / math.sqrt(sketched)
         basis, own = _sketched_qr(unit, sketch, cut, precision)
     else:
-        basis, own = _householder_qr(unit)
+        basis, own = _householder_qr(unit, cut)
     # NaN counts as a direction and stays visible.
     return jnp.where(jnp.abs(own) <= cut, 0.0, basis).astype(y.dtype)
 
@@ -155,11 +154,40 @@ def _reflect(y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return reflectors, factors, _diagonal(reflectors[..., : y.shape[-1], :])
 
 
-def _householder_qr(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """As ``_cholesky_qr``."""
+def _householder_qr(y: jax.Array, cut: float) -> tuple[jax.Array, jax.Array]:
+    """As ``_cholesky_qr``, for columns that end at ``cut``."""
     reflectors, factors, own = _reflect(y)
     basis = lax.linalg.householder_product(reflectors, factors)
-    return jnp.where(own < 0, -basis, basis), own
+
+    def in_turn() -> tuple[jax.Array, jax.Array]:
+        turns, lengths = _gram_schmidt(jnp.triu(reflectors[..., : y.shape[-1], :]), cut)
+        return jnp.matmul(basis, turns, precision="highest"), lengths
+
+    # Reflections make up a direction for a dependent column, and what the columns behind it have of
+    # that direction is missing from them: then the columns of R are taken one by one.
+    return lax.cond(
+        jnp.any(jnp.abs(own) <= cut), in_turn, lambda: (jnp.where(own < 0, -basis, basis), own)
+    )
+
+
+def _gram_schmidt(x: jax.Array, cut: float) -> tuple[jax.Array, jax.Array]:
+    """As ``_cholesky_qr``; slow, one column after the other."""
+
+    def step(j: jax.Array, done: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        basis, lengths = done
+        column = lax.dynamic_slice_in_dim(x, j, 1, -1)
+        for _ in range(2):  # the second time takes what rounding left
+            inside = jnp.matmul(basis.mT, column, precision="highest")
+            column -= jnp.matmul(basis, inside, precision="highest")
+        length = jnp.linalg.norm(column, axis=-2, keepdims=True)
+        null = length <= cut
+        column = jnp.where(null, 0.0, column / jnp.where(null, 1.0, length))
+        return (
+            lax.dynamic_update_slice_in_dim(basis, column, j, -1),
+            lax.dynamic_update_slice_in_dim(lengths, length, j, -1),
+        )
+
+    return lax.fori_loop(0, x.shape[-1], step, (jnp.zeros_like(x), jnp.zeros_like(x[..., :1, :])))
 
 
 def _cholesky(x: jax.Array) -> jax.Array:
