@@ -1,11 +1,18 @@
 """How JAX and Hypothesis run under every test; the environment is set before JAX is imported."""
 
+import gc
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES_FLAG = "--xla_force_host_platform_device_count"
+EMITTERS_FLAG = "--xla_cpu_use_fusion_emitters"
+
+
+def _release(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version(package).split(".")[:2])
 
 
 def _prepare_environment() -> None:
@@ -17,10 +24,15 @@ def _prepare_environment() -> None:
         )
     flags = os.environ.get("XLA_FLAGS", "")
     if DEVICES_FLAG not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {DEVICES_FLAG}=8".strip()
+        flags = f"{flags} {DEVICES_FLAG}=8"
+    # Compiling is most of the tests' time, and up to jaxlib 0.11 the default emitters take twice as
+    # long as the older ones; later versions have only one kind, and end at the flag's name.
+    if EMITTERS_FLAG not in flags and _release("jaxlib") < (0, 11):
+        flags = f"{flags} {EMITTERS_FLAG}=false"
+    os.environ["XLA_FLAGS"] = flags.strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # Most programs of the tests are tiny, and compiling them is most of the tests' time: keep all
-    # of them. Entries are keyed by program, flags and versions, so that environments can share.
+    # Keep all programs, however small. Entries are keyed by program, flags and versions, so that
+    # environments can share them.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -29,6 +41,7 @@ def _prepare_environment() -> None:
 _prepare_environment()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 # Silent rank promotion hides shape errors in update rules. Set here and not by the environment:
@@ -48,3 +61,16 @@ settings.register_profile(
     "thorough", settings.get_profile("quick"), derandomize=False, max_examples=300
 )
 settings.load_profile(os.environ.get("OPTKIT_HYPOTHESIS_PROFILE", "quick"))
+
+
+# A process may hold 65530 maps of memory (Linux's default), an executable takes three, and beyond
+# that compilation ends the process.
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> None:
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()

@@ -21,7 +21,7 @@ RATES = {
     "hyperp": tuple(2.0**k for k in range(-9, -2)),
     "muon": tuple(2.0**k for k in range(-9, -2)),
 }
-CONTEXT, EMBED, BLOCKS = 8, 32, 3
+CONTEXT, EMBED, BLOCKS = 8, 32, 2
 DECAY = 0.1
 
 
@@ -77,8 +77,8 @@ def best_exponent(curves: Curves) -> int:
 def experiment(setting: Setting) -> Outcome:
     """Sweeps rates over widths, and weight decay at the smallest width's best rate."""
     widths = setting.pick(WIDTHS, (8, 16))
-    steps, evaluations = setting.pick((200, 4), (4, 2))
-    batch = setting.pick(256, 8)
+    steps, evaluations = setting.pick((150, 3), (4, 2))
+    batch = setting.pick(128, 8)
     best, rows, change = {}, [], {}
     for name, grid in RATES.items():
         rates = grid[: setting.pick(None, 2)]

@@ -57,9 +57,13 @@ def adam_for_the_rest(
     state_dtype: Any | None,
     weight_decay: ScalarOrSchedule = 0.0,
     eps_mode: Any = "corrected",
+    betas: tuple[ScalarOrSchedule, ScalarOrSchedule] = (0.9, 0.95),
+    amsgrad: Any = None,
 ) -> Route:
-    """Returns route name and optimizer: the user's, or AdamW with betas (0.9, 0.95)."""
+    """Returns route name and optimizer: the user's, or AdamW."""
     if other is not None:
         return "other", other
-    direction = scale_by_adam(0.9, 0.95, eps, eps_mode=eps_mode, state_dtype=state_dtype)
+    direction = scale_by_adam(
+        *betas, eps, eps_mode=eps_mode, amsgrad=amsgrad, state_dtype=state_dtype
+    )
     return "adamw", descend(direction, learning_rate, weight_decay=weight_decay)

@@ -40,6 +40,7 @@ def momentum(
     b1: ScalarOrSchedule = 0.9,
     *,
     kind: Literal["ema", "heavy_ball"] = "ema",
+    dampening: ScalarOrSchedule = 0.0,
     nesterov: bool = False,
     debias: bool = False,
     state_dtype: Any | None = None,
@@ -48,7 +49,7 @@ def momentum(
 
     With ``n`` the number of the update, counted from 1:
 
-    1. ``m <- b1*m + (1-b1)*g`` (``"ema"``) or ``m <- b1*m + g`` (``"heavy_ball"``);
+    1. ``m <- b1*m + (1-b1)*g`` (``"ema"``) or ``m <- b1*m + (1-dampening)*g`` (``"heavy_ball"``);
     2. ``u = m``; with ``nesterov`` ``u = (1-b1)*g + b1*m`` or ``u = g + b1*m``;
     3. with ``debias`` ``u = m / (1-b1**n)``; with ``nesterov`` as well
        ``u = b1*m/(1-b1**(n+1)) + (1-b1)*g/(1-b1**n)``, which is NAdam's and optax.contrib.muon's.
@@ -59,6 +60,8 @@ def momentum(
     Args:
       b1: decay rate in [0, 1), a number or a schedule.
       kind: what is kept.
+      dampening: share of the gradient that a heavy ball leaves out, in [0, 1], as torch's SGD has
+        it; ``dampening=b1`` is ``"ema"`` but for the look-ahead.
       nesterov: look one step ahead.
       debias: divide by the sum of the weights; for ``"ema"`` only.
       state_dtype: dtype of ``m``; float32 for 16-bit parameters if None.
@@ -68,7 +71,8 @@ def momentum(
       State bytes: one state_dtype number per parameter.
 
     Raises:
-      ValueError: ``b1`` outside [0, 1), an unknown kind, or ``debias`` with ``"heavy_ball"``.
+      ValueError: ``b1`` outside [0, 1), an unknown kind, ``debias`` with ``"heavy_ball"``, or
+        ``dampening`` with ``"ema"``.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -84,10 +88,19 @@ def momentum(
     check_choice("kind", kind, ("ema", "heavy_ball"))
     if debias and kind == "heavy_ball":
         raise ValueError("debias=True needs kind='ema': a heavy ball has no weights that sum to 1")
+    check_number("dampening", dampening, low=0.0, high=1.0)
+    damped = not (isinstance(dampening, int | float) and dampening == 0)
+    if isinstance(dampening, int | float) and damped and kind == "ema":
+        raise ValueError(
+            f"dampening={dampening!r} needs kind='heavy_ball': an average weighs gradients by 1-b1"
+        )
+
+    def record(count: jax.Array) -> dict[str, jax.Array]:
+        return recorded(count, b1=b1, dampening=dampening)
 
     def init_fn(params: PyTree) -> MomentumState:
         count = jnp.zeros((), jnp.int32)
-        return MomentumState(count, zeros_like_params(params, state_dtype), recorded(count, b1=b1))
+        return MomentumState(count, zeros_like_params(params, state_dtype), record(count))
 
     def update_fn(
         updates: PyTree, state: MomentumState, params: PyTree | None = None, **extra_args: Any
@@ -95,7 +108,8 @@ def momentum(
         del params, extra_args
         b = value_at(b1, state.count)
         n = state.count + 1
-        fresh = 1.0 - b if kind == "ema" else 1.0
+        ema = kind == "ema"
+        fresh = 1.0 - (b if ema else value_at(dampening, state.count)) if ema or damped else 1.0
 
         def step(g: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
             g32 = upcast(g)
@@ -103,13 +117,13 @@ def momentum(
             if nesterov and debias:
                 ahead = b / debias_weight(b, n + 1) * new + fresh / debias_weight(b, n) * g32
             elif nesterov:
-                ahead = fresh * g32 + b * new
+                ahead = (fresh * g32 if ema else g32) + b * new
             else:
                 ahead = new / debias_weight(b, n) if debias else new
             return ahead.astype(g.dtype), new.astype(m.dtype)
 
         out, new = unzip(updates, map_leaves(step, updates, state.momentum), 2)
-        return out, MomentumState(n, new, recorded(state.count, b1=b1))
+        return out, MomentumState(n, new, record(state.count))
 
     return Transformation(init_fn, update_fn)
 

@@ -55,6 +55,12 @@ def step(tx: optax.GradientTransformation, state: Any, params: Any, grads: Any) 
     return state, optax.apply_updates(params, updates), updates
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def update(tx: optax.GradientTransformation, grads: Any, state: Any, params: Any) -> tuple:
+    """One compiled update that donates nothing."""
+    return tx.update(grads, state, params)
+
+
 def takes_schedule(parameter: inspect.Parameter) -> bool:
     """Tells whether a factory's parameter is annotated as a number or a schedule."""
     members = typing.get_args(parameter.annotation)
@@ -136,11 +142,18 @@ class Method:
     def compiled(self) -> list[tuple]:
         """(state, params, updates) after each of three compiled steps from fresh donated values."""
         params = self.params()
-        state, out = self.tx.init(params), []
+        state, out, before = self.tx.init(params), [], TRACES[self.tx]
         for time in range(3):
             state, params, updates = step(self.tx, state, params, self.grads(time))
             out.append(trees.copy((state, params, updates)))
+        self.traces = TRACES[self.tx] - before
         return out
+
+    @functools.cached_property
+    def zoo(self) -> Any:
+        """The first update of the tree of every rank and role."""
+        params = self.params(trees.ZOO)
+        return update(self.tx, self.grads(0, trees.ZOO), self.tx.init(params), params)[0]
 
     @functools.cached_property
     def scanned(self) -> tuple:

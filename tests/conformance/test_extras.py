@@ -27,13 +27,13 @@ class Probe:
 
 
 def _update(tx: Any, method: Method) -> Any:
-    params = method.params()
-    extra = {"value": jnp.float32(2.0), "grad": method.grads(1)}
-    with jax.disable_jit():
-        state = tx.init(params)
-        for time in range(2):  # accumulation steps at the second
-            updates, state = tx.update(method.grads(time), state, params, **extra)
-    return updates
+    """Traces an update: what reaches a transformation shows without running it."""
+    params, grads = method.params(), method.grads(0)
+
+    def update(grads: Any, state: Any) -> Any:
+        return tx.update(grads, state, params, value=2.0, grad=grads)[0]
+
+    return jax.eval_shape(update, grads, jax.eval_shape(tx.init, params))
 
 
 def test_wrappers_forward_extras(wrapper: Method) -> None:
@@ -54,7 +54,7 @@ def test_wrappers_take_transformations_without_extras(wrapper: Method) -> None:
 def test_methods_let_extras_pass_in_a_chain(method: Method) -> None:
     probe = Probe()
     _update(optax.chain(method.tx, probe.tx), method)
-    assert [set(extra) for extra in probe.seen] == [{"value", "grad"}] * 2
+    assert [set(extra) for extra in probe.seen] == [{"value", "grad"}]
 
 
 def test_recipes_forward_extras_to_the_other_leaves(recipe: Method) -> None:

@@ -116,7 +116,7 @@ def test_injected_learning_rates_differ_over_a_population(recipe: Method) -> Non
         updates, _ = tx.update(grads, state, params)
         return {path: x for path, x in leaves_with_paths(updates) if path in paths}
 
-    out = jax.vmap(update)(jnp.array([RATE, 2 * RATE]))
+    out = jax.jit(jax.vmap(update))(jnp.array([RATE, 2 * RATE]))
     units = 2 * RATE / float(jnp.finfo(jnp.float32).eps) if recipe.is_on_spheres else 64.0
     twice = {k: 2 * x[0] for k, x in out.items()}
     assert_close({k: x[1] for k, x in out.items()}, twice, units=units)

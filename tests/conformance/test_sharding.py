@@ -4,12 +4,14 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optkit
-from tests.conformance.methods import Method
+from tests.conformance.methods import Method, update
 from tests.conformance.methods import method as method_named
 from tests.conformance.trees import assert_close, copy, filled
 
@@ -42,6 +44,14 @@ def place(tree: Any, specs: dict[str, P], mesh: jax.sharding.Mesh) -> Any:
     )
 
 
+def well_conditioned(x: jax.Array) -> jax.Array:
+    """Singular values from 1 to 1/2: polynomials multiply a rounding of small ones."""
+    if x.ndim < 2:
+        return x
+    u, values, v = np.linalg.svd(np.float64(x), full_matrices=False)
+    return jnp.float32((u * np.linspace(1.0, 0.5, values.shape[-1])) @ v)
+
+
 class Sharded:
     """Compiled step of a method on placed leaves."""
 
@@ -51,7 +61,9 @@ class Sharded:
         given = method.shapes({path: size for path, (size, _) in leaves.items()})
         self.tx, self.mesh = method.tx, mesh_of(kind, shape)
         specs = {path: spec for path, (_, spec) in leaves.items()}
-        self.plain = [filled(given, seed) for seed in range(3)]
+        first = jax.tree.map(well_conditioned, filled(given, 1))
+        second = jax.tree.map(lambda x, y: x + 0.1 * y, first, filled(given, 2))
+        self.plain = [filled(given, 0), first, second]
         self.placed = [place(tree, specs, self.mesh) for tree in self.plain]
         with jax.set_mesh(self.mesh):
             self.state = self.tx.init(self.placed[0])
@@ -77,10 +89,9 @@ class Sharded:
 
     def unsharded(self) -> list:
         updates, state = [], self.tx.init(self.plain[0])
-        with jax.disable_jit():
-            for grads in self.plain[1:]:
-                out, state = self.tx.update(grads, state, self.plain[0])
-                updates.append(out)
+        for grads in self.plain[1:]:
+            out, state = update(self.tx, grads, state, self.plain[0])
+            updates.append(out)
         return updates
 
 
@@ -92,8 +103,8 @@ def sharded(name: str, kind: str) -> Sharded:
 def check_equal(case: Sharded) -> None:
     updates, _ = case.run()
     for got, want in zip(updates, case.unsharded(), strict=True):
-        # A sum over 8 devices adds in another order, which Newton-Schulz then multiplies.
-        assert_close(copy(jax.device_get(got)), jax.device_get(want), units=450)
+        # A sum over 8 devices adds in another order.
+        assert_close(copy(jax.device_get(got)), jax.device_get(want))
 
 
 def _check_stable(case: Sharded) -> None:

@@ -1,0 +1,25 @@
+"""Files of other hyperparameters, flags and shapes than the stored ones replay too."""
+
+import pytest
+
+from tests.golden import oracles_continual as oracles
+from tests.golden.replay import replay
+
+
+@pytest.mark.parametrize("name", sorted(oracles.VARIANTS))
+def test_file_with_other_hyperparameters_replays(name, tmp_path):
+    method, hyper, options = oracles.VARIANTS[name]
+    file = tmp_path / f"{method}.npz"
+    oracles.write(file, method, hyper, **options)
+    result = replay(file)
+    assert result.steps == options["steps"]
+    assert result.verdict == "PASS", str(result)
+
+
+def test_a_file_replays_with_its_own_hyperparameters_only(tmp_path):
+    method, hyper, _ = oracles.VARIANTS["upgd_adam"]
+    file = tmp_path / "upgd_adam.npz"
+    wrong = {"beta_utility": 0.5, "sigma": 0.1, "weight_decay": 0.0, "eps": 0.1}
+    for key, value in wrong.items():
+        oracles.write(file, method, hyper | {key: value}, said=hyper, steps=3)
+        assert replay(file).verdict == "FAIL", key
