@@ -2,17 +2,26 @@
 
 import gc
 import os
+import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES_FLAG = "--xla_force_host_platform_device_count"
-EMITTERS_FLAG = "--xla_cpu_use_fusion_emitters"
 
 
-def _release(package: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version(package).split(".")[:2])
+def _compiler_flags() -> dict[str, str]:
+    """Flags that make compiling cheap, which is most of the tests' time."""
+    flags = {DEVICES_FLAG: "8"}
+    if tuple(int(part) for part in version("jaxlib").split(".")[:2]) < (0, 11):
+        # The default emitters take twice as long as these; later versions have one kind only.
+        flags["--xla_cpu_use_fusion_emitters"] = "false"
+    if platform.machine() == "x86_64":
+        # Without fused multiply-adds. Fusions repeat a sum in each of its readers, and a compiler
+        # that does not optimize contracts some copies and others not: iterations then part.
+        flags["--xla_cpu_max_isa"] = "AVX"
+    return flags
 
 
 def _prepare_environment() -> None:
@@ -22,15 +31,13 @@ def _prepare_environment() -> None:
             "jax was imported before tests/conftest.py: its devices can't be set any more. "
             "Find the pytest plugin that imports it, and leave it out with `-p no:NAME`."
         )
-    flags = os.environ.get("XLA_FLAGS", "")
-    if DEVICES_FLAG not in flags:
-        flags = f"{flags} {DEVICES_FLAG}=8"
-    # Compiling is most of the tests' time, and up to jaxlib 0.11 the default emitters take twice as
-    # long as the older ones; later versions have only one kind, and end at the flag's name.
-    if EMITTERS_FLAG not in flags and _release("jaxlib") < (0, 11):
-        flags = f"{flags} {EMITTERS_FLAG}=false"
-    os.environ["XLA_FLAGS"] = flags.strip()
+    given = os.environ.get("XLA_FLAGS", "")
+    ours = [f"{name}={value}" for name, value in _compiler_flags().items() if name not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *ours]).strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Programs run once or twice on a handful of numbers: optimizing takes longer than it saves.
+    # Processes that tests start have to get the same numbers, and inherit this.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     # Keep all programs, however small. Entries are keyed by program, flags and versions, so that
     # environments can share them.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
