@@ -53,7 +53,7 @@ def adam_for_the_rest(
     other: optax.GradientTransformation | None,
     learning_rate: ScalarOrSchedule,
     *,
-    eps: float,
+    eps: ScalarOrSchedule,
     state_dtype: Any | None,
     weight_decay: ScalarOrSchedule = 0.0,
     eps_mode: Any = "corrected",

@@ -54,6 +54,7 @@ def mars_shampoo(
     mask: Mask = None,
     optimize_1d: bool = False,
     b2: float = 0.99,
+    amsgrad: bool = False,
     adam_learning_rate: ScalarOrSchedule | None = None,
     adam_eps: float = 1e-8,
     adam_weight_decay: ScalarOrSchedule = 0.1,
@@ -98,6 +99,7 @@ def mars_shampoo(
       mask: matrices that decay.
       optimize_1d: MARS-AdamW on the other leaves.
       b2: decay rate of the second moment there.
+      amsgrad: either AdamW divides by the root of the largest second moment, torch's form.
       adam_learning_rate: step of plain AdamW on the other leaves; None for ``learning_rate``. The
         reference's ``lr_1d`` is a ratio to ``lr``: multiply a schedule by it.
       adam_eps: eps of either AdamW.
@@ -111,7 +113,8 @@ def mars_shampoo(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 8 per parameter; 4 per matrix
-      parameter with ``exact``; 12 per other parameter with ``optimize_1d`` (8 if exact).
+      parameter with ``exact``; 12 per other parameter with ``optimize_1d`` (8 if exact), and 4 more
+      with ``amsgrad``.
 
     Raises:
       ValueError: an option out of range, or ``optimize_1d`` with an optimizer or a learning rate
@@ -152,11 +155,13 @@ def mars_shampoo(
         scale_by_shape(scale, dims=dims, roles=roles),
     )
     # Built either way, so that a wrong value of any option is answered.
-    mars = scale_by_adam(b1, b2, adam_eps, state_dtype=state_dtype)
+    form: Any = "torch" if amsgrad else None
+    mars = scale_by_adam(b1, b2, adam_eps, amsgrad=form, state_dtype=state_dtype)
     rest: Route = adam_for_the_rest(
         other,
         learning_rate if adam_learning_rate is None else adam_learning_rate,
         eps=adam_eps,
+        amsgrad=form,
         state_dtype=state_dtype,
         weight_decay=adam_weight_decay,
     )

@@ -1,6 +1,6 @@
 """Adam's direction with statistics in a dtype of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -144,8 +144,7 @@ def scale_by_adam(
     def init_fn(params: PyTree) -> AdamState:
         count = jnp.zeros((), jnp.int32)
         moments = [zeros_like_params(params, dtypes[name]) for name in names]
-        state = ScaleByAdamState if amsgrad is None else ScaleByAmsgradState
-        return state(count, *moments, recorded(count, b1=b1, b2=b2, eps=eps))
+        return _state(count, moments, recorded(count, b1=b1, b2=b2, eps=eps))
 
     def update_fn(
         updates: PyTree, state: AdamState, params: PyTree | None = None, **extra_args: Any
@@ -180,6 +179,13 @@ def scale_by_adam(
         moments = [getattr(state, name) for name in names]
         mapped = map_leaves(step, updates, *moments)
         out, *new = unzip(updates, mapped, 1 + len(names))
-        return out, type(state)(n, *new, recorded(state.count, b1=b1, b2=b2, eps=eps))
+        return out, _state(n, new, recorded(state.count, b1=b1, b2=b2, eps=eps))
 
     return Transformation(init_fn, update_fn)
+
+
+def _state(count: jax.Array, moments: Sequence[PyTree], numbers: dict[str, jax.Array]) -> AdamState:
+    mu, nu, *most = moments
+    if most:
+        return ScaleByAmsgradState(count, mu, nu, most[0], numbers)
+    return ScaleByAdamState(count, mu, nu, numbers)

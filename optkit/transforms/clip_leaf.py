@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from optkit import linalg
 from optkit.catalogue import register
+from optkit.linalg.norms import norm_over
 from optkit.transforms.base import Transformation, map_updates, stateless
 from optkit.transforms.guards import global_norm
 from optkit.transforms.hyperparams import check_choice, check_number
@@ -110,4 +111,4 @@ def _layer_axes(path: str, leaf: jax.Array, roles: Sequence[RuleLike]) -> tuple[
 
 
 def _scaled_down(x: jax.Array, axes: tuple[int, ...], max_norm: float) -> jax.Array:
-    return x / jnp.maximum(1.0, linalg.norm_over(x, axes) / max_norm)
+    return x / jnp.maximum(1.0, norm_over(x, axes) / max_norm)

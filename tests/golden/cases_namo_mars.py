@@ -121,8 +121,7 @@ def mars_m_efficient(golden: Golden) -> Iterator[Comparison]:
 @case("mars_shampoo", "mars_shampoo_exact")
 def mars_shampoo(golden: Golden) -> Iterator[Comparison]:
     hyper = golden.hyper
-    if hyper.get("amsgrad", False):
-        raise ValueError("optkit's MARS has no amsgrad option")
+    amsgrad = hyper.get("amsgrad", False)
     b1, b2 = hyper["betas"]
     first, second = hyper["betas_1d"]
     options: dict[str, Any] = {
@@ -134,13 +133,19 @@ def mars_shampoo(golden: Golden) -> Iterator[Comparison]:
         "dims": matrices_only,
     }
     if hyper["optimize_1d"]:
-        options |= {"optimize_1d": True, "b2": b2, "adam_eps": hyper["eps"]}
+        options |= {
+            "optimize_1d": True,
+            "b2": b2,
+            "adam_eps": hyper["eps"],
+            "amsgrad": amsgrad,
+        }
     else:
-        options["other"] = optkit.adamw(
+        options["other"] = (optkit.amsgrad if amsgrad else optkit.adamw)(
             hyper["lr_1d"],
             b1=first,
             b2=second,
             eps=hyper["eps"],
             weight_decay=hyper["weight_decay_1d"],
+            decay="decoupled",
         )
     yield from reduced(golden, optkit.mars_shampoo, options)

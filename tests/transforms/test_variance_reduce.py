@@ -178,6 +178,23 @@ def test_matrices_of_a_stack_are_clipped_one_by_one():
     np.testing.assert_allclose(blocks, np.concatenate([want[0], want[1]], axis=1), rtol=1e-6)
 
 
+def test_layers_of_a_stack_are_clipped_one_by_one_and_other_leaves_whole():
+    big = np.float32([[3.0, 4.0], [0.0, 0.0]])
+    tree = {
+        "layers": {"up": {"kernel": np.stack([big, 0.1 * big])}, "norm": {"scale": big}},
+        "conv1": {"kernel": np.stack([big, big])},
+        "gain": np.float32(-7.0),
+        "empty": {"kernel": np.zeros((0, 2), np.float32)},
+    }
+    out, _ = optkit.clip_leaf_norm(per="layer").update(tree, optax.EmptyState())
+    stack = np.stack([big / 5, 0.1 * big])
+    np.testing.assert_allclose(out["layers"]["up"]["kernel"], stack, rtol=1e-6)
+    np.testing.assert_allclose(out["layers"]["norm"]["scale"], big / 5, rtol=1e-6)
+    whole = np.stack([big, big]) / np.sqrt(50)
+    np.testing.assert_allclose(out["conv1"]["kernel"], whole, rtol=1e-6)
+    assert float(out["gain"]) == -1.0 and out["empty"]["kernel"].shape == (0, 2)
+
+
 def test_a_bad_entry_stays_visible_in_its_leaf_only():
     for bad in (np.nan, np.inf):
         tree = {"a": np.array([1.0, bad], np.float32), "b": np.ones(2, np.float32)}
