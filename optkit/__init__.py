@@ -36,6 +36,8 @@ from optkit.optimizers import (
     scion_init,
     signsgd,
     signum,
+    upgd,
+    upgd_adam,
 )
 from optkit.planning import Plan, PlanRow, plan
 from optkit.transforms import (
@@ -76,6 +78,7 @@ from optkit.transforms import (
     sphere_project,
     split_matrices,
     stochastic_round,
+    utility_gate,
     variance_reduce,
 )
 from optkit.tree import (
@@ -184,5 +187,8 @@ __all__ = [
     "stochastic_round",
     "transforms",
     "tree",
+    "upgd",
+    "upgd_adam",
+    "utility_gate",
     "variance_reduce",
 ]

@@ -25,6 +25,7 @@ from optkit.optimizers.reg import reg
 from optkit.optimizers.scion import scion
 from optkit.optimizers.scion_init import scion_init
 from optkit.optimizers.signsgd import signsgd, signum
+from optkit.optimizers.upgd import upgd, upgd_adam
 
 __all__ = [
     "adago",
@@ -60,4 +61,6 @@ __all__ = [
     "scion_init",
     "signsgd",
     "signum",
+    "upgd",
+    "upgd_adam",
 ]

@@ -42,6 +42,7 @@ from optkit.transforms.sphere import SphereProjectState, sphere_project
 from optkit.transforms.split import freeze, split_matrices
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
 from optkit.transforms.submatrix import SelectSubmatrixState, select_submatrix
+from optkit.transforms.utility_gate import UtilityGateState, utility_gate
 from optkit.transforms.variance_reduce import VarianceReduceState, variance_reduce
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "SphereProjectState",
     "StochasticRoundState",
     "Transformation",
+    "UtilityGateState",
     "VarianceReduceState",
     "accumulate_gradients",
     "blend_momentum",
@@ -105,5 +107,6 @@ __all__ = [
     "sphere_project",
     "split_matrices",
     "stochastic_round",
+    "utility_gate",
     "variance_reduce",
 ]

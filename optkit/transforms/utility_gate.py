@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-
 from optkit.catalogue import register
 from optkit.linalg.norms import norm_over
 from optkit.transforms.base import (
@@ -99,6 +98,10 @@ def _row_axes(tree: PyTree, dims: Dims, roles: Sequence[RuleLike]) -> list[tuple
         last = (rank - 1,) if rank else ()
         out.append(matrix_view(leaf, own, path=path, role=role).in_axes if is_matrix else last)
     return out
+
+
+def _last_axes(tree: PyTree) -> list[tuple[int, ...]]:
+    return [(x.ndim - 1,) if x.ndim else () for x in jax.tree.leaves(tree)]
 
 
 def _largest(utility: PyTree, magnitude: bool) -> jax.Array:
@@ -219,10 +222,7 @@ def utility_gate(
             eta = _largest(utility, rule.scope == "magnitude")
             above = 1.0 if rule.corrected else 1.0 / correction
             return jax.tree.map(lambda x: upcast(x) / eta * above, utility)
-        if rows == "last_axis":
-            axes = [(x.ndim - 1,) if x.ndim else () for x in jax.tree.leaves(utility)]
-        else:
-            axes = _row_axes(utility, dims, roles)
+        axes = _row_axes(utility, dims, roles) if rows == "fan_in" else _last_axes(utility)
         leaves: list[jax.Array] = []
         for x, along in zip(jax.tree.leaves(utility), axes, strict=True):
             value = upcast(x) / correction

@@ -32,12 +32,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # The balls must hold the targets of the descent tests, and the steps must not leap over them.
     "scion": {"scale": 4.0, "head_scale": 4.0, "embedding_scale": 4.0},
     "skip_spikes": {"window": 32},  # the history is shared state: 4 bytes a value
+    # AdaGrad: by default small gradients do nothing and steps fall as 1/t, both on purpose.
+    "classp": {"threshold": 0.0, "power": 2.0},
+    # Cold, so that they descend; not debiased, Adam's first steps are 3 to 6 times RATE.
+    "adam_sgld": {"temperature": 1e-8, "drift": 0.1},
+    "langevin_adam": {"temperature": 1e-8},
+    "superpositional": {"correct": True},
+    # A descent test takes the gradient for weights to choose a rate: all utilities are negative,
+    # and the paper's maximum turns their order round.
+    "upgd": {"profile": "safe"},
 }
 # Their updates of 16-bit leaves are float32: a 16-bit difference cannot carry the step.
 FLOAT32_UPDATES = ("master_weights", "stochastic_round")
 # Their steps are arcs of spheres: weights keep their norm, and half the learning rate is half the
 # step only up to its square.
 ON_SPHERES = ("hyperp",)
+# Half the learning rate is half the step, but not half of its noise.
+ROOT_OF_RATE = ("adam_sgld", "langevin_adam", "psgld", "sgld")
 BASES: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sign": lambda: optkit.lion(RATE),
     "adaptive": lambda: optkit.adamw(RATE),
@@ -80,6 +91,10 @@ class Method:
     @property
     def is_float32(self) -> bool:
         return self.entry.name in FLOAT32_UPDATES
+
+    @property
+    def is_linear_in_rate(self) -> bool:
+        return self.entry.name not in (*ON_SPHERES, *ROOT_OF_RATE)
 
     @property
     def is_on_spheres(self) -> bool:

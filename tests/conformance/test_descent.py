@@ -9,9 +9,9 @@ from optkit.tree import leaves_with_paths
 from tests.conformance.methods import DESCENT_STEPS, Method
 from tests.conformance.trees import filled
 
-# AdaGO's steps fall as 1/sqrt(t), so that they lead less far.
+# Their steps fall as 1/sqrt(t), so that they lead less far.
 REMAINS = {"adago": 0.9}
-FIRST_MOVE = {"adago": 0.2}
+FIRST_MOVE = {"adago": 0.2, "classp": 0.2}
 
 
 def test_quadratic(recipe: Method) -> None:

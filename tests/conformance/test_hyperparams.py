@@ -18,7 +18,8 @@ from tests.conformance.trees import SMALL, assert_close
 
 def _schedulable(method: Method) -> dict[str, float]:
     """The parameters annotated as number or schedule, with the constant that the run used."""
-    given = {"learning_rate": RATE, **method.entry.example}
+    own = OPTIONS.get(method.entry.name, {})
+    given = {"learning_rate": RATE, **method.entry.example, **own}
     out = {}
     for name, parameter in method.hyperparameters.items():
         if takes_schedule(parameter):
@@ -71,7 +72,7 @@ def test_a_schedule_acts_at_the_step_it_names(recipe: Method) -> None:
     got, _ = recipe.run(recipe.build(**halved))
     first, second = recipe.eager[0]
     assert_close(got[0], first)
-    units = RATE / float(jnp.finfo(jnp.float32).eps) if recipe.is_on_spheres else 64.0
+    units = 64.0 if recipe.is_linear_in_rate else RATE / float(jnp.finfo(jnp.float32).eps)
     assert_close(got[1], jax.tree.map(lambda u: u / 2, second), units=units)
 
 
@@ -117,7 +118,7 @@ def test_injected_learning_rates_differ_over_a_population(recipe: Method) -> Non
         return {path: x for path, x in leaves_with_paths(updates) if path in paths}
 
     out = jax.jit(jax.vmap(update))(jnp.array([RATE, 2 * RATE]))
-    units = 2 * RATE / float(jnp.finfo(jnp.float32).eps) if recipe.is_on_spheres else 64.0
+    units = 64.0 if recipe.is_linear_in_rate else 2 * RATE / float(jnp.finfo(jnp.float32).eps)
     twice = {k: 2 * x[0] for k, x in out.items()}
     assert_close({k: x[1] for k, x in out.items()}, twice, units=units)
     assert set(out) == set(paths)

@@ -19,8 +19,8 @@ from tests.conformance.trees import (
     is_matrix,
 )
 
-# Their updates depend on the norm of the whole gradient.
-LOOK_AT_ALL = ("clip_by_global_norm", "skip_spikes")
+# Their updates depend on the norm of the whole gradient, or on the most useful of all weights.
+LOOK_AT_ALL = ("clip_by_global_norm", "skip_spikes", "upgd", "upgd_adam", "utility_gate")
 # Compares gradients with a length of its own.
 SEES_THE_SCALE = ("adago",)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import optkit
-from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference
+from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference, trajectory
 
 
 def noisy_trajectory(golden: Golden, tx: optax.GradientTransformation) -> Iterator[Comparison]:
@@ -30,7 +30,11 @@ def noisy_trajectory(golden: Golden, tx: optax.GradientTransformation) -> Iterat
         yield Comparison(max(difference(params[k], v) for k, v in expected.items()), TOLERANCE)
 
 
-_PROFILES = {"upgd": "readme_global", "upgd_local": "experiment_local", "upgd_adam": "readme_global"}
+_PROFILES = {
+    "upgd": "readme_global",
+    "upgd_local": "experiment_local",
+    "upgd_adam": "readme_global",
+}
 
 
 @case("upgd", "upgd_local", "upgd_adam")
@@ -48,3 +52,57 @@ def upgd(golden: Golden) -> Iterator[Comparison]:
         options |= {"b1": b1, "b2": b2, "eps": hyper["eps"]}
     factory = optkit.upgd_adam if method == "upgd_adam" else optkit.upgd
     yield from noisy_trajectory(golden, factory(hyper["lr"], **options))
+
+
+@case("xgrad_adam", "xgrad_adamw")
+def xgrad(golden: Golden) -> Iterator[Comparison]:
+    """The points of prediction and the trajectory, whose gradients were recorded beforehand."""
+    hyper = golden.hyper
+    rate, (b1, b2) = hyper["lr"], hyper["betas"]
+    # The reference's Adam takes a decay and does nothing with it.
+    decay = hyper["weight_decay"] if golden.meta["method"] == "xgrad_adamw" else 0.0
+    betas = {"b1": b1, "b2": b2, "eps": hyper["eps"]}
+    tx = optkit.adamw(rate, weight_decay=decay, **betas)
+
+    @jax.jit
+    def step(grads: Any, state: Any, params: Any) -> Any:
+        ahead = optkit.predict_weights(params, state, rate, hyper["s"], **betas)
+        updates, state = tx.update(grads, state, params)
+        return state, optax.apply_updates(params, updates), ahead
+
+    params = jax.tree.map(jnp.asarray, golden.tree("p0"))
+    state = tx.init(params)
+    for t in range(golden.steps):
+        state, params, ahead = step(golden.tree(f"g/{t}"), state, params)
+        for got, name in ((ahead, "pred"), (params, "p")):
+            expected = golden.tree(f"{name}/{t}")
+            yield Comparison(max(difference(got[k], v) for k, v in expected.items()), TOLERANCE)
+
+
+@case("ewc_online")
+def ewc_online(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    tx = optkit.ewc_online(
+        hyper["lr"],
+        strength=hyper["lamda"],
+        b_anchor=hyper["beta_weight"],
+        b_fisher=hyper["beta_fisher"],
+        weight_decay=hyper.get("weight_decay", 0.0),
+    )
+    yield from trajectory(golden, tx)
+
+
+@case("classp")
+def classp(golden: Golden) -> Iterator[Comparison]:
+    """The reference's reading; where the threshold is 0 and the power 1 also the paper's."""
+    hyper = golden.hyper
+    options: dict[str, Any] = {
+        "threshold": hyper["threshold"],
+        "power": hyper["power"],
+        "eps": hyper["epsilon"],
+        "scaling": hyper.get("apply_scaling", True),
+    }
+    compat = None if hyper.get("compat") == "paper" else "official"
+    both = compat == "official" and (hyper["threshold"], hyper["power"]) == (0, 1)
+    for reading in ("official", None) if both else (compat,):
+        yield from trajectory(golden, optkit.classp(hyper["lr"], compat=reading, **options))

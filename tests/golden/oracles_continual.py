@@ -41,7 +41,63 @@ def upgd(params, grads, noise, states, t, h):
     return out
 
 
-METHODS = {"upgd": upgd, "upgd_local": upgd, "upgd_adam": upgd}
+def by_leaf(rule):
+    """A rule of single leaves, told of no others, for the whole tree."""
+
+    def tree(params, grads, noise, states, t, h):
+        return {k: rule(p, grads[k], noise[k], states[k], t, h) for k, p in params.items()}
+
+    return tree
+
+
+@by_leaf
+def ewc_online(p, g, noise, state, t, h):
+    del noise
+    bw, bf = h["beta_weight"], h["beta_fisher"]
+    state["w"] = bw * state.get("w", 0 * p) + (1 - bw) * p
+    state["f"] = bf * state.get("f", 0 * p) + (1 - bf) * g * g
+    away = p - state["w"] / (1 - bw**t)
+    return p - h["lr"] * (g + h["lamda"] * state["f"] / (1 - bf**t) * away)
+
+
+@by_leaf
+def classp(p, g, noise, state, t, h):
+    del noise, t
+    old = state.get("a", 0 * p)
+    if h.get("compat") == "paper":
+        g = g * (g * g > h["threshold"])
+        state["a"] = old + np.abs(g) ** h["power"]
+    else:
+        if not float((g * g).any()) > h["threshold"]:
+            return p
+        state["a"] = old + np.abs(g)
+    scaling = h["apply_scaling"]
+    return p - h["lr"] * g / ((h["epsilon"] + state["a"]) ** (1 / h["power"]) if scaling else 1)
+
+
+@by_leaf
+def langevin(p, g, noise, state, t, h):
+    b1, b2 = h["betas"]
+    g = g + h["weight_decay"] * p
+    state["m"] = b1 * state.get("m", 0 * p) + (1 - b1) * g
+    state["v"] = b2 * state.get("v", 0 * p) + (1 - b2) * g * g
+    root, c1, c2 = np.sqrt(state["v"]), 1 - b1**t, 1 - b2**t
+    stir = h["noise_scale"] * np.sqrt(2 * h["lr"]) * noise
+    if "a" in h:
+        return p - h["lr"] * (g + h["a"] * state["m"] / (root + h["eps"])) + stir
+    step = state["m"] / c1 / (root / np.sqrt(c2) + h["eps"])
+    return p - h["lr"] * step + stir * np.sqrt(np.sqrt(c2) / c1 / (root + h["eps"]))
+
+
+METHODS = {
+    "upgd": upgd,
+    "upgd_local": upgd,
+    "upgd_adam": upgd,
+    "ewc_online": ewc_online,
+    "classp": classp,
+    "langevin_adam": langevin,
+    "adam_sgld": langevin,
+}
 
 
 def write(file, method, hyper, *, steps, shapes=SHAPES, said=None):
@@ -73,6 +129,10 @@ def write(file, method, hyper, *, steps, shapes=SHAPES, said=None):
 
 _UPGD = {"lr": 0.05, "weight_decay": 0.1, "beta_utility": 0.9, "sigma": 0.3}
 _ADAM = _UPGD | {"beta1": 0.8, "beta2": 0.95, "eps": 1e-3}
+_EWC = {"lr": 0.1, "lamda": 3.0, "beta_weight": 0.8, "beta_fisher": 0.9}
+_CLASSP = {"lr": 0.05, "threshold": 0.5, "epsilon": 1e-2, "power": 2, "apply_scaling": True}
+_PAPER = _CLASSP | {"compat": "paper", "threshold": 0.04}
+_LANGEVIN = {"lr": 0.03, "betas": [0.8, 0.95], "eps": 1e-3, "weight_decay": 0.2, "noise_scale": 0.3}
 _CONV = {"shapes": {"conv": (4, 3, 2, 3), "gain": (5,)}}
 
 # name -> (method, hyperparameters, options of write)
@@ -93,4 +153,14 @@ VARIANTS = {
         {"steps": 4},
     ),
     "upgd_adam": ("upgd_adam", _ADAM | {"profile": "readme_global"}, {"steps": 12}),
+    "ewc_online": ("ewc_online", _EWC, {"steps": 12}),
+    "ewc_online_forgetful": ("ewc_online", _EWC | {"beta_fisher": 0.0}, {"steps": 5} | _CONV),
+    "classp": ("classp", _CLASSP, {"steps": 8}),
+    "classp_unscaled": ("classp", _CLASSP | {"apply_scaling": False}, {"steps": 4} | _CONV),
+    "classp_closed": ("classp", _CLASSP | {"threshold": 1.0}, {"steps": 2}),
+    "classp_paper": ("classp", _PAPER, {"steps": 8}),
+    "classp_paper_cube": ("classp", _PAPER | {"power": 3, "threshold": 0}, {"steps": 5}),
+    "langevin_adam": ("langevin_adam", _LANGEVIN, {"steps": 12}),
+    "langevin_adam_cold": ("langevin_adam", _LANGEVIN | {"noise_scale": 0.0}, {"steps": 3}),
+    "adam_sgld": ("adam_sgld", _LANGEVIN | {"a": 0.4}, {"steps": 12}),
 }
