@@ -40,6 +40,7 @@ from optkit.optimizers import (
     upgd_adam,
 )
 from optkit.planning import Plan, PlanRow, plan
+from optkit.prediction import coast_weights, predict_weights
 from optkit.transforms import (
     NormBall,
     accumulate_gradients,
@@ -117,6 +118,7 @@ __all__ = [
     "cautious_muon",
     "clip_by_global_norm",
     "clip_leaf_norm",
+    "coast_weights",
     "cwd_adamw",
     "cwd_lion",
     "decay_weights",
@@ -157,6 +159,7 @@ __all__ = [
     "orthogonalize",
     "partial_value_and_grad",
     "plan",
+    "predict_weights",
     "reg",
     "reset_state",
     "restore_state",
