@@ -1,17 +1,24 @@
 """The recipes: whole optimizers, each a chain of a few parts."""
 
 from optkit.optimizers.adago import adago
+from optkit.optimizers.adamp import adamp
 from optkit.optimizers.adamuon import adamuon
 from optkit.optimizers.adamw import adamw
+from optkit.optimizers.am_adamw import am_adamw
+from optkit.optimizers.am_msgd import am_msgd
+from optkit.optimizers.amsgrad import amsgrad
 from optkit.optimizers.auon import auon, hybrid_auon
 from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_muon
 from optkit.optimizers.cwd import cwd_adamw, cwd_lion
 from optkit.optimizers.dion import dion
 from optkit.optimizers.dion2 import dion2, dion3
 from optkit.optimizers.drop_muon import drop_muon
+from optkit.optimizers.ewc_online import ewc_online
 from optkit.optimizers.grams import grams
 from optkit.optimizers.hyperp import hyperp
 from optkit.optimizers.lion import lion, lion_k
+from optkit.optimizers.mars_adamw import mars_adamw
+from optkit.optimizers.mars_lion import mars_lion
 from optkit.optimizers.mars_m import mars_m
 from optkit.optimizers.mars_shampoo import mars_shampoo
 from optkit.optimizers.muon import muon
@@ -24,13 +31,18 @@ from optkit.optimizers.normuon import normuon, normuon_dion
 from optkit.optimizers.reg import reg
 from optkit.optimizers.scion import scion
 from optkit.optimizers.scion_init import scion_init
+from optkit.optimizers.sgdp import sgdp
 from optkit.optimizers.signsgd import signsgd, signum
 from optkit.optimizers.upgd import upgd, upgd_adam
 
 __all__ = [
     "adago",
+    "adamp",
     "adamuon",
     "adamw",
+    "am_adamw",
+    "am_msgd",
+    "amsgrad",
     "auon",
     "cautious_adamw",
     "cautious_lion",
@@ -41,11 +53,14 @@ __all__ = [
     "dion2",
     "dion3",
     "drop_muon",
+    "ewc_online",
     "grams",
     "hybrid_auon",
     "hyperp",
     "lion",
     "lion_k",
+    "mars_adamw",
+    "mars_lion",
     "mars_m",
     "mars_shampoo",
     "muon",
@@ -59,6 +74,7 @@ __all__ = [
     "reg",
     "scion",
     "scion_init",
+    "sgdp",
     "signsgd",
     "signum",
     "upgd",

@@ -1,7 +1,9 @@
 """The parts: directions, accumulators and wrappers; each an Optax transformation."""
 
 from optkit.transforms.accumulate import AccumulateState, accumulate_gradients
-from optkit.transforms.adam import ScaleByAdamState, scale_by_adam
+from optkit.transforms.adam import ScaleByAdamState, ScaleByAmsgradState, scale_by_adam
+from optkit.transforms.adaptive_memory import AdaptiveMemoryState, adaptive_memory
+from optkit.transforms.alignment_brake import AlignmentBrakeState, alignment_brake
 from optkit.transforms.balls import NormBall
 from optkit.transforms.base import Transformation
 from optkit.transforms.cautious import cautious, sign_from_grad
@@ -9,8 +11,15 @@ from optkit.transforms.clip import clip_by_global_norm
 from optkit.transforms.clip_leaf import clip_leaf_norm
 from optkit.transforms.cosh_rms import scale_by_cosh_rms
 from optkit.transforms.cuts import partial_value_and_grad
+from optkit.transforms.delay import DelayGradientsState, delay_gradients
 from optkit.transforms.dion import ScaleByDionState, scale_by_dion
 from optkit.transforms.drop_layers import DropLayersState, drop_layers, next_cut
+from optkit.transforms.elastic import (
+    ElasticPriorState,
+    OnlineElasticPriorState,
+    elastic_prior,
+    online_elastic_prior,
+)
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
 from optkit.transforms.guards import (
     SkipNonfiniteState,
@@ -33,6 +42,8 @@ from optkit.transforms.precision import (
     round_stochastically,
     stochastic_round,
 )
+from optkit.transforms.project_radial import ProjectRadialState, project_radial
+from optkit.transforms.project_to_norm import ProjectToNormState, project_to_norm
 from optkit.transforms.route import FROZEN, RouteState, route
 from optkit.transforms.row_col import scale_by_row_col
 from optkit.transforms.row_moment import ScaleByRowMomentState, scale_by_row_moment
@@ -48,14 +59,22 @@ from optkit.transforms.variance_reduce import VarianceReduceState, variance_redu
 __all__ = [
     "FROZEN",
     "AccumulateState",
+    "AdaptiveMemoryState",
+    "AlignmentBrakeState",
     "DecayState",
+    "DelayGradientsState",
     "DropLayersState",
+    "ElasticPriorState",
     "MasterWeightsState",
     "MomentumState",
     "NormBall",
+    "OnlineElasticPriorState",
     "OrthogonalizeState",
+    "ProjectRadialState",
+    "ProjectToNormState",
     "RouteState",
     "ScaleByAdamState",
+    "ScaleByAmsgradState",
     "ScaleByDionState",
     "ScaleByEntryMomentState",
     "ScaleByLearningRateState",
@@ -70,13 +89,17 @@ __all__ = [
     "UtilityGateState",
     "VarianceReduceState",
     "accumulate_gradients",
+    "adaptive_memory",
+    "alignment_brake",
     "blend_momentum",
     "cautious",
     "clip_by_global_norm",
     "clip_leaf_norm",
     "decay_weights",
+    "delay_gradients",
     "descend",
     "drop_layers",
+    "elastic_prior",
     "freeze",
     "get_hyperparam",
     "global_norm",
@@ -86,8 +109,11 @@ __all__ = [
     "master_weights",
     "momentum",
     "next_cut",
+    "online_elastic_prior",
     "orthogonalize",
     "partial_value_and_grad",
+    "project_radial",
+    "project_to_norm",
     "round_stochastically",
     "route",
     "scale_by_adam",

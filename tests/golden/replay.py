@@ -138,8 +138,10 @@ def replay(file: Path) -> Result:
         cases_dion,
         cases_foundation,
         cases_lact,
+        cases_mars_moments,
         cases_namo_mars,
         cases_normalized,
+        cases_projections,
         cases_randomized,
         cases_spheres,
     )
