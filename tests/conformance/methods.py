@@ -49,6 +49,8 @@ FLOAT32_UPDATES = ("master_weights", "stochastic_round")
 ON_SPHERES = ("hyperp",)
 # Half the learning rate is half the step, but not half of its noise.
 ROOT_OF_RATE = ("adam_sgld", "langevin_adam", "psgld", "sgld")
+# Their momentum looks at how the rate has changed: files of tests/golden with a schedule show that.
+SEE_THE_RATE = ("am_adamw",)
 BASES: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sign": lambda: optkit.lion(RATE),
     "adaptive": lambda: optkit.adamw(RATE),

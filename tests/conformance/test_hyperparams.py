@@ -11,7 +11,7 @@ import pytest
 
 import optkit
 from optkit.tree import leaves_with_paths
-from tests.conformance.methods import OPTIONS, RATE, Method, takes_schedule
+from tests.conformance.methods import OPTIONS, RATE, SEE_THE_RATE, Method, takes_schedule
 from tests.conformance.methods import method as method_named
 from tests.conformance.trees import SMALL, assert_close
 
@@ -72,6 +72,8 @@ def test_a_schedule_acts_at_the_step_it_names(recipe: Method) -> None:
     got, _ = recipe.run(recipe.build(**halved))
     first, second = recipe.eager[0]
     assert_close(got[0], first)
+    if recipe.entry.name in SEE_THE_RATE:
+        return
     units = 64.0 if recipe.is_linear_in_rate else RATE / float(jnp.finfo(jnp.float32).eps)
     assert_close(got[1], jax.tree.map(lambda u: u / 2, second), units=units)
 
