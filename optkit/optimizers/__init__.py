@@ -9,6 +9,7 @@ from optkit.optimizers.am_msgd import am_msgd
 from optkit.optimizers.amsgrad import amsgrad
 from optkit.optimizers.auon import auon, hybrid_auon
 from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_muon
+from optkit.optimizers.classp import classp
 from optkit.optimizers.cwd import cwd_adamw, cwd_lion
 from optkit.optimizers.dion import dion
 from optkit.optimizers.dion2 import dion2, dion3
@@ -27,6 +28,7 @@ from optkit.optimizers.muon_randomized import muon_randomized
 from optkit.optimizers.muon_rms import muon_rms
 from optkit.optimizers.namo import namo
 from optkit.optimizers.namo_d import namo_d
+from optkit.optimizers.normalized_momentum import normalized_momentum
 from optkit.optimizers.normuon import normuon, normuon_dion
 from optkit.optimizers.reg import reg
 from optkit.optimizers.scion import scion
@@ -47,6 +49,7 @@ __all__ = [
     "cautious_adamw",
     "cautious_lion",
     "cautious_muon",
+    "classp",
     "cwd_adamw",
     "cwd_lion",
     "dion",
@@ -69,6 +72,7 @@ __all__ = [
     "muon_rms",
     "namo",
     "namo_d",
+    "normalized_momentum",
     "normuon",
     "normuon_dion",
     "reg",

@@ -21,6 +21,7 @@ from optkit.transforms.elastic import (
     online_elastic_prior,
 )
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
+from optkit.transforms.ess import ScaleByEssState, effective_share, scale_by_ess
 from optkit.transforms.guards import (
     SkipNonfiniteState,
     SkipSpikesState,
@@ -33,6 +34,7 @@ from optkit.transforms.kappa import scale_by_kappa
 from optkit.transforms.lmo import lmo
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
 from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
+from optkit.transforms.normal_plane import normal_plane, project_away
 from optkit.transforms.orthogonalize import orthogonalize
 from optkit.transforms.precision import (
     MasterWeightsState,
@@ -53,6 +55,12 @@ from optkit.transforms.sphere import SphereProjectState, sphere_project
 from optkit.transforms.split import freeze, split_matrices
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
 from optkit.transforms.submatrix import SelectSubmatrixState, select_submatrix
+from optkit.transforms.threshold_gate import (
+    ScaleByGradientSumState,
+    ThresholdGateState,
+    scale_by_gradient_sum,
+    threshold_gate,
+)
 from optkit.transforms.utility_gate import UtilityGateState, utility_gate
 from optkit.transforms.variance_reduce import VarianceReduceState, variance_reduce
 
@@ -77,6 +85,8 @@ __all__ = [
     "ScaleByAmsgradState",
     "ScaleByDionState",
     "ScaleByEntryMomentState",
+    "ScaleByEssState",
+    "ScaleByGradientSumState",
     "ScaleByLearningRateState",
     "ScaleByNormRatioState",
     "ScaleByRowMomentState",
@@ -85,6 +95,7 @@ __all__ = [
     "SkipSpikesState",
     "SphereProjectState",
     "StochasticRoundState",
+    "ThresholdGateState",
     "Transformation",
     "UtilityGateState",
     "VarianceReduceState",
@@ -99,6 +110,7 @@ __all__ = [
     "delay_gradients",
     "descend",
     "drop_layers",
+    "effective_share",
     "elastic_prior",
     "freeze",
     "get_hyperparam",
@@ -109,9 +121,11 @@ __all__ = [
     "master_weights",
     "momentum",
     "next_cut",
+    "normal_plane",
     "online_elastic_prior",
     "orthogonalize",
     "partial_value_and_grad",
+    "project_away",
     "project_radial",
     "project_to_norm",
     "round_stochastically",
@@ -120,6 +134,8 @@ __all__ = [
     "scale_by_cosh_rms",
     "scale_by_dion",
     "scale_by_entry_moment",
+    "scale_by_ess",
+    "scale_by_gradient_sum",
     "scale_by_kappa",
     "scale_by_learning_rate",
     "scale_by_norm_ratio",
@@ -133,6 +149,7 @@ __all__ = [
     "sphere_project",
     "split_matrices",
     "stochastic_round",
+    "threshold_gate",
     "utility_gate",
     "variance_reduce",
 ]

@@ -20,7 +20,14 @@ from tests.conformance.trees import (
 )
 
 # Their updates depend on the norm of the whole gradient, or on the most useful of all weights.
-LOOK_AT_ALL = ("clip_by_global_norm", "skip_spikes", "upgd", "upgd_adam", "utility_gate")
+LOOK_AT_ALL = (
+    "clip_by_global_norm",
+    "normalized_momentum",
+    "skip_spikes",
+    "upgd",
+    "upgd_adam",
+    "utility_gate",
+)
 # Compares gradients with a length of its own.
 SEES_THE_SCALE = ("adago",)
 
