@@ -32,8 +32,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # The balls must hold the targets of the descent tests, and the steps must not leap over them.
     "scion": {"scale": 4.0, "head_scale": 4.0, "embedding_scale": 4.0},
     "skip_spikes": {"window": 32},  # the history is shared state: 4 bytes a value
-    # AdaGrad: by default small gradients do nothing and steps fall as 1/t, both on purpose.
-    "classp": {"threshold": 0.0, "power": 2.0},
+    # AdaGrad: by default small gradients do nothing and steps fall as 1/t, both on purpose. A root
+    # of eps between rounding and most gradients lifts the rounding of a mean that is nearly 0.
+    "classp": {"threshold": 0.0, "power": 2.0, "eps": 0.1},
     # Cold, so that they descend; not debiased, Adam's first steps are 3 to 6 times RATE.
     "adam_sgld": {"temperature": 1e-8, "drift": 0.1},
     "langevin_adam": {"temperature": 1e-8},
