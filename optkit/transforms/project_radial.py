@@ -76,8 +76,9 @@ def project_radial(
     3. else by the whole matrix in the same way, with ``delta/sqrt(matrix size)``;
     4. ``u <- u + weight_decay/(1-b1)*r*p``, where ``r = wd_ratio`` if 2 or 3 took place and else 1.
 
-    A gradient of 0 counts as perpendicular. Vectors and scalars pass unchanged (``r = 1``). Both
-    views are computed and one is selected; on a mesh only sums of channels travel.
+    A gradient of 0, or far below ``eps``, counts as perpendicular. Vectors and scalars pass
+    unchanged (``r = 1``). Both views are computed and one is selected; on a mesh only sums of
+    channels travel.
 
     It is a wrapper because the test looks at the raw gradient and the projection at the result.
 

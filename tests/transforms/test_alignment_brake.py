@@ -142,3 +142,34 @@ def test_brakes_allow_learning_rates_many_times_as_large_under_delay(delay):
     stable = final < 1.0  # NaN is none
     plain, braked = (RATES[np.argmin(row)] if not row.all() else RATES[-1] for row in stable)
     assert braked > 8 * plain  # measured: 11 and 13 times
+
+
+def test_a_delayed_network_learns_at_a_rate_at_which_plain_momentum_diverges():
+    keys = jax.random.split(jax.random.key(0), 5)
+    x = jax.random.normal(keys[0], (64, 8))
+
+    def drawn(first, second):
+        shapes = {"first": (8, 16), "second": (16, 2)}
+        pairs = zip((first, second), shapes.items(), strict=True)
+        return {name: jax.random.normal(key, s) / s[0] ** 0.5 for key, (name, s) in pairs}
+
+    truth, start = drawn(*keys[1:3]), drawn(*keys[3:5])
+
+    def loss(p):
+        seen, wanted = (jnp.tanh(x @ q["first"]) @ q["second"] for q in (p, truth))
+        return jnp.mean(jnp.square(seen - wanted))
+
+    def end(rho):
+        inner = optkit.descend(optkit.alignment_brake(0.9, rho=rho), 0.05)
+        tx = optkit.delay_gradients(inner, 8)
+
+        def step(carry, _):
+            p, state = carry
+            u, state = tx.update(jax.grad(loss)(p), state, p)
+            return (optax.apply_updates(p, u), state), None
+
+        return loss(jax.lax.scan(step, (start, tx.init(start)), length=300)[0][0])
+
+    plain, braked = jax.jit(jax.vmap(end))(jnp.array([0.0, 2.0]))
+    assert not plain < loss(start)
+    assert braked < 0.05 * loss(start)

@@ -175,3 +175,46 @@ def test_leaves_that_cannot_be_projected_are_named():
     wrong = optkit.project_to_norm(optax.sgd(0.1), joint="dense")
     with pytest.raises(ValueError, match="module 'dense' are no vectors of equal leading axes"):
         wrong.init({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
+
+
+WIDTH, LABELS, STEPS, TASKS = 64, 10, 300, 10
+
+
+@pytest.mark.slow
+def test_a_network_goes_on_learning_labels_that_are_drawn_anew():
+    """Losses at the end of each task of learning 256 random labels, with layers normalized."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    x = jax.random.normal(keys[0], (256, 32))
+    labels = jax.random.randint(keys[1], (TASKS, 256), 0, LABELS)
+    sizes = {"dense_0/kernel": (32, WIDTH), "dense_1/kernel": (WIDTH, WIDTH)}
+    sizes |= {"head/kernel": (WIDTH, LABELS)}
+    start = {
+        name: jax.random.normal(key, size) / size[0] ** 0.5
+        for key, (name, size) in zip(keys[2:], sizes.items(), strict=True)
+    }
+
+    def loss(p, y):
+        h = x
+        for name in ("dense_0/kernel", "dense_1/kernel"):
+            h = h @ p[name]
+            h = h - h.mean(-1, keepdims=True)
+            h = jax.nn.relu(h / jnp.sqrt(jnp.mean(h * h, -1, keepdims=True) + 1e-6))
+        return optax.softmax_cross_entropy_with_integer_labels(h @ p["head/kernel"], y).mean()
+
+    def ends(tx):
+        def task(carry, y):
+            def step(carry, _):
+                p, state = carry
+                value, g = jax.value_and_grad(loss)(p, y)
+                u, state = tx.update(g, state, p)
+                return (optax.apply_updates(p, u), state), value
+
+            carry, values = jax.lax.scan(step, carry, length=STEPS)
+            return carry, values[-1]
+
+        return jax.lax.scan(task, (start, tx.init(start)), labels)[1]
+
+    adam = optax.adam(3e-3)
+    plain, ours = jax.jit(lambda: (ends(adam), ends(optkit.project_to_norm(adam))))()
+    assert plain[-1] > 2.5 * plain[0]
+    assert ours[-1] < 0.5 * plain[-1]
