@@ -7,11 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import register
-from optkit.transforms.base import (
-    Transformation,
-    map_leaves,
-    unzip,
-)
+from optkit.transforms.base import Transformation, map_leaves, unzip
 from optkit.transforms.hyperparams import (
     Scalar,
     ScalarOrSchedule,

@@ -114,31 +114,22 @@ def adaptive_memory_adam(
         )
         kept = state.coefficients[0]
         betas = _coefficients(numbers, kept, grads, held, decayed)
-        out, memory, nu = [], [], []
-        for i, (g, (d, v)) in enumerate(zip(grads, held, strict=True)):
-            v, scale = _metric(numbers, kept[i], g, v)
-            damped = 1.0 + numbers.lam * scale
-            d = (1.0 - betas[i]) / damped * g + (numbers.lam * scale + betas[i]) / damped * d
-            out.append(d / scale)
-            memory.append(d)
-            nu.append(v)
-        like = (updates, state.memory, state.nu)
-        built = [
-            jax.tree.unflatten(
-                jax.tree.structure(tree),
-                [x.astype(old.dtype) for x, old in zip(new, jax.tree.leaves(tree), strict=True)],
-            )
-            for new, tree in zip((out, memory, nu), like, strict=True)
+        steps = [
+            _step(numbers, kept[i], betas[i], g, d, v)
+            for i, (g, (d, v)) in enumerate(zip(grads, held, strict=True))
         ]
-        new = AdaptiveMemoryAdamState(
+        out, memory, nu = (
+            _like(tree, [step[i] for step in steps])
+            for i, tree in enumerate((updates, state.memory, state.nu))
+        )
+        return out, AdaptiveMemoryAdamState(
             state.count + 1,
-            built[1],
-            built[2],
+            memory,
+            nu,
             jnp.stack([kept * betas, betas]),
             numbers.rate,
             recorded(state.count, b1=b1, b2=b2, eps=eps, lam=lam),
         )
-        return built[0], new
 
     return Transformation(init_fn, update_fn)
 
@@ -194,3 +185,24 @@ def _coefficients(
         under.append(jnp.sum((apart / scale) * (apart / damped)))
     betas = bounded_ratio(jnp.stack(over), jnp.stack(under), numbers.b1)
     return jnp.where(numbers.finished == 0, numbers.b1, betas).astype(jnp.float32)
+
+
+def _step(
+    numbers: _Numbers,
+    kept: jax.Array,
+    beta: jax.Array,
+    g: jax.Array,
+    d: jax.Array,
+    nu: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Update, memory and second moment of a leaf."""
+    v, scale = _metric(numbers, kept, g, nu)
+    held = numbers.lam * scale
+    d = (1.0 - beta) / (1.0 + held) * g + (held + beta) / (1.0 + held) * d
+    return d / scale, d, v
+
+
+def _like(tree: PyTree, leaves: Sequence[jax.Array]) -> PyTree:
+    """Leaves in the structure and the dtypes of a tree."""
+    cast = [x.astype(old.dtype) for x, old in zip(leaves, jax.tree.leaves(tree), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(tree), cast)
