@@ -17,6 +17,7 @@ from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.ewc_online import ewc_online
 from optkit.optimizers.grams import grams
 from optkit.optimizers.hyperp import hyperp
+from optkit.optimizers.langevin import adam_sgld, langevin_adam, psgld, sgld
 from optkit.optimizers.lion import lion, lion_k
 from optkit.optimizers.mars_adamw import mars_adamw
 from optkit.optimizers.mars_lion import mars_lion
@@ -39,6 +40,7 @@ from optkit.optimizers.upgd import upgd, upgd_adam
 
 __all__ = [
     "adago",
+    "adam_sgld",
     "adamp",
     "adamuon",
     "adamw",
@@ -60,6 +62,7 @@ __all__ = [
     "grams",
     "hybrid_auon",
     "hyperp",
+    "langevin_adam",
     "lion",
     "lion_k",
     "mars_adamw",
@@ -75,10 +78,12 @@ __all__ = [
     "normalized_momentum",
     "normuon",
     "normuon_dion",
+    "psgld",
     "reg",
     "scion",
     "scion_init",
     "sgdp",
+    "sgld",
     "signsgd",
     "signum",
     "upgd",

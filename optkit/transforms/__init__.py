@@ -9,6 +9,7 @@ from optkit.transforms.base import Transformation
 from optkit.transforms.cautious import cautious, sign_from_grad
 from optkit.transforms.clip import clip_by_global_norm
 from optkit.transforms.clip_leaf import clip_leaf_norm
+from optkit.transforms.conducive import conducive_gradient
 from optkit.transforms.cosh_rms import scale_by_cosh_rms
 from optkit.transforms.cuts import partial_value_and_grad
 from optkit.transforms.delay import DelayGradientsState, delay_gradients
@@ -31,6 +32,7 @@ from optkit.transforms.guards import (
 )
 from optkit.transforms.hyperparams import ScaleByLearningRateState, get_hyperparam, hyperparams
 from optkit.transforms.kappa import scale_by_kappa
+from optkit.transforms.langevin import LangevinNoiseState, langevin_noise
 from optkit.transforms.lmo import lmo
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
 from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
@@ -73,6 +75,7 @@ __all__ = [
     "DelayGradientsState",
     "DropLayersState",
     "ElasticPriorState",
+    "LangevinNoiseState",
     "MasterWeightsState",
     "MomentumState",
     "NormBall",
@@ -106,6 +109,7 @@ __all__ = [
     "cautious",
     "clip_by_global_norm",
     "clip_leaf_norm",
+    "conducive_gradient",
     "decay_weights",
     "delay_gradients",
     "descend",
@@ -117,6 +121,7 @@ __all__ = [
     "global_norm",
     "hyperparams",
     "in_float32",
+    "langevin_noise",
     "lmo",
     "master_weights",
     "momentum",

@@ -140,6 +140,7 @@ def replay(file: Path) -> Result:
         cases_lact,
         cases_mars_moments,
         cases_namo_mars,
+        cases_noise,
         cases_normalized,
         cases_projections,
         cases_randomized,
