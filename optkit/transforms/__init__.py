@@ -22,7 +22,7 @@ from optkit.transforms.elastic import (
     online_elastic_prior,
 )
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
-from optkit.transforms.ess import ScaleByEssState, effective_share, scale_by_ess
+from optkit.transforms.ess import ScaleByEssState, effective_share, opob_baseline, scale_by_ess
 from optkit.transforms.guards import (
     SkipNonfiniteState,
     SkipSpikesState,
@@ -52,6 +52,7 @@ from optkit.transforms.route import FROZEN, RouteState, route
 from optkit.transforms.row_col import scale_by_row_col
 from optkit.transforms.row_moment import ScaleByRowMomentState, scale_by_row_moment
 from optkit.transforms.shape_scale import scale_by_shape
+from optkit.transforms.sine_modulation import SineModulationState, sine_modulation
 from optkit.transforms.sketching import OrthogonalizeState
 from optkit.transforms.sphere import SphereProjectState, sphere_project
 from optkit.transforms.split import freeze, split_matrices
@@ -94,6 +95,7 @@ __all__ = [
     "ScaleByNormRatioState",
     "ScaleByRowMomentState",
     "SelectSubmatrixState",
+    "SineModulationState",
     "SkipNonfiniteState",
     "SkipSpikesState",
     "SphereProjectState",
@@ -128,6 +130,7 @@ __all__ = [
     "next_cut",
     "normal_plane",
     "online_elastic_prior",
+    "opob_baseline",
     "orthogonalize",
     "partial_value_and_grad",
     "project_away",
@@ -149,6 +152,7 @@ __all__ = [
     "scale_by_shape",
     "select_submatrix",
     "sign_from_grad",
+    "sine_modulation",
     "skip_nonfinite",
     "skip_spikes",
     "sphere_project",

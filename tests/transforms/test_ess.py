@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optkit
-from optkit.transforms import effective_share
+from optkit.transforms import effective_share, opob_baseline
 
 SIZE = 6
 SHARE = jax.jit(effective_share)
@@ -98,3 +98,18 @@ def test_missing_weights_raise_unless_they_may_be_missing():
         optkit.scale_by_ess(rule="cubic")
     with pytest.raises(ValueError, match=r"base=0\.0 is below 1e-08"):
         optkit.scale_by_ess(0.0)
+
+
+@given(seed=st.integers(0, 50), shift=st.sampled_from([-500.0, 0.0, 500.0]))
+def test_the_baseline_makes_the_estimate_vary_least(seed, shift):
+    logs, rewards, scores = np.float32(np.random.default_rng(seed).standard_normal((3, SIZE)))
+    found = float(BASELINE(logs + np.float32(shift), rewards, scores**2))
+
+    def spread(b):
+        w = np.exp(np.float64(logs))
+        return np.sum((w * scores * (rewards - b)) ** 2)
+
+    assert all(spread(found) < spread(found + step) for step in (-0.01, 0.01))
+
+
+BASELINE = jax.jit(opob_baseline)
