@@ -36,6 +36,7 @@ from optkit.optimizers.scion import scion
 from optkit.optimizers.scion_init import scion_init
 from optkit.optimizers.sgdp import sgdp
 from optkit.optimizers.signsgd import signsgd, signum
+from optkit.optimizers.superpositional import superpositional
 from optkit.optimizers.upgd import upgd, upgd_adam
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "sgld",
     "signsgd",
     "signum",
+    "superpositional",
     "upgd",
     "upgd_adam",
 ]
