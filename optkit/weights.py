@@ -57,6 +57,15 @@ def extrapolate(params: PyTree, reference: PyTree, weight: Scalar) -> PyTree:
 _Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
+def _while_loop(
+    going: Callable[[_Carry], jax.Array], step: Callable[[_Carry], _Carry], carry: _Carry
+) -> _Carry:
+    """``jax.lax.while_loop`` in Python."""
+    while going(carry):
+        carry = step(carry)
+    return carry
+
+
 class LineSearch(NamedTuple):
     """What ``accept_line_search`` found."""
 
@@ -71,6 +80,8 @@ def accept_line_search(
     params: PyTree,
     reference: PyTree,
     weights: Sequence[float] = (2.0, 4.0, 6.0, 8.0, 10.0),
+    *,
+    on_device: bool = True,
 ) -> LineSearch:
     """Extrapolates as far as a score does not fall.
 
@@ -81,14 +92,16 @@ def accept_line_search(
 
     EffOPD calls it at the steps 1, 2, 4, 8, ... with the checkpoint of half as many steps for a
     reference, goes on from the accepted weights and leaves the optimizer's state as it is. One
-    checkpoint is all that it keeps. Works under ``jit``; the loop runs on the device.
+    checkpoint is all that it keeps.
 
     Args:
-      score: pure function of the weights that JAX can trace, larger is better; NaN fails.
+      score: pure function of the weights, larger is better; NaN fails.
       params: the base, a tree of arrays.
       reference: where the way began, a tree of the same leaves and shapes.
       weights: candidates in order. EffOPD's paper writes ``2k`` for k = 1..5, the default; a
         third-party code doubles.
+      on_device: run the search as one loop on the device, under ``jit`` too, for which JAX has to
+        trace the score; False calls it from Python, as for one that generates text.
 
     Returns:
       A ``LineSearch``; its score is never below that of ``params``.
@@ -112,6 +125,7 @@ def accept_line_search(
         check_number("weights", weight)
     check_same_leaves(params, reference, "reference", shapes=True)
     steps = jnp.asarray(weights, jnp.float32)
+    loop = jax.lax.while_loop if on_device else _while_loop
 
     def scored(weight: jax.Array) -> jax.Array:
         return jnp.asarray(score(extrapolate(params, reference, weight)), jnp.float32)
@@ -133,5 +147,5 @@ def accept_line_search(
 
     base = jnp.asarray(score(params), jnp.float32)
     start = (jnp.zeros((), jnp.int32), jnp.zeros(()), base, jnp.array(True))
-    tried, reached, best, _ = jax.lax.while_loop(going, look, start)
+    tried, reached, best, _ = loop(going, look, start)
     return LineSearch(extrapolate(params, reference, reached), reached, best, tried + 1)

@@ -66,6 +66,19 @@ def test_it_stops_at_the_first_that_fails(scores):
     assert int(got.evaluations) == tried
 
 
+def test_a_score_that_jax_cannot_trace_is_called_from_python():
+    p, r = {"w": jnp.ones(2)}, {"w": jnp.zeros(2)}
+    seen = []
+
+    def score(p):
+        seen.append(float(p["w"][0]))
+        return -abs(seen[-1] - 6.0)
+
+    got = optkit.accept_line_search(score, p, r, on_device=False)
+    assert (float(got.weight), float(got.score), int(got.evaluations)) == (6.0, -1.0, 5)
+    assert seen == [1.0, 3.0, 5.0, 7.0, 9.0]
+
+
 def test_a_score_that_is_no_number_is_not_accepted():
     got = search(jnp.array([1.0, jnp.nan, 9.0, 9.0, 9.0, 9.0]))
     assert (float(got.weight), float(got.score), int(got.evaluations)) == (0.0, 1.0, 2)

@@ -132,6 +132,23 @@ def _flat(trees):
     return [x | {"table": x["table"]["embedding"]} for x in trees]
 
 
+def test_fused_blocks_are_projected_as_they_are_apart():
+    """Query, key and value in one kernel: one perpendicular by channel, one along the weights."""
+    p, first, g = (draw(i, ROWS, 3 * COLUMNS) for i in range(3))
+    g[:, :COLUMNS] = without(g, p, 0)[:, :COLUMNS]
+    g[:, COLUMNS : 2 * COLUMNS] = p[:, COLUMNS : 2 * COLUMNS]
+    apart = [
+        {name: np.float32(x) for name, x in zip("qkv", np.split(tree, 3, axis=1), strict=True)}
+        for tree in (p, first, g)
+    ]
+    options = {"b1": 0.9, "weight_decay": 0.1, "project_buffer": True}
+    want = run(optkit.sgdp(0.1, **options), apart[0], apart[1:])[1]
+    dims = MatrixDims(0, 1, output_blocks=3)
+    whole = [{"qkv": np.float32(tree)} for tree in (p, first, g)]
+    got = run(optkit.sgdp(0.1, dims=dims, **options), whole[0], whole[1:])[1]["qkv"]
+    np.testing.assert_allclose(got, np.concatenate([want[x] for x in "qkv"], -1), atol=1e-6)
+
+
 SHAPES = {"kernel": (5, 3), "bias": (3,)}
 PARAMS = gradients(3, 1, SHAPES)[0]
 GRADS = gradients(4, 6, SHAPES)
