@@ -30,7 +30,7 @@ def am_msgd(
     """SGD with a momentum whose coefficient is computed anew at each step, one for all leaves.
 
     1. ``g <- g + weight_decay*p``;
-    2. ``beta = clip((|g|^2 + 2*lam*<g, d> - lam*|d|^2) / |d - g|^2, 0, b1)``;
+    2. ``beta = clip((1 + lam)*|g|^2/|d - g|^2 - lam, 0, b1)``;
     3. ``d <- (beta + lam)/(1 + lam)*d + (1 - beta)/(1 + lam)*g``, at the first update ``d = g``;
     4. ``p <- p - lr*d``.
 

@@ -1,6 +1,5 @@
 """Momentum that decides at each step, from a model of the loss, how much of itself to keep."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,13 +7,8 @@ import jax.numpy as jnp
 
 from optkit.catalogue import register
 from optkit.transforms.base import Transformation, map_leaves, unzip
-from optkit.transforms.hyperparams import (
-    Scalar,
-    ScalarOrSchedule,
-    check_number,
-    recorded,
-    value_at,
-)
+from optkit.transforms.guards import global_norm
+from optkit.transforms.hyperparams import ScalarOrSchedule, check_number, recorded, value_at
 from optkit.tree import PyTree, upcast, zeros_like_params
 
 PAPER = (
@@ -32,21 +26,6 @@ class AdaptiveMemoryState(NamedTuple):
     memory: PyTree  # like params, state_dtype (float32 for 16-bit parameters): d
     beta: jax.Array  # float32 scalar, the coefficient of the last update
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
-
-
-def bounded_ratio(numerator: jax.Array, denominator: jax.Array, bound: Scalar) -> jax.Array:
-    """``clip(numerator/denominator, 0, bound)``; 0 where there is no ratio, as for d = g."""
-    ratio = numerator / jnp.where(denominator > 0, denominator, 1.0)
-    defined = (denominator > 0) & jnp.isfinite(ratio)
-    return jnp.where(defined, jnp.clip(ratio, 0.0, bound), 0.0)
-
-
-def _largest(trees: Sequence[PyTree]) -> jax.Array:
-    """A unit in which squares of the entries neither overflow nor all vanish."""
-    peaks = [jnp.max(jnp.abs(upcast(x))) for x in jax.tree.leaves(trees) if x.size]
-    largest = jnp.max(jnp.stack([peak.astype(jnp.float32) for peak in peaks] or [jnp.zeros(())]))
-    usable = (largest >= jnp.finfo(jnp.float32).tiny) & jnp.isfinite(largest)
-    return jnp.where(usable, largest, 1.0)
 
 
 @register(
@@ -68,14 +47,17 @@ def adaptive_memory(
     The loss is modelled by the larger of two planes, of slopes ``g`` and ``d``; the step that
     minimises the model, plus a penalty of weight ``lam`` on leaving the old direction, has
 
-    1. ``beta = clip((|g|^2 + 2*lam*<g, d> - lam*|d|^2) / |d - g|^2, 0, b1)``, norms and products
-       over all leaves together, and 0 where ``d = g``;
+    1. ``beta = clip((1 + lam)*|g|^2/|d - g|^2 - lam, 0, b1)``, norms over all leaves together, and
+       0 where ``d = g``;
     2. ``d <- (beta + lam)/(1 + lam)*d + (1 - beta)/(1 + lam)*g``; ``u = d``.
 
     The first update has ``d = g``. ``beta`` does not depend on the learning rate nor on the scale
     of the gradients. Gradients that shrink let the momentum go; gradients of one size that are
     noise, or that agree, put ``beta`` at its bound. ``lam = 0`` leaves
     ``beta = |g|^2/|g - d|^2``, the momentum of ``optkit.momentum(beta)``.
+
+    The paper writes the numerator of the quotient as ``(1+lam)*<g, d> - <d - g, g + lam*d>``, which
+    is ``(1+lam)*|g|^2 - lam*|d - g|^2``.
 
     Args:
       b1: largest coefficient, in [0, 1).
@@ -84,9 +66,9 @@ def adaptive_memory(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` that keeps the dtype of the updates. State bytes:
-      one state_dtype number per parameter. ``state.beta`` is the coefficient used last. It reads
-      the gradient and ``d`` three times, for the largest entry, the products and the update; on a
-      mesh it exchanges a maximum and two numbers.
+      one state_dtype number per parameter. ``state.beta`` is the coefficient used last. The
+      gradient and ``d`` are read three times, for the largest entries, the norms and the update; on
+      a mesh two maxima and two sums are exchanged.
 
     Raises:
       ValueError: ``b1`` outside [0, 1) or ``lam`` below 0.
@@ -122,19 +104,12 @@ def adaptive_memory(
         del params, extra_args
         bound, weight = (value_at(value, state.count) for value in (b1, lam))
         first = state.count == 0
-        unit = _largest((updates, state.memory))
-
-        def products(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
-            g32, d32 = upcast(g) / unit, upcast(d) / unit
-            over = g32 * g32 + weight * d32 * (2.0 * g32 - d32)
-            return jnp.sum(over), jnp.sum(jnp.square(d32 - g32))
-
-        pairs = map_leaves(products, updates, state.memory)
-        over, under = (
-            sum(jax.tree.leaves(part), jnp.zeros(())) for part in unzip(updates, pairs, 2)
-        )
+        apart = map_leaves(lambda g, d: upcast(d) - upcast(g), updates, state.memory)
+        length, distance = global_norm(updates), global_norm(apart)
+        ratio = jnp.square(length / jnp.where(distance > 0.0, distance, 1.0))
+        beta = jnp.clip((1.0 + weight) * ratio - weight, 0.0, bound)
         # At the first update d is taken for g.
-        beta = jnp.where(first, 0.0, bounded_ratio(over, under, bound)).astype(jnp.float32)
+        beta = jnp.where(first | (distance == 0.0), 0.0, beta).astype(jnp.float32)
         keep = jnp.where(first, 0.0, (beta + weight) / (1.0 + weight))
         fresh = jnp.where(first, 1.0, (1.0 - beta) / (1.0 + weight))
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optkit.transforms.adaptive_memory import bounded_ratio
 from optkit.transforms.base import Transformation, check_same_leaves, need_params
 from optkit.transforms.hyperparams import (
     Scalar,
@@ -134,6 +133,13 @@ def adaptive_memory_adam(
     return Transformation(init_fn, update_fn)
 
 
+def _bounded_ratio(numerator: jax.Array, denominator: jax.Array, bound: Scalar) -> jax.Array:
+    """``clip(numerator/denominator, 0, bound)``, and 0 where there is no ratio, as for d = g."""
+    ratio = numerator / jnp.where(denominator > 0, denominator, 1.0)
+    defined = (denominator > 0) & jnp.isfinite(ratio)
+    return jnp.where(defined, jnp.clip(ratio, 0.0, bound), 0.0)
+
+
 class _Numbers(NamedTuple):
     """Those of one update of AM-AdamW."""
 
@@ -183,7 +189,7 @@ def _coefficients(
             back, ahead = back + numbers.weight_decay * p, ahead + numbers.weight_decay * p
         over.append(jnp.sum(gap * g * back - apart * ahead))
         under.append(jnp.sum((apart / scale) * (apart / damped)))
-    betas = bounded_ratio(jnp.stack(over), jnp.stack(under), numbers.b1)
+    betas = _bounded_ratio(jnp.stack(over), jnp.stack(under), numbers.b1)
     return jnp.where(numbers.finished == 0, numbers.b1, betas).astype(jnp.float32)
 
 
