@@ -57,7 +57,7 @@ METHODS: dict[str, tuple[Factory, tuple[float, ...]]] = {
 def experiment(setting: Setting) -> Outcome:
     """Trains all of them on the byte language model and compares final losses."""
     problem = setting.pick(language_model, lambda: language_model(16, 16, 2, 1))()
-    steps, evaluations = setting.pick((300, 10), (4, 2))
+    steps, evaluations = setting.pick((200, 10), (4, 2))
     final, rows = {}, []
     for name, (factory, rates) in METHODS.items():
         whole = name.startswith(("hybrid", "muon"))

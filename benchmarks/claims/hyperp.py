@@ -117,7 +117,7 @@ def experiment(setting: Setting) -> Outcome:
     return Outcome(
         claim="MuonH's best learning rate stays within one grid point (factor 2) over widths "
         f"{widths[0]} to {widths[-1]}, and weight decay does not change its loss",
-        holds=drift["hyperp"] <= 1 and change["hyperp"] < 0.01,
+        holds=bool(drift["hyperp"] <= 1 and change["hyperp"] < 0.01),
         finding=f"the best rate moves by {drift['hyperp']} grid points (muon {drift['muon']}); "
         f"decaying by {DECAY:.0%} a step changes the loss by {change['hyperp']:.4f} (muon "
         f"{change['muon']:.4f})",

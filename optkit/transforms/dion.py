@@ -46,12 +46,9 @@ class ScaleByDionState(NamedTuple):
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
 
-def short_first(x: jax.Array, view: MatrixView) -> jax.Array:
-    """Returns ``(*batch, fan_out, fan_in)`` with the short side first, or undoes it.
-
-    Of a square matrix the input is the short side.
-    """
-    return x.mT if view.fan_out >= view.fan_in else x
+def _input_first(x: jax.Array, view: MatrixView) -> jax.Array:
+    """Of a square matrix the input is the short side, however it lies in memory."""
+    return x.mT if view.fan_in == view.fan_out and view.out_first else x
 
 
 def _dion_step(
@@ -210,14 +207,14 @@ def scale_by_dion(
             return _dion_step(x, q, eps=eps, options={**options, **sketch})
 
         grown = map_leaves(lambda g, m: upcast(m) + upcast(g), updates, state.momentum)
-        buffers = layout.split(grown, "out")
-        buffers = [short_first(x, view) for x, view in zip(buffers, layout.views, strict=True)]
+        split = zip(layout.split(grown), layout.views, strict=True)
+        buffers = [_input_first(x, view) for x, view in split]
         old = layout.unpack(state.basis)
         done = map_groups(step, buffers, list(map(upcast, old)), group_bytes=group_bytes)
 
         def tree_of(index: int) -> PyTree:
             parts = zip(done, layout.views, strict=True)
-            return layout.merge([short_first(x[index], view) for x, view in parts], "out")
+            return layout.merge([_input_first(x[index], view) for x, view in parts])
 
         # Outside of the groups, so that the buffer stays sharded as it is.
         momentum = map_leaves(

@@ -126,7 +126,8 @@ def scale_by_entry_moment(
         decay, e = value_at(b2, state.count), value_at(eps, state.count)
 
         def step(u: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-            x = jnp.clip(upcast(u), -LARGEST, LARGEST)
+            x = upcast(u)
+            x = jax.lax.clamp(x.dtype.type(-LARGEST), x, x.dtype.type(LARGEST))
             new = decay * upcast(v) + (1.0 - decay) * jnp.square(x)
             below = jnp.sqrt(new) + e
             if isinstance(e, jax.Array) or e == 0.0:
