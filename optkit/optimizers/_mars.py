@@ -24,7 +24,7 @@ PAPER = (
     2024,
 )
 # The reference takes all leaves of rank 2, tables and heads included.
-MATRICES = (*MATRIX_ROLES, Role.EMBEDDING, Role.HEAD)
+MATRICES = tuple(str(role) for role in (*MATRIX_ROLES, Role.EMBEDDING, Role.HEAD))
 
 
 def mars_recipe(
