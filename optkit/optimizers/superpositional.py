@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from optkit.catalogue import register
 from optkit.transforms import Transformation, descend, sine_modulation
 from optkit.transforms.hyperparams import ScalarOrSchedule
@@ -21,7 +23,7 @@ def superpositional(
     learning_rate: ScalarOrSchedule = 1e-3,
     *,
     strength: ScalarOrSchedule = 0.5,
-    entries: int = 8,
+    entries: int | jax.Array = 8,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,

@@ -54,7 +54,7 @@ def sine_modulation(
     inner: optax.GradientTransformation,
     strength: ScalarOrSchedule = 0.5,
     *,
-    entries: int = 8,
+    entries: int | jax.Array = 8,
 ) -> Transformation:
     """Adds to a direction the gradient times a sine of the weight, on a few entries of each leaf.
 

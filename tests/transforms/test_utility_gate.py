@@ -9,7 +9,8 @@ import pytest
 import optkit
 from optkit.transforms.utility_gate import PROFILES
 from tests.conformance.hlo import collectives
-from tests.conformance.test_sharding import sharded
+from tests.conformance.methods import Method
+from tests.conformance.test_sharding import AXES, LEAVES, Sharded, check_equal, sharded
 
 
 def sigmoid(x):
@@ -126,5 +127,12 @@ def test_each_average_may_have_its_own_dtype():
     assert sorted(sizes) == [2, 4, 4]
 
 
-def test_sharded_leaves_exchange_one_number_together() -> None:
+@pytest.mark.parametrize("kind", AXES)
+def test_rows_that_lie_on_several_devices_are_whole(kind):
+    method = Method(optkit.catalogue.get("utility_gate"))
+    method.tx = optkit.utility_gate(profile="experiment_local", b=0.5)
+    check_equal(Sharded(method, LEAVES, kind))
+
+
+def test_sharded_leaves_exchange_one_number_together():
     assert collectives(sharded("utility_gate", "auto").compiled, scalars=True) == {"all-reduce": 1}
