@@ -1,5 +1,7 @@
 """CLASSP: AdaGrad as a special case, what lies below the threshold, and its official reading."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +79,29 @@ def test_wrong_values_are_answered():
 def test_small_gradients_pass_a_threshold_of_zero():
     out, _ = (tx := optkit.threshold_gate(0.0)).update(jnp.array([1e-30, 0.0]), tx.init(None))
     assert out.tolist() == [np.float32(1e-30), 0.0]
+
+
+def test_a_new_task_goes_to_weights_that_were_not_busy():
+    """Two inputs that the second task cannot tell apart; the first task had used one of them."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def train(tx):
+        def step(carry, t):
+            w, state = carry
+            first = t < 200
+            x, y = jnp.where(first, jnp.array([1.0, 0.0]), 1.0), jnp.where(first, 2.0, -1.0)
+            updates, state = tx.update((w @ x - y) * x, state, w)
+            w = optax.apply_updates(w, updates)
+            return (w, state), w
+
+        w = jnp.zeros(2)
+        return jax.lax.scan(step, (w, tx.init(w)), jnp.arange(400))[1]
+
+    shares = []
+    for tx in (optax.sgd(0.1), optkit.classp(0.4, threshold=0.0, power=2.0)):
+        run = train(tx)
+        np.testing.assert_allclose(run[199], [2.0, 0.0], atol=1e-2)
+        np.testing.assert_allclose(run[-1].sum(), -1.0, atol=1e-2)
+        shares.append((run[199, 0] - run[-1, 0]) / 3.0)  # of the way, gone by the busy weight
+    np.testing.assert_allclose(shares[0], 0.5, atol=1e-2)
+    assert 0.0 < shares[1] < 0.45  # a sum of past squares alone protects little
