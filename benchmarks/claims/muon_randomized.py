@@ -62,7 +62,7 @@ def experiment(setting: Setting) -> Outcome:
     problem = teacher(size, min(16, size // 3))
     rates = RATES[: setting.pick(None, 1)]
     # The same momentum and polynomials around the whole polar factor: only the sketch differs.
-    builds = {"muon": lambda rate: optkit.muon_randomized(rate, method="newton_schulz", steps=7)}
+    builds = {"muon": lambda rate: optkit.muon_randomized(rate, method="ns", steps=7)}
     for rank in ranks:
         builds[f"rank {rank}"] = lambda rate, rank=rank: optkit.muon_randomized(
             rate, rank=rank, oversampling=OVERSAMPLING, power_iterations=1
