@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optkit.transforms.adam import ScaleByAdamState
+from optkit.transforms.adam import ScaleByAdamState, ScaleByAmsgradState
 from optkit.transforms.base import check_same_leaves, check_transformation
 from optkit.transforms.hyperparams import (
     Scalar,
@@ -21,7 +21,7 @@ from optkit.tree import PyTree, upcast
 
 Direction = Literal["momentum", "adam", "sign"] | Callable[[PyTree], PyTree]
 
-_ADAM = (ScaleByAdamState, optax.ScaleByAdamState)
+_ADAM = (ScaleByAdamState, ScaleByAmsgradState, optax.ScaleByAdamState)
 _FIRST_MOMENT = {MomentumState: "momentum", optax.TraceState: "trace", optax.ScaleByLionState: "mu"}
 _KNOWN = (*_ADAM, *_FIRST_MOMENT)
 
@@ -83,7 +83,8 @@ def predict_weights(
     ``p_hat = p - steps*lr*dir``, with ``dir`` of the state before the step:
 
     * "momentum": ``m``, as it is kept;
-    * "adam": ``(mu/c1)/(sqrt(nu/c2) + eps)``, with the counter of the last finished update;
+    * "adam": ``(mu/c1)/(sqrt(nu/c2) + eps)``, with the counter of the last finished update; with
+      amsgrad too, whose maximum the reference leaves out of the prediction;
     * "sign": ``sign(m)``, for Lion and Signum.
 
     The gradient is taken at ``p_hat`` and the update applied to ``p``. Weight decay is not

@@ -62,7 +62,8 @@ def xgrad(golden: Golden) -> Iterator[Comparison]:
     # The reference's Adam takes a decay and does nothing with it.
     decay = hyper["weight_decay"] if golden.meta["method"] == "xgrad_adamw" else 0.0
     betas = {"b1": b1, "b2": b2, "eps": hyper["eps"]}
-    tx = optkit.adamw(rate, weight_decay=decay, **betas)
+    adam = optkit.scale_by_adam(amsgrad="torch" if hyper.get("amsgrad") else None, **betas)
+    tx = optkit.descend(adam, rate, weight_decay=decay)
 
     @jax.jit
     def step(grads: Any, state: Any, params: Any) -> Any:

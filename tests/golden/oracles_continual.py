@@ -89,7 +89,26 @@ def langevin(p, g, noise, state, t, h):
     return p - h["lr"] * step + stir * np.sqrt(np.sqrt(c2) / c1 / (root + h["eps"]))
 
 
+@by_leaf
+def xgrad(p, g, noise, state, t, h):
+    """Keeps the point of prediction in the state; the maximum of amsgrad is not in it."""
+    del noise
+    b1, b2 = h["betas"]
+    m, v = state.get("m", 0 * p), state.get("v", 0 * p)
+    c1, c2 = 1 - b1 ** (t - 1), 1 - b2 ** (t - 1)
+    ahead = m / c1 / (np.sqrt(v / c2) + h["eps"]) if t > 1 else 0 * p
+    state["pred"] = p - h["s"] * h["lr"] * ahead
+    m = state["m"] = b1 * m + (1 - b1) * g
+    v = state["v"] = b2 * v + (1 - b2) * g * g
+    state["top"] = np.maximum(state.get("top", v), v)
+    root = np.sqrt((state["top"] if h.get("amsgrad") else v) / (1 - b2**t))
+    decay = h["weight_decay"] if h["decays"] else 0.0
+    return (1 - h["lr"] * decay) * p - h["lr"] * m / (1 - b1**t) / (root + h["eps"])
+
+
 METHODS = {
+    "xgrad_adam": xgrad,
+    "xgrad_adamw": xgrad,
     "upgd": upgd,
     "upgd_local": upgd,
     "upgd_adam": upgd,
@@ -120,7 +139,8 @@ def write(file, method, hyper, *, steps, shapes=SHAPES, said=None):
         if t == 4 and "square" in grads:
             grads["square"] *= 0
         params = METHODS[method](params, wide(grads), wide(noise), states, t + 1, hyper)
-        for name, tree in (("g", grads), ("noise", noise), ("p", params)):
+        ahead = {k: state["pred"] for k, state in states.items() if "pred" in state}
+        for name, tree in (("g", grads), ("noise", noise), ("p", params), ("pred", ahead)):
             arrays |= {f"{name}/{t}/{k}": np.float32(x) for k, x in tree.items()}
     arrays |= {f"p0/{k}": x for k, x in start.items()}
     meta = json.dumps({"method": method, "hyperparameters": said or hyper})
@@ -129,6 +149,7 @@ def write(file, method, hyper, *, steps, shapes=SHAPES, said=None):
 
 _UPGD = {"lr": 0.05, "weight_decay": 0.1, "beta_utility": 0.9, "sigma": 0.3}
 _ADAM = _UPGD | {"beta1": 0.8, "beta2": 0.95, "eps": 1e-3}
+_XGRAD = {"lr": 0.03, "betas": [0.8, 0.9], "eps": 1e-3, "weight_decay": 0.3, "s": 2.5}
 _EWC = {"lr": 0.1, "lamda": 3.0, "beta_weight": 0.8, "beta_fisher": 0.9}
 _CLASSP = {"lr": 0.05, "threshold": 0.5, "epsilon": 1e-2, "power": 2, "apply_scaling": True}
 _PAPER = _CLASSP | {"compat": "paper", "threshold": 0.04}
@@ -153,6 +174,9 @@ VARIANTS = {
         {"steps": 4},
     ),
     "upgd_adam": ("upgd_adam", _ADAM | {"profile": "readme_global"}, {"steps": 12}),
+    "xgrad_adam": ("xgrad_adam", _XGRAD | {"decays": False}, {"steps": 8}),
+    "xgrad_adamw": ("xgrad_adamw", _XGRAD | {"decays": True}, {"steps": 8} | _CONV),
+    "xgrad_amsgrad": ("xgrad_adamw", _XGRAD | {"decays": True, "amsgrad": True}, {"steps": 8}),
     "ewc_online": ("ewc_online", _EWC, {"steps": 12}),
     "ewc_online_forgetful": ("ewc_online", _EWC | {"beta_fisher": 0.0}, {"steps": 5} | _CONV),
     "classp": ("classp", _CLASSP, {"steps": 8}),

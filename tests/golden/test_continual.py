@@ -17,6 +17,7 @@ def test_file_with_other_hyperparameters_replays(name, tmp_path):
 
 
 WRONG = {
+    "xgrad_amsgrad": {"s": 1, "amsgrad": False, "weight_decay": 0.0},
     "upgd_adam": {"beta_utility": 0.5, "sigma": 0.1, "weight_decay": 0.0, "eps": 0.1},
     "ewc_online": {"lamda": 1.0, "beta_weight": 0.5, "beta_fisher": 0.5},
     "classp_paper": {"threshold": 0.0, "power": 1, "epsilon": 0.1},
