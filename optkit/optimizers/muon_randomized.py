@@ -110,8 +110,8 @@ def muon_randomized(
 
     Published settings: nanoGPT lr 0.03246, b1 0.9665, rank 200 (of 768), oversampling 10, h 1,
     seven quintic_2 steps; CIFAR-10 lr 0.1047, b1 0.7099, rank 128, oversampling 10, h 2, seven
-    steps, side "columns", ``sphere``. That they match full Muon at less cost is the paper's claim; a
-    256 x 256 matrix of rank 16 and noise is learned better by sketches than by the whole factor,
+    steps, side "columns", ``sphere``. That they match full Muon at less cost is the paper's claim.
+    A 256 x 256 matrix of rank 16 and noise is learned better by sketches than by the whole factor,
     which steps along the noise too (``python -m benchmarks.claims muon_randomized``).
 
     Args:
