@@ -35,9 +35,14 @@ class ElasticPriorState(NamedTuple):
 
 
 def _own(tree: PyTree, params: PyTree, what: str) -> PyTree:
-    """Copies a tree that fits the parameters into buffers of the state's own."""
+    """Copies a tree that fits the parameters into buffers of the state's own, placed like them."""
     check_same_leaves(params, tree, what, shapes=True)
-    return jax.tree.map(lambda p, x: jnp.copy(jnp.asarray(x, accumulator_dtype(p))), params, tree)
+
+    def copied(p: jax.Array, x: jax.Array) -> jax.Array:
+        dtype = accumulator_dtype(p)
+        return jnp.zeros_like(p, dtype=dtype) + jnp.asarray(x, dtype)
+
+    return jax.tree.map(copied, params, tree)
 
 
 @register(

@@ -7,6 +7,9 @@ import optax
 import pytest
 
 import optkit
+from tests.conformance.methods import Method
+from tests.conformance.test_sharding import AXES, LEAVES, Sharded, _check_stable, check_equal
+from tests.conformance.trees import filled
 from tests.transforms.driver import gradients, run
 
 SHAPES = {"w": (3, 2), "b": (4,)}
@@ -95,3 +98,22 @@ def test_it_remembers_what_mattered_for_the_first_task():
     forgotten, learnt = zip(*(train(lam) for lam in (0.0, 1.0, 10.0)), strict=True)
     assert forgotten[0] > 2 * forgotten[1] > 4 * forgotten[2]
     assert learnt[0] < 1e-3 < learnt[1] < learnt[2] < loss(jnp.zeros(6), 1)
+
+
+@pytest.mark.parametrize("kind", AXES)
+def test_given_trees_are_placed_like_the_parameters(kind):
+    method = Method(optkit.catalogue.get("elastic_prior"))
+    shapes = {path: size for path, (size, _) in LEAVES.items()}
+    fisher, anchor = (jax.tree.map(np.asarray, filled(shapes, seed)) for seed in (5, 6))
+    method.tx = optkit.elastic_prior(0.5, fisher=fisher, anchor=anchor)
+    case = Sharded(method, LEAVES, kind)
+    check_equal(case)
+    _check_stable(case)
+
+
+def test_statistics_of_16_bit_parameters_are_float32():
+    low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    tx = optkit.elastic_prior(2.0, fisher=FISHER, anchor=ANCHOR)
+    out, state = tx.update(low, tx.init(low), low)
+    assert {x.dtype for x in jax.tree.leaves(out)} == {jnp.dtype(jnp.bfloat16)}
+    same((state.fisher, state.anchor), (FISHER, ANCHOR))
