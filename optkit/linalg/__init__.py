@@ -25,6 +25,7 @@ from optkit.linalg.randomized import (
 )
 from optkit.linalg.resets import default_resets, reset_growth, tune_resets
 from optkit.linalg.rounded import newton_schulz_rounded
+from optkit.linalg.sparsity import nm_mask
 from optkit.linalg.subspace import QrMethod, orthonormalize, power_iteration
 from optkit.linalg.symmetric import symmetric_product
 
@@ -50,6 +51,7 @@ __all__ = [
     "line_norms",
     "newton_schulz",
     "newton_schulz_rounded",
+    "nm_mask",
     "orthogonal_factor",
     "orthonormalize",
     "polar",

@@ -8,6 +8,7 @@ from optkit.optimizers.am_adamw import am_adamw
 from optkit.optimizers.am_msgd import am_msgd
 from optkit.optimizers.amsgrad import amsgrad
 from optkit.optimizers.auon import auon, hybrid_auon
+from optkit.optimizers.cast_adams import cast_adams
 from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_muon
 from optkit.optimizers.classp import classp
 from optkit.optimizers.cwd import cwd_adamw, cwd_lion
@@ -49,6 +50,7 @@ __all__ = [
     "am_msgd",
     "amsgrad",
     "auon",
+    "cast_adams",
     "cautious_adamw",
     "cautious_lion",
     "cautious_muon",

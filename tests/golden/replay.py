@@ -144,6 +144,7 @@ def replay(file: Path) -> Result:
         cases_normalized,
         cases_projections,
         cases_randomized,
+        cases_sparse,
         cases_spheres,
     )
 
