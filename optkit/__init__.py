@@ -125,7 +125,13 @@ from optkit.tree import (
     roles,
     state_sharding,
 )
-from optkit.weights import LineSearch, accept_line_search, extrapolate
+from optkit.weights import (
+    LineSearch,
+    accept_line_search,
+    breadcrumbs,
+    extrapolate,
+    mask_task_vector,
+)
 
 __version__ = "0.1.0"
 
@@ -152,6 +158,7 @@ __all__ = [
     "amsgrad",
     "auon",
     "blend_momentum",
+    "breadcrumbs",
     "cast_adams",
     "catalogue",
     "cautious",
@@ -197,6 +204,7 @@ __all__ = [
     "mars_lion",
     "mars_m",
     "mars_shampoo",
+    "mask_task_vector",
     "master_weights",
     "momentum",
     "muon",

@@ -39,3 +39,25 @@ def cast_adams(golden: Golden) -> Iterator[Comparison]:
         kept = next(x.kept for x in held if isinstance(x, AdamsState) and x.kept is not None)
         for name, want in golden.tree(f"mask/{t}").items():
             yield Comparison(float(jnp.sum(kept[name] != want)), 0.5)
+
+
+@case("breadcrumbs")
+def breadcrumbs(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    params: Any = jax.tree.map(jnp.asarray, golden.tree("p0"))
+    options: dict[str, Any] = {
+        "beta": hyper["beta"],
+        "gamma": hyper["gamma"],
+        "dims": torch_dims(params),
+    }
+    mask = jax.jit(lambda delta: optkit.mask_task_vector(delta, **options))
+    tuned = []
+    for task in range(hyper["num_tasks"]):
+        delta = golden.tree(f"delta/{task}")
+        got = mask(delta)
+        for name, want in golden.tree(f"masked/{task}").items():
+            yield Comparison(difference(got[name], want), TOLERANCE)
+        tuned.append(jax.tree.map(lambda p, d: p + d, params, delta))
+    merged = optkit.breadcrumbs(params, tuned, hyper["alpha"], **options)
+    for name, want in golden.tree("merged").items():
+        yield Comparison(difference(merged[name], want), TOLERANCE)

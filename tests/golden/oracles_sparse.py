@@ -34,6 +34,29 @@ def cast_adams(params, grads, state, t, h):
     return new, found
 
 
+def middle(row, beta, gamma):
+    first = int(row.size * gamma)
+    last = first + int(row.size * beta)
+    return np.where(largest(row, last) & ~largest(row, first), row, 0)
+
+
+def write_breadcrumbs(file, hyper, said=None):
+    """Writes task vectors and what is left of them."""
+    random, arrays = np.random.default_rng(0), {}
+    for k, shape in SHAPES.items():
+        p = arrays[f"p0/{k}"] = random.standard_normal(shape).astype(np.float32)
+        total = np.zeros(shape)
+        for task in range(hyper["num_tasks"]):
+            d = arrays[f"delta/{task}/{k}"] = random.standard_normal(shape).astype(np.float32)
+            rows = d.reshape(-1, shape[-1])
+            kept = [middle(row, hyper["beta"], hyper["gamma"]) for row in rows]
+            masked = arrays[f"masked/{task}/{k}"] = np.array(kept).reshape(shape)
+            total += np.float64(masked)
+        arrays[f"merged/{k}"] = np.float32(p + hyper["alpha"] * total)
+    meta = json.dumps({"method": "breadcrumbs", "hyperparameters": said or hyper})
+    np.savez(file, meta=meta, **arrays)
+
+
 METHODS = {"cast_adams": cast_adams}
 
 
@@ -59,6 +82,8 @@ CAST = {
     "lr": 0.03, "betas": [0.8, 0.95], "eps": 1e-6, "l1_decay": 0.1, "N": 1, "M": 4,
     "mask_interval": 3, "total_steps": 20,
 }  # fmt: skip
+
+CRUMBS = {"alpha": 0.4, "beta": 0.3, "gamma": 0.25, "num_tasks": 2}
 
 # name -> (method, hyperparameters)
 VARIANTS = {

@@ -22,3 +22,12 @@ def test_a_file_replays_with_its_own_hyperparameters_only(name, key, value, tmp_
     file = tmp_path / f"{method}.npz"
     oracles.write(file, method, hyper, steps=6, said=hyper | {key: value})
     assert replay(file).verdict == "FAIL"
+
+
+def test_breadcrumbs_replay_with_their_own_shares_only(tmp_path):
+    file = tmp_path / "breadcrumbs.npz"
+    oracles.write_breadcrumbs(file, oracles.CRUMBS)
+    assert replay(file).verdict == "PASS"
+    for key, value in (("alpha", 0.3), ("beta", 0.5), ("gamma", 0.0), ("num_tasks", 1)):
+        oracles.write_breadcrumbs(file, oracles.CRUMBS, oracles.CRUMBS | {key: value})
+        assert replay(file).verdict == "FAIL", key
