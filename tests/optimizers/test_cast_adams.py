@@ -156,3 +156,48 @@ def test_what_is_out_of_range_is_refused():
     params = {"kernel": jnp.ones((4, 4))}
     with pytest.raises(ValueError, match="cast_adams needs the parameters"):
         tx.update(params, tx.init(params))
+
+
+def network(p, x):
+    for name in ("a", "b"):
+        x = jnp.tanh(x @ p[name]["kernel"] + p[name]["bias"][None])
+    return x @ p["head"]["kernel"] + p["head"]["bias"][None]
+
+
+def weights(seed):
+    sizes = {"a": (8, 32), "b": (32, 32), "head": (32, 1)}
+    return {
+        name: {"kernel": normal(seed + i, *size) / size[0] ** 0.5, "bias": jnp.zeros(size[1])}
+        for i, (name, size) in enumerate(sizes.items())
+    }
+
+
+@pytest.mark.slow
+def test_pruning_after_it_changes_nothing_where_pruning_after_adam_does():
+    x, steps = normal(1, 256, 8), 1500
+    y = network(jax.tree.map(lambda p: 2 * p, weights(50)), x)
+
+    def loss(p):
+        return jnp.mean((network(p, x) - y) ** 2)
+
+    def trained(tx, params):
+        def body(carry, _):
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        run = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), length=steps)[0][0])
+        return run(params)
+
+    def pruned(p):
+        sparse = {n: p[n]["kernel"] * nm_mask(p[n]["kernel"], 2, 4, 0) for n in ("a", "b")}
+        return p | {n: p[n] | {"kernel": kernel} for n, kernel in sparse.items()}
+
+    rate = optax.cosine_decay_schedule(3e-3, steps)
+    dense = trained(optax.adam(rate), weights(0))
+    cut = pruned(trained(optax.adam(rate), dense))
+    assert loss(dense) < 1e-3 and loss(cut) > 0.3
+    ours = trained(optkit.cast_adams(rate, l1_decay=1e-2, total_steps=steps), dense)
+    assert loss(ours) < 1e-5 and loss(pruned(ours)) < 1e-5
+    weak = trained(optkit.cast_adams(rate, l1_decay=1e-4, total_steps=steps), dense)
+    assert loss(pruned(weak)) > 0.1
