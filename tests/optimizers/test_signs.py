@@ -78,7 +78,9 @@ def test_the_size_of_the_gradient_does_not_matter(name, factor):
 @pytest.mark.parametrize("name", [entry.name for entry in optkit.catalogue.entries(kind="recipe")])
 def test_zero_gradients_move_nothing(name):
     entry = optkit.catalogue.get(name)
-    options = {name: 0.0 for name in entry.hyperparameters() if name.endswith("weight_decay")}
+    # Decay and noise move weights whatever the gradient.
+    idle = ("weight_decay", "l1_decay", "sigma", "temperature")
+    options = {name: 0.0 for name in entry.hyperparameters() if name.endswith(idle)}
     if name == "scion":
         options = {"constrained": False}  # its constraint shrinks weights whatever the gradient
     zeros = [jax.tree.map(np.zeros_like, PARAMS)] * 3
