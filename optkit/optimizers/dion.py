@@ -66,7 +66,7 @@ def dion(
     Embeddings, head, norms and biases go to AdamW with betas (0.9, 0.95), or to ``other``.
 
     Matrix work of a step: ``8*A*B*r`` operations in products, and a QR of the panel, ``4*n*r^2``
-    with n the long side; Muon's five steps are ``20*m^2*n + 10*m^3``, m the short side. On CPU the QR
+    with n the long side; Muon's five steps are ``20*m^2*n + 10*m^3``, m the short side. On CPU a QR
     runs far below the speed of products, so that at full rank a step takes longer than Muon's, and
     at a quarter of it less (``python -m benchmarks.matrix_recipes``).
 
