@@ -5,9 +5,8 @@ from typing import Any
 import jax
 
 from optkit.catalogue import register
-from optkit.transforms import Transformation, descend, sine_modulation
+from optkit.transforms import Transformation, descend, scale_by_adam, sine_modulation
 from optkit.transforms.hyperparams import ScalarOrSchedule
-from optkit.transforms.sine_modulation import adam_inside
 from optkit.transforms.step import Decay, Mask
 
 
@@ -74,6 +73,6 @@ def superpositional(
     Reference:
       arXiv 2511.01918, second-hand.
     """
-    adam = adam_inside(b1, b2, eps, correct, state_dtype)
+    adam = scale_by_adam(b1, b2, eps, eps_mode="inside", debias=correct, state_dtype=state_dtype)
     direction = sine_modulation(adam, strength, entries=entries)
     return descend(direction, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)

@@ -12,10 +12,10 @@ from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_choice,
     check_number,
-    debias,
     recorded,
     value_at,
 )
+from optkit.transforms.hyperparams import debias as debias_weight
 from optkit.tree import PyTree, upcast, zeros_like_params
 
 
@@ -42,6 +42,7 @@ class ScaleByAmsgradState(NamedTuple):
 
 AdamState: TypeAlias = ScaleByAdamState | ScaleByAmsgradState
 Amsgrad = Literal["torch", "optax", "paper"]
+EpsMode = Literal["corrected", "uncorrected", "inside"]
 
 
 def dtype_of(state_dtype: Any | Mapping[str, Any] | None, name: str, names: tuple[str, ...]) -> Any:
@@ -69,7 +70,8 @@ def scale_by_adam(
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     *,
-    eps_mode: Literal["corrected", "uncorrected"] = "corrected",
+    eps_mode: EpsMode = "corrected",
+    debias: bool = True,
     nesterov: bool | Literal["one_debias"] = False,
     amsgrad: Amsgrad | None = None,
     state_dtype: Any | Mapping[str, Any] | None = None,
@@ -82,7 +84,7 @@ def scale_by_adam(
     2. ``m = mu/c1``; with ``nesterov`` ``m = b1*mu/(1-b1**(n+1)) + (1-b1)*g/c1``;
     3. ``u = m / (sqrt(nu/c2) + eps)`` (``"corrected"``: the paper, torch, Optax) or
        ``u = m * sqrt(c2) / (sqrt(nu) + eps)`` (``"uncorrected"``: the Hugging Face family, where
-       eps weighs more in the first steps).
+       eps weighs more in the first steps), or ``u = m / sqrt(nu/c2 + eps)`` (``"inside"``).
 
     With ``amsgrad`` the largest second moment so far takes the place of ``nu`` in 3, so that rare
     large gradients are not forgotten. Three forms are in use, which part at the second update:
@@ -98,8 +100,10 @@ def scale_by_adam(
     Args:
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
-      eps: added to the root; positive.
+      eps: added to the root; with 0 an entry that has seen no gradient rests.
       eps_mode: where eps stands.
+      debias: divide the moments by the sums of their weights; else ``c1 = c2 = 1``, so that the
+        first steps are about ``(1-b1)/sqrt(1-b2)`` long.
       nesterov: NAdam's look-ahead; "one_debias" divides both of its terms by ``c1``, as AdamP does.
       amsgrad: which form of AMSGrad; None for Adam.
       state_dtype: dtype of both moments, or ``{"mu": ..., "nu": ...}`` (with ``amsgrad`` also
@@ -112,7 +116,7 @@ def scale_by_adam(
 
     Raises:
       ValueError: a rate outside its interval, state_dtype names another accumulator, or an
-        uncorrected eps asked of a form of AMSGrad that does not correct beside it.
+        eps elsewhere asked of a form of AMSGrad that does not correct beside it.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -128,14 +132,14 @@ def scale_by_adam(
     check_number("b1", b1, low=0.0, high=1.0, open_high=True)
     check_number("b2", b2, low=0.0, high=1.0, open_high=True)
     check_number("eps", eps, low=0.0)
-    check_choice("eps_mode", eps_mode, ("corrected", "uncorrected"))
+    check_choice("eps_mode", eps_mode, get_args(EpsMode))
     if not isinstance(nesterov, bool):
         check_choice("nesterov", nesterov, ("one_debias",))
     if amsgrad is not None:
         check_choice("amsgrad", amsgrad, get_args(Amsgrad))
-    if amsgrad in ("optax", "paper") and eps_mode == "uncorrected":
+    if amsgrad in ("optax", "paper") and eps_mode != "corrected":
         raise ValueError(
-            f"eps_mode='uncorrected' has no place in amsgrad={amsgrad!r}, which does not correct "
+            f"eps_mode={eps_mode!r} has no place in amsgrad={amsgrad!r}, which does not correct "
             "the largest moment; leave it out, or give amsgrad='torch'"
         )
     names = ("mu", "nu") if amsgrad is None else ("mu", "nu", "nu_max")
@@ -152,10 +156,12 @@ def scale_by_adam(
         del params, extra_args
         a1, a2, e = (value_at(value, state.count) for value in (b1, b2, eps))
         n = state.count + 1
-        corrects = amsgrad != "paper"
-        c1, c2 = (debias(a1, n), debias(a2, n)) if corrects else (1.0, 1.0)
+        corrects = debias and amsgrad != "paper"
+        c1, c2 = (debias_weight(a1, n), debias_weight(a2, n)) if corrects else (1.0, 1.0)
         # What the momentum of the look-ahead is divided by.
-        c1_ahead = debias(a1, n + 1) if corrects and nesterov is True else c1
+        c1_ahead = debias_weight(a1, n + 1) if corrects and nesterov is True else c1
+
+        may_vanish = amsgrad is not None or isinstance(e, jax.Array) or e == 0.0
 
         def step(g: jax.Array, mu: jax.Array, nu: jax.Array, *most: jax.Array) -> Any:
             g32 = upcast(g)
@@ -170,9 +176,11 @@ def scale_by_adam(
                 root = jnp.sqrt(second) + e
             elif eps_mode == "corrected":
                 root = jnp.sqrt(second / c2) + e
+            elif eps_mode == "inside":
+                root = jnp.sqrt(second / c2 + e)
             else:
                 root, ahead = jnp.sqrt(second) + e, ahead * jnp.sqrt(c2)
-            u = ahead / (jnp.where(root == 0.0, 1.0, root) if largest else root)
+            u = ahead / (jnp.where(root == 0.0, 1.0, root) if may_vanish else root)
             held = zip((m, v, *largest), (mu, nu, *most), strict=True)
             return u.astype(g.dtype), *(new.astype(old.dtype) for new, old in held)
 

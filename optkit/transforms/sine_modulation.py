@@ -1,4 +1,4 @@
-"""The sine term of superpositional gradient descent, and the Adam that it stands beside."""
+"""The sine term of superpositional gradient descent."""
 
 from typing import Any, NamedTuple
 
@@ -12,18 +12,16 @@ from optkit.transforms.base import (
     check_transformation,
     map_leaves,
     need_params,
-    unzip,
     update_inner,
 )
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_number,
     check_static_int,
-    debias,
     recorded,
     value_at,
 )
-from optkit.tree import PyTree, upcast, zeros_like_params
+from optkit.tree import PyTree, upcast
 
 
 class SineModulationState(NamedTuple):
@@ -115,54 +113,5 @@ def sine_modulation(
         out = map_leaves(add, out, updates, params)
         record = recorded(state.count, strength=strength)
         return out, SineModulationState(new, state.count + 1, record)
-
-    return Transformation(init_fn, update_fn)
-
-
-class AdamInsideState(NamedTuple):
-    """State of ``adam_inside``."""
-
-    # Optax's name for it; that tuples have a method `count` does not matter here.
-    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
-    mu: PyTree  # like params, first moment
-    nu: PyTree  # like params, second moment
-    hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
-
-
-def adam_inside(
-    b1: ScalarOrSchedule,
-    b2: ScalarOrSchedule,
-    eps: ScalarOrSchedule,
-    correct: bool,
-    state_dtype: Any | None,
-) -> Transformation:
-    """``mu/sqrt(nu + eps)``: Adam with eps inside the root, debiased or not."""
-    check_number("b1", b1, low=0.0, high=1.0, open_high=True)
-    check_number("b2", b2, low=0.0, high=1.0, open_high=True)
-    check_number("eps", eps, low=0.0)
-
-    def init_fn(params: PyTree) -> AdamInsideState:
-        count = jnp.zeros((), jnp.int32)
-        mu, nu = (zeros_like_params(params, state_dtype) for _ in range(2))
-        return AdamInsideState(count, mu, nu, recorded(count, b1=b1, b2=b2, eps=eps))
-
-    def update_fn(
-        updates: PyTree, state: AdamInsideState, params: PyTree | None = None, **extra_args: Any
-    ) -> tuple[PyTree, AdamInsideState]:
-        del params, extra_args
-        a1, a2, e = (value_at(value, state.count) for value in (b1, b2, eps))
-        n = state.count + 1
-        c1, c2 = (debias(a1, n), debias(a2, n)) if correct else (1.0, 1.0)
-
-        def step(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
-            g32 = upcast(g)
-            m = a1 * upcast(mu) + (1.0 - a1) * g32
-            v = a2 * upcast(nu) + (1.0 - a2) * jnp.square(g32)
-            below = jnp.sqrt(v / c2 + e)
-            u = m / c1 / jnp.where(below > 0, below, 1.0)
-            return u.astype(g.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
-
-        out, mu, nu = unzip(updates, map_leaves(step, updates, state.mu, state.nu), 3)
-        return out, AdamInsideState(n, mu, nu, recorded(state.count, b1=b1, b2=b2, eps=eps))
 
     return Transformation(init_fn, update_fn)
