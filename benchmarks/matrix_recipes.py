@@ -18,7 +18,7 @@ from benchmarks.flops import matrix_flops
 from benchmarks.step_time import Contestant
 
 RATE = 1e-3
-# As their docstrings advise; the defaults of the others are those of their references, too.
+# As its docstring advises; its default, full rank, is that of its reference.
 VARIANTS = {"dion, rank 1/4": ("dion", {"rank_fraction": 0.25})}
 STEP, COMPILE = 1.3, 2.0
 
