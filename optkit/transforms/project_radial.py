@@ -13,16 +13,15 @@ from optkit.transforms.base import (
     Transformation,
     check_same_leaves,
     check_transformation,
-    dtypes_of_updates,
-    keep_dtypes,
     map_updates,
     need_params,
     update_inner,
 )
 from optkit.transforms.channels import Axes, Channels, Numbers, projected
 from optkit.transforms.hyperparams import Scalar, ScalarOrSchedule, check_number, recorded, value_at
+from optkit.transforms.precision import in_float32
 from optkit.transforms.step import Mask, decay_mask
-from optkit.tree import Dims, PyTree, RuleLike, Selector, leaves_with_paths, map_groups, upcast
+from optkit.tree import Dims, PyTree, RuleLike, Selector, leaves_with_paths, map_groups
 from optkit.tree.selection import check_selects
 
 # Bytes of a stack: only leaves that are slow to compile one by one are worth a copy.
@@ -162,11 +161,7 @@ def project_radial(
         **extra_args: Any,
     ) -> tuple[PyTree, ProjectRadialState]:
         params = need_params(params, "project_radial")
-        # Rounded to 16 bits, a step would leave nothing exact to be projected.
-        wide = jax.tree.map(upcast, updates)
-        out, new = update_inner(inner, wide, state.inner, params, extra_args)
-        new = keep_dtypes(new, state.inner)
-        dtypes = dtypes_of_updates(inner, updates, state.inner, params, extra_args)
+        out, new = update_inner(inner, updates, state.inner, params, extra_args)
         check_same_leaves(updates, params, "parameters", shapes=True)
         numbers = numbers_at(state.count)
         read = Channels(updates, leaves, dims, roles)
@@ -188,10 +183,10 @@ def project_radial(
             new = new._replace(**{carry: bare})
             done = [both[1] for both in done]
         moved = read.merge(done, _decayed(out, params, on, numbers))
-        moved = jax.tree.map(lambda u, dtype: u.astype(dtype), moved, dtypes)
         return moved, ProjectRadialState(state.count + 1, new, record(state.count))
 
-    return Transformation(init_fn, update_fn)
+    # Rounded to 16 bits, a step would leave nothing exact to be projected.
+    return in_float32(Transformation(init_fn, update_fn))
 
 
 def _decayed(updates: PyTree, params: PyTree, on: PyTree, numbers: Numbers) -> PyTree:

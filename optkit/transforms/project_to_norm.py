@@ -14,14 +14,12 @@ from optkit.transforms.base import (
     Transformation,
     check_same_leaves,
     check_transformation,
-    dtypes_of_updates,
-    keep_dtypes,
     need_params,
     update_inner,
 )
 from optkit.transforms.hyperparams import check_choice, check_static_int
 from optkit.transforms.partial_update import only
-from optkit.transforms.precision import MasterWeightsState, StochasticRoundState
+from optkit.transforms.precision import MasterWeightsState, StochasticRoundState, in_float32
 from optkit.transforms.radii import Per, Radius, Spheres, check_alive, check_radius, radii
 from optkit.transforms.sphere import SphereProjectState
 from optkit.tree import (
@@ -260,11 +258,7 @@ def project_to_norm(
         **extra_args: Any,
     ) -> tuple[PyTree, ProjectToNormState]:
         params = need_params(params, "project_to_norm")
-        # Rounded to 16 bits, a step would leave nothing exact to be projected.
-        wide = jax.tree.map(upcast, updates)
-        out, new = update_inner(inner, wide, state.inner, params, extra_args)
-        new = keep_dtypes(new, state.inner)
-        dtypes = dtypes_of_updates(inner, updates, state.inner, params, extra_args)
+        out, new = update_inner(inner, updates, state.inner, params, extra_args)
         check_same_leaves(out, params, "parameters", shapes=True)
         count = state.count + 1
         due = True if every == 1 else count % every == 0
@@ -280,7 +274,7 @@ def project_to_norm(
         )
         if joint is not None:
             moved = _Groups(params, joint, roles).project(moved, state.joint, due)
-        moved = jax.tree.map(lambda u, dtype: u.astype(dtype), moved, dtypes)
         return moved, ProjectToNormState(count, new, state.radius, state.joint)
 
-    return Transformation(init_fn, update_fn)
+    # Rounded to 16 bits, a step would leave nothing exact to be projected.
+    return in_float32(Transformation(init_fn, update_fn))
