@@ -90,7 +90,8 @@ def momentum(
         raise ValueError("debias=True needs kind='ema': a heavy ball has no weights that sum to 1")
     check_number("dampening", dampening, low=0.0, high=1.0)
     damped = not (isinstance(dampening, int | float) and dampening == 0)
-    if isinstance(dampening, int | float) and damped and kind == "ema":
+    # An array may be the 0 that inject_hyperparams made one of.
+    if damped and kind == "ema" and not isinstance(dampening, jax.Array):
         raise ValueError(
             f"dampening={dampening!r} needs kind='heavy_ball': an average weighs gradients by 1-b1"
         )

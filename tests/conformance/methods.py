@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # The library's other setting: Polar Express lifts a rounding of small singular values a
     # thousandfold, and the moments that are compared are squares of what comes out.
     "normuon_dion": {"coefficients": "quintic_you"},
+    "momentum": {"kind": "heavy_ball"},  # an average has no dampening to be scheduled
     # Their matrices are so small that the default would sketch all of them.
     "muon_randomized": {"rank": 0.5, "oversampling": 0},
     # The balls must hold the targets of the descent tests, and the steps must not leap over them.

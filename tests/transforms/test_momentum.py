@@ -127,6 +127,34 @@ def test_bad_options_are_named(build, message):
         build()
 
 
+@pytest.mark.parametrize("dampening", [0.5, lambda count: 0.5])
+def test_an_average_refuses_a_dampening_that_it_would_not_use(dampening):
+    with pytest.raises(ValueError, match="needs kind='heavy_ball'"):
+        optkit.momentum(dampening=dampening)
+
+
+@pytest.mark.parametrize("mode", ["corrected", "uncorrected", "inside"])
+def test_without_eps_an_entry_that_has_seen_no_gradient_rests(mode):
+    out = directions(optkit.scale_by_adam(eps=0.0, eps_mode=mode), [{"w": np.float32([0, 2])}])
+    np.testing.assert_allclose(out["w"][0], [0.0, 1.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("debias", [False, True])
+def test_eps_inside_the_root_and_moments_as_they_are(debias):
+    tx = optkit.scale_by_adam(0.9, 0.99, 0.5, eps_mode="inside", debias=debias)
+
+    def oracle(grads):
+        m = v = 0.0
+        out = []
+        for n, g in enumerate(grads, 1):
+            m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+            c1, c2 = (1 - 0.9**n, 1 - 0.99**n) if debias else (1.0, 1.0)
+            out.append(m / c1 / np.sqrt(v / c2 + 0.5))
+        return out
+
+    check(tx, oracle)
+
+
 def test_updates_of_another_tree_are_refused_by_path():
     tx = optkit.momentum()
     state = tx.init({"a": jnp.ones(2), "b": jnp.ones(2)})
