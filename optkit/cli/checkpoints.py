@@ -21,6 +21,26 @@ def _filled(leaf: Any) -> Any:
     return jnp.zeros((1,), leaf.dtype) if leaf.size == 0 else leaf
 
 
+def _place(path: tuple[Any, ...]) -> str:
+    """Returns where a leaf is; saved NamedTuples are dicts, so kinds of keys do not count."""
+    return "/".join(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _misfit(saved: Any, wanted: Any) -> str | None:
+    """Returns what is wrong with the first array that was saved with another shape, or None."""
+    shapes = {
+        _place(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(saved)
+        if hasattr(leaf, "shape")
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        found = shapes.get(_place(path), leaf.shape)
+        # Keys are kept as their words.
+        if found != leaf.shape and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return f"{_place(path)} has shape {found}, needed is {leaf.shape}"
+    return None
+
+
 class Checkpoints:
     """The checkpoints in one directory.
 
@@ -121,6 +141,10 @@ class Checkpoints:
         arrays = {**jax.tree.map(target, abstract), "step": np.asarray(0, np.int64)}
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(arrays))
         try:
+            # Orbax would raise too, but in the middle of reading: what its other reads then
+            # report, they report to an event loop that has gone.
+            if misfit := _misfit(self._manager.item_metadata(step)["arrays"].tree, arrays):
+                raise ValueError(misfit)
             found = self._manager.restore(step, args=args)["arrays"]
         except (ValueError, KeyError, TypeError) as error:
             raise CommandError(

@@ -213,8 +213,15 @@ def test_an_optimizer_without_state_is_saved_too(tmp_path):
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": jax.numpy.ones(2)}, (), {})
-        with pytest.raises(CommandError, match="does not fit this method and task"):
+        with pytest.raises(CommandError, match=r"does not fit .* params/w has shape \(2,\)"):
             checkpoints.restore(1, {"w": jax.numpy.ones(3)}, ())
+
+
+def test_a_checkpoint_of_another_structure_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": jax.numpy.ones(2)}, (), {})
+        with pytest.raises(CommandError, match="does not fit this method and task"):
+            checkpoints.restore(1, {"v": jax.numpy.ones(2)}, ())
 
 
 def test_a_log_that_was_cut_off_is_mended(tmp_path):
