@@ -162,7 +162,8 @@ def _metric(
     v = jnp.minimum(v, jnp.finfo(v.dtype).max)
     root = jnp.sqrt(v) / jnp.sqrt(debias(numbers.b2, numbers.finished + 1)) + numbers.eps
     scale = (1.0 - numbers.b1 * kept) * root
-    return v, jnp.where(scale > 0, scale, 1.0)
+    # 1 in place of 0; a constant to choose from would be written out as an array on CPU.
+    return v, scale + (scale == 0)
 
 
 def _coefficients(
@@ -181,14 +182,15 @@ def _coefficients(
     over, under = [], []
     for i, (g, (d, nu), p) in enumerate(zip(grads, held, decayed, strict=True)):
         _, scale = _metric(numbers, kept[i], g, nu)
-        apart, damped = d - g, 1.0 + numbers.lam * scale
-        back, ahead = d / scale, (g / scale + numbers.lam * d) / damped
-        gap = pace
+        damped, back, gap = 1.0 + numbers.lam * scale, d / scale, pace
         if p is not None:
             gap = (1.0 + numbers.weight_decay * rate) * pace
-            back, ahead = back + numbers.weight_decay * p, ahead + numbers.weight_decay * p
-        over.append(jnp.sum(gap * g * back - apart * ahead))
-        under.append(jnp.sum((apart / scale) * (apart / damped)))
+            back = back + numbers.weight_decay * p
+        # The definition's (g/P + lam*d)/(1 + lam*P) is d/P + (g - d)/(P*(1 + lam*P)): one of its
+        # two sums is the denominator.
+        below = jnp.sum(((d - g) / scale) * ((d - g) / damped))
+        over.append(below + jnp.sum(back * ((1.0 + gap) * g - d)))
+        under.append(below)
     betas = _bounded_ratio(jnp.stack(over), jnp.stack(under), numbers.b1)
     return jnp.where(numbers.finished == 0, numbers.b1, betas).astype(jnp.float32)
 
