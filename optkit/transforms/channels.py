@@ -76,6 +76,8 @@ def projected(
         jnp.sum(x, axis=summed, keepdims=True)
         for x in (unit * of_gradient, jnp.square(of_gradient), jnp.square(unit), unit * u)
     ]
+    # Else the compiler sums the products for both, and writes all four of them to memory for it.
+    channel = jax.lax.optimization_barrier(channel)
     matrix = [jnp.sum(x, axis=whole, keepdims=True) for x in channel]
     near, factor = [], []
     for axes, (dot, gg, ww, wu) in ((summed, channel), (whole, matrix)):
