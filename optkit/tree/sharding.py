@@ -1,6 +1,7 @@
 """Where a stack of matrices lives: whole matrices on single devices, moved there and back once."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Mesh = Any
+SpecRule = Callable[[tuple[int, ...], tuple[int, ...], PartitionSpec], PartitionSpec]
 
 
 def mesh_of(x: jax.Array) -> Mesh | None:
@@ -94,17 +96,75 @@ def statistic_spec(
     return PartitionSpec(*parts)
 
 
-def zeros_beside(leaf: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Returns zeros for a statistic of a leaf, placed as ``statistic_spec`` says."""
+def projected_spec(
+    shape: tuple[int, ...], leaf: tuple[int, ...], spec: PartitionSpec
+) -> PartitionSpec:
+    """Returns how a statistic of projected matrices is partitioned: like the axes that stayed."""
+    if len(shape) != len(leaf):
+        return statistic_spec(shape, leaf, spec)
+    parts = (*spec, *(None,) * (len(leaf) - len(spec)))
+    return PartitionSpec(
+        *(part if own == size else None for own, size, part in zip(shape, leaf, parts, strict=True))
+    )
+
+
+def stored_spec(
+    shape: tuple[int, ...], leaf: tuple[int, ...], spec: PartitionSpec, mesh: Mesh
+) -> PartitionSpec:
+    """Returns how a part of what a codec stored for a leaf is partitioned: like the leaf's axes.
+
+    Scales and packed codes of rows have a shorter last axis, which is cut where devices divide it.
+    What was flattened is whole on each device.
+    """
+    if len(shape) != len(leaf) or shape[:-1] != leaf[:-1]:
+        return PartitionSpec()
+    parts = [*spec, *(None,) * (len(leaf) - len(spec))]
+    last = parts[-1] if isinstance(parts[-1], tuple) else (parts[-1],)
+    devices = math.prod(mesh.shape[name] for name in last if name is not None)
+    if shape[-1] % devices:
+        parts[-1] = None
+    return PartitionSpec(*parts)
+
+
+def zeros_beside(
+    leaf: Any, shape: tuple[int, ...], dtype: Any, rule: SpecRule = statistic_spec
+) -> jax.Array:
+    """Returns zeros for a statistic of a leaf, placed as a rule says."""
     explicit = spec_of(leaf) if isinstance(leaf, jax.core.Tracer) else None
     if explicit is not None:
         mesh = mesh_of(leaf)
-        return _place(jnp.zeros(shape, dtype), mesh, statistic_spec(shape, leaf.shape, explicit))
+        return _place(jnp.zeros(shape, dtype), mesh, rule(shape, leaf.shape, explicit))
     placed = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
     if isinstance(placed, NamedSharding):
-        spec = statistic_spec(shape, np.shape(leaf), placed.spec)
+        spec = rule(shape, np.shape(leaf), placed.spec)
         return jnp.zeros(shape, dtype, device=NamedSharding(placed.mesh, spec))
     return jnp.zeros(shape, dtype)
+
+
+def place_projected(x: jax.Array, leaf: Any) -> jax.Array:
+    """Places what a leaf was projected to as ``projected_spec`` says, on Explicit axes."""
+    spec = spec_of(leaf)
+    return (
+        x if spec is None else _place(x, mesh_of(leaf), projected_spec(x.shape, leaf.shape, spec))
+    )
+
+
+def place_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Places an array like another one of its shape, on Explicit axes."""
+    spec = spec_of(like)
+    return x if spec is None or spec_of(x) == spec else _place(x, mesh_of(like), spec)
+
+
+def whole_along(x: jax.Array, axis: int) -> jax.Array:
+    """Returns an array that is whole along an axis, on Explicit axes: sums over it need no rule."""
+    spec = spec_of(x)
+    if spec is None:
+        return x
+    parts = [*spec, *(None,) * (x.ndim - len(spec))]
+    if parts[axis] is None:
+        return x
+    parts[axis] = None
+    return _place(x, mesh_of(x), PartitionSpec(*parts))
 
 
 def place_statistic(statistic: jax.Array, matrices: jax.Array) -> jax.Array:

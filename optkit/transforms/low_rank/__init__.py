@@ -1,0 +1,7 @@
+"""Optimizers whose statistics live in low-rank subspaces of the gradients."""
+
+from optkit.transforms.low_rank.engine import LowRankState
+from optkit.transforms.low_rank.growth import LimitNormGrowthState, limit_norm_growth
+from optkit.transforms.low_rank.wrapper import low_rank
+
+__all__ = ["LimitNormGrowthState", "LowRankState", "limit_norm_growth", "low_rank"]

@@ -1,0 +1,122 @@
+"""An inner transformation that runs on what is left of the matrices, and what a new basis does."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optkit.transforms.base import Transformation, keep_dtypes
+from optkit.transforms.low_rank.subspace import Bases, Subspaces, branch
+from optkit.tree import PyTree, accumulator_dtype, map_with_path, match_state
+from optkit.tree.sharding import projected_spec, zeros_beside
+
+OnRefresh = Literal["keep", "reset", "transport"]
+ON_REFRESH = get_args(OnRefresh)
+# What optimizers call averages of gradients, and of their squares.
+_LINEAR = ("mu", "m", "momentum", "trace", "exp_avg", "buf")
+_SQUARES = ("nu", "v", "nu_max", "exp_avg_sq")
+
+
+def groups_of(spaces: Subspaces, apart: bool) -> list[list[int]]:
+    """Which parts share one state of the inner transformation: all, or each has its own."""
+    indices = list(range(len(spaces.parts)))
+    return [[i] for i in indices] if apart else [indices] if indices else []
+
+
+def tree_of(spaces: Subspaces, values: Sequence[Any], group: Sequence[int]) -> PyTree:
+    """A tree like that of the matrices, with masked nodes for those of other groups."""
+    chosen = set(group)
+    own = [v if i in chosen else optax.MaskedNode() for i, v in enumerate(values)]
+    return spaces.layout.pack(own)
+
+
+def placeholders(spaces: Subspaces, matrices: PyTree) -> list[jax.Array]:
+    """Zeros of the projected shapes: no basis is known when an optimizer is initialised."""
+    return [
+        zeros_beside(leaf, part.shape, accumulator_dtype(leaf), projected_spec)
+        for part, leaf in zip(spaces.parts, spaces.leaves(matrices), strict=True)
+    ]
+
+
+def run_inner(
+    inner: Transformation,
+    spaces: Subspaces,
+    groups: list[list[int]],
+    states: tuple[PyTree, ...],
+    low: Sequence[jax.Array],
+    params: Sequence[jax.Array] | None,
+    extra_args: dict[str, Any],
+) -> tuple[list[jax.Array], tuple[PyTree, ...]]:
+    """Returns the inner direction of each part, and the new states."""
+    out: dict[int, jax.Array] = {}
+    new = []
+    for group, state in zip(groups, states, strict=True):
+        own = None if params is None else tree_of(spaces, params, group)
+        given = tree_of(spaces, low, group)
+        result, after = inner.update(given, state, own, **extra_args)
+        values = spaces.layout.unpack(result)
+        out.update({i: values[i] for i in group})
+        new.append(keep_dtypes(after, state))
+    return [out[i] for i in range(len(spaces.parts))], tuple(new)
+
+
+def on_refresh(
+    how: OnRefresh,
+    inner: Transformation,
+    spaces: Subspaces,
+    groups: list[list[int]],
+    states: tuple[PyTree, ...],
+    matrices: PyTree,
+    count: jax.Array,
+    old: Callable[[], Bases],
+    new: Bases,
+) -> tuple[PyTree, ...]:
+    """Returns the inner states that meet the new bases."""
+    if how == "keep":
+        return states
+    out = []
+    for group, state in zip(groups, states, strict=True):
+        due = spaces.due(group[0], count)
+        if how == "reset":
+            fresh = inner.init(tree_of(spaces, placeholders(spaces, matrices), group))
+            # A choice and no branch: it melts into the first pass over the state.
+            out.append(jax.tree.map(lambda a, b, due=due: jnp.where(due, a, b), fresh, state))
+            continue
+        move = lambda state, group=group: _transported(spaces, group, state, old(), new)  # noqa: E731
+        out.append(branch(due & (count > 0), move, lambda state: state, state))
+    return tuple(out)
+
+
+def _transported(
+    spaces: Subspaces, group: Sequence[int], state: PyTree, old: Bases, new: Bases
+) -> PyTree:
+    shapes = tree_of(spaces, [jax.ShapeDtypeStruct(p.shape, float) for p in spaces.parts], group)
+    owners = [tree_of(spaces, list(range(len(spaces.parts))), group)]
+    index = dict(zip(*(jax.tree.leaves(t) for t in (_paths(shapes), owners[0])), strict=True))
+    leaves = []
+    for match in match_state(state, shapes):
+        leaf: Any = match.leaf
+        if match.param is None or leaf.shape != match.param.shape:
+            leaves.append(leaf)
+            continue
+        names = [getattr(entry, "name", "") for entry in match.key_path]
+        kind = next((n for n in reversed(names) if n in (*_LINEAR, *_SQUARES)), None)
+        if kind is None:
+            raise ValueError(
+                f"state_on_refresh='transport' does not know what {match.owner!r} of leaf "
+                f"{match.param_path!r} is; known are averages called "
+                f"{', '.join((*_LINEAR, *_SQUARES))}: take 'reset' or 'keep'"
+            )
+        i = index[match.param_path]
+        part = spaces.parts[i]
+        squared = kind in _SQUARES
+        wide = jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+        moved = part.carried(wide, old[i], new[i], squared, spaces.asked.precision)
+        leaves.append(moved.astype(leaf.dtype))
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def _paths(tree: PyTree) -> PyTree:
+    return map_with_path(lambda path, _: path, tree)

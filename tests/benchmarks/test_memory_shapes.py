@@ -1,0 +1,57 @@
+"""State bytes of low-rank recipes on whole models are those of the formulas, exactly."""
+
+import math
+
+import jax
+import pytest
+
+import optkit
+from benchmarks.memory_shapes import gpt2_small, llama_7b
+from optkit.tree import matrix_views, roles, tree_bytes
+
+MODELS = {"gpt2": gpt2_small(), "llama": llama_7b()}
+COUNTS = {"gpt2": (124_439_808, 84_934_656, 48), "llama": (6_738_415_616, 6_476_005_376, 224)}
+
+
+def sizes(model):
+    """All parameters, and (fan_out, fan_in) of the hidden matrices."""
+    leaves = dict(optkit.tree.leaves_with_paths(MODELS[model]))
+    kinds = dict(optkit.tree.leaves_with_paths(roles(MODELS[model])))
+    chosen = {path: leaf for path, leaf in leaves.items() if kinds[path] == "matrix"}
+    views = [view for _, view in matrix_views(chosen)]
+    total = sum(math.prod(leaf.shape) for leaf in leaves.values())
+    return total, [(view.fan_out, view.fan_in) for view in views]
+
+
+def owned_bytes(tx, model):
+    """State bytes without counters, from shapes alone."""
+    state = jax.eval_shape(tx.init, MODELS[model])
+    return tree_bytes([x for x in jax.tree.leaves(state) if x.ndim])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_trees_have_the_published_sizes(model):
+    total, matrices = sizes(model)
+    held = sum(rows * columns for rows, columns in matrices)
+    assert (total, held, len(matrices)) == COUNTS[model]
+
+
+# Billions of bytes as the table of the papers' methods has them.
+CASES = [
+    ("galore_adamw", "gpt2", 256, 2, True, 0.580),
+    ("galore_adamw", "gpt2", 128, 2, True, 0.448),
+    ("galore_adamw", "llama", 1024, 2, True, 18.8),
+    ("galore_adamw", "llama", 256, 2, True, 6.28),
+]
+
+
+@pytest.mark.parametrize(("name", "model", "rank", "moments", "basis", "published"), CASES)
+def test_bytes_are_those_of_the_formula(name, model, rank, moments, basis, published):
+    total, matrices = sizes(model)
+    low = sum(rank * max(shape) for shape in matrices)
+    projectors = sum(rank * min(shape) for shape in matrices) if basis else 0
+    rest = total - sum(rows * columns for rows, columns in matrices)
+    want = 4 * (moments * low + projectors) + 8 * rest
+    tx = getattr(optkit, name)(rank=rank)
+    assert owned_bytes(tx, model) == want
+    assert float(f"{want / 1e9:.3g}") == published

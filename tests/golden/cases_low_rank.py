@@ -1,0 +1,62 @@
+"""Cases of the low-rank subspace methods."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import optkit
+from tests.golden.replay import Comparison, Golden, case, torch_dims, trajectory
+
+
+def _periods(golden: Golden, name: str, every: int) -> np.ndarray:
+    """What a file recorded under ``name/<t>/...`` at each refresh."""
+    kind, leaf = name.split("/", 1)
+    steps = range(0, golden.steps, every)
+    return np.stack([golden.arrays[f"{kind}/{t}/{leaf}"] for t in steps])
+
+
+def recorded_bases(golden: Golden, every: int) -> Callable[..., jax.Array]:
+    """Feeds the recorded bases: those of the right side are stored as rows."""
+
+    def draw(path: str, side: str, shape: tuple[int, ...], refresh: jax.Array) -> jax.Array:
+        full = f"proj/0/{path}/{side}" in golden.arrays
+        stack = _periods(golden, f"proj/{path}/{side}" if full else f"proj/{path}", every)
+        return jnp.asarray(np.swapaxes(stack, -1, -2) if side == "right" else stack)[refresh]
+
+    return draw
+
+
+def _galore(golden: Golden) -> dict[str, Any]:
+    hyper = golden.hyper
+    return {
+        "rank": hyper["rank"],
+        "refresh_every": hyper["update_proj_gap"],
+        "scale": hyper["scale"],
+        "side": hyper["proj_type"],
+        "weight_decay": hyper["weight_decay"],
+        "dims": torch_dims,
+    }
+
+
+@case(
+    "galore_adamw",
+    "galore_adamw_reverse_std",
+    "galore_adamw_left",
+    "galore_adamw_right",
+    "galore_adamw_full",
+)
+def galore_adamw(golden: Golden) -> Iterator[Comparison]:
+    """Fed the recorded bases, and, where only one side is projected, from end to end.
+
+    With two sides a refresh makes R diagonal up to rounding, which Adam divides by its own root.
+    """
+    hyper = golden.hyper
+    b1, b2 = hyper["betas"]
+    options = _galore(golden) | {"b1": b1, "b2": b2, "eps": hyper["eps"], "decay": "after"}
+    draw = recorded_bases(golden, hyper["update_proj_gap"])
+    yield from trajectory(golden, optkit.galore_adamw(hyper["lr"], draw=draw, **options))
+    if hyper["proj_type"] != "full":
+        yield from trajectory(golden, optkit.galore_adamw(hyper["lr"], **options))
