@@ -1,7 +1,8 @@
 """optkit: the optimizers of the last years as parts that snap into any Optax chain."""
 
-from optkit import catalogue, fast_weights, linalg, schedules, transforms, tree
+from optkit import catalogue, fast_weights, linalg, masks, schedules, transforms, tree
 from optkit.fast_weights import lact
+from optkit.masks import update_mask
 from optkit.optimizers import (
     adago,
     adam_sgld,
@@ -27,7 +28,9 @@ from optkit.optimizers import (
     grams,
     hybrid_auon,
     hyperp,
+    id3,
     langevin_adam,
+    lift,
     lion,
     lion_k,
     mars_adamw,
@@ -191,11 +194,13 @@ __all__ = [
     "hybrid_auon",
     "hyperp",
     "hyperparams",
+    "id3",
     "in_float32",
     "lact",
     "langevin_adam",
     "langevin_noise",
     "layer_order",
+    "lift",
     "linalg",
     "lion",
     "lion_k",
@@ -205,6 +210,7 @@ __all__ = [
     "mars_m",
     "mars_shampoo",
     "mask_task_vector",
+    "masks",
     "master_weights",
     "momentum",
     "muon",
@@ -264,6 +270,7 @@ __all__ = [
     "threshold_gate",
     "transforms",
     "tree",
+    "update_mask",
     "upgd",
     "upgd_adam",
     "utility_gate",

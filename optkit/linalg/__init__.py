@@ -12,6 +12,7 @@ from optkit.linalg.coefficients import (
 )
 from optkit.linalg.factor import Method, orthogonal_factor
 from optkit.linalg.gram import gram_newton_schulz
+from optkit.linalg.largest import largest_in, largest_of, largest_of_each
 from optkit.linalg.newton_schulz import newton_schulz
 from optkit.linalg.normalise import EpsMode, Precondition
 from optkit.linalg.norms import frobenius_norm
@@ -48,6 +49,9 @@ __all__ = [
     "frobenius_norm",
     "get_coefficients",
     "gram_newton_schulz",
+    "largest_in",
+    "largest_of",
+    "largest_of_each",
     "line_norms",
     "newton_schulz",
     "newton_schulz_rounded",

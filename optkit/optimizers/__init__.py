@@ -18,7 +18,9 @@ from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.ewc_online import ewc_online
 from optkit.optimizers.grams import grams
 from optkit.optimizers.hyperp import hyperp
+from optkit.optimizers.id3 import id3
 from optkit.optimizers.langevin import adam_sgld, langevin_adam, psgld, sgld
+from optkit.optimizers.lift import lift
 from optkit.optimizers.lion import lion, lion_k
 from optkit.optimizers.mars_adamw import mars_adamw
 from optkit.optimizers.mars_lion import mars_lion
@@ -65,7 +67,9 @@ __all__ = [
     "grams",
     "hybrid_auon",
     "hyperp",
+    "id3",
     "langevin_adam",
+    "lift",
     "lion",
     "lion_k",
     "mars_adamw",

@@ -19,6 +19,7 @@ RATE = 0.05
 DESCENT_STEPS = 40
 # What differs from the catalogue's example in the tests, and why.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "lift": {"filter_rank": 2, "interval": 2},  # of small matrices too; masks that are chosen anew
     "adamuon": {"update_rms": 1.0},  # by default a fifth of RATE an entry: too short a way
     # Of small matrices they choose one or two rows, where Polar Express is ill-conditioned.
     "dion2": {"fraction": 0.5, "coefficients": "jordan"},

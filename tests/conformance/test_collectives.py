@@ -48,6 +48,8 @@ SUMS = {
     **dict.fromkeys(("namo", "scale_by_norm_ratio", "mars_m", "mars_shampoo"), _NORMS),
     # The direction's maximum, its sum with that of the weights, and the sum after the step.
     "hyperp": {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}},
+    # Whole matrices for the next choice, and active entries of each leaf on every device.
+    "lift": {"leaves": {"all-gather": 6, "all-to-all": 1}},
     # Groups of neighbouring inputs that are cut over devices; whole ones stay where they are.
     "cast_adams": {"leaves": {"all-gather": 3}},
     "namo_d": {"rows": {"all-reduce": 1, "all-gather": 1}, "columns": {"all-reduce": 2}},

@@ -85,8 +85,9 @@ def test_what_has_no_strength_leaves_its_base(name: str, method: Method, alone: 
     assert_same(follow(method, optax.chain(IDLE[name](), direction(method))), alone)
 
 
-# By their nature not the plain decay of the law: masked by signs, and undone by the sphere.
-OTHER_DECAY = ("cwd_adamw", "cwd_lion", *ON_SPHERES)
+# By their nature not the plain decay of the law: masked by signs, of entries that train only, and
+# undone by the sphere.
+OTHER_DECAY = ("cwd_adamw", "cwd_lion", "id3", *ON_SPHERES)
 
 
 # What serves the leaves that are no matrices decays by numbers of its own, whatever the mask.

@@ -22,6 +22,7 @@ from tests.conformance.trees import (
 # Their updates depend on the norm of the whole gradient, or on the most useful of all weights.
 LOOK_AT_ALL = (
     "clip_by_global_norm",
+    "id3",
     "normalized_momentum",
     "skip_spikes",
     "upgd",

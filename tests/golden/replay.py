@@ -139,6 +139,7 @@ def replay(file: Path) -> Result:
         cases_foundation,
         cases_lact,
         cases_mars_moments,
+        cases_masks,
         cases_namo_mars,
         cases_noise,
         cases_normalized,
