@@ -1,6 +1,15 @@
 """Functions on arrays (..., m, n): Newton-Schulz and its coefficients, Gram form, exact polar."""
 
 from optkit.linalg.balance import Order, balance, line_norms, to_rms
+from optkit.linalg.bases import (
+    RandomKind,
+    canonical_sign,
+    leading_basis,
+    random_basis,
+    randomized_basis,
+    tracked_basis,
+    unit_vectors,
+)
 from optkit.linalg.coefficients import (
     COEFFICIENTS,
     Coefficients,
@@ -43,11 +52,13 @@ __all__ = [
     "Side",
     "SketchKind",
     "as_coefficient_set",
+    "RandomKind",
     "balance",
     "default_resets",
     "draw_sketch",
     "frobenius_norm",
     "get_coefficients",
+    "canonical_sign",
     "gram_newton_schulz",
     "largest_in",
     "largest_of",
@@ -56,6 +67,7 @@ __all__ = [
     "newton_schulz",
     "newton_schulz_rounded",
     "nm_mask",
+    "leading_basis",
     "orthogonal_factor",
     "orthonormalize",
     "polar",
@@ -65,6 +77,10 @@ __all__ = [
     "reset_growth",
     "sketch_size",
     "symmetric_product",
+    "random_basis",
+    "randomized_basis",
     "to_rms",
     "tune_resets",
 ]
+    "tracked_basis",
+    "unit_vectors",

@@ -16,6 +16,9 @@ from optkit.optimizers.dion import dion
 from optkit.optimizers.dion2 import dion2, dion3
 from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.ewc_online import ewc_online
+from optkit.optimizers.galore import (
+    galore_adamw,
+)
 from optkit.optimizers.grams import grams
 from optkit.optimizers.hyperp import hyperp
 from optkit.optimizers.id3 import id3
@@ -64,6 +67,7 @@ __all__ = [
     "dion3",
     "drop_muon",
     "ewc_online",
+    "galore_adamw",
     "grams",
     "hybrid_auon",
     "hyperp",

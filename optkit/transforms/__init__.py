@@ -34,6 +34,12 @@ from optkit.transforms.hyperparams import ScaleByLearningRateState, get_hyperpar
 from optkit.transforms.kappa import scale_by_kappa
 from optkit.transforms.langevin import LangevinNoiseState, langevin_noise
 from optkit.transforms.lmo import lmo
+from optkit.transforms.low_rank import (
+    LimitNormGrowthState,
+    LowRankState,
+    limit_norm_growth,
+    low_rank,
+)
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
 from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
 from optkit.transforms.normal_plane import normal_plane, project_away
@@ -77,6 +83,8 @@ __all__ = [
     "DropLayersState",
     "ElasticPriorState",
     "LangevinNoiseState",
+    "LimitNormGrowthState",
+    "LowRankState",
     "MasterWeightsState",
     "MomentumState",
     "NormBall",
@@ -124,7 +132,9 @@ __all__ = [
     "hyperparams",
     "in_float32",
     "langevin_noise",
+    "limit_norm_growth",
     "lmo",
+    "low_rank",
     "master_weights",
     "momentum",
     "next_cut",

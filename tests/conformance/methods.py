@@ -21,6 +21,8 @@ DESCENT_STEPS = 40
 OPTIONS: dict[str, dict[str, Any]] = {
     "lift": {"filter_rank": 2, "interval": 2},  # of small matrices too; masks that are chosen anew
     "adamuon": {"update_rms": 1.0},  # by default a fifth of RATE an entry: too short a way
+    # One direction must not be all of the way.
+    "galore_adamw": {"refresh_every": 2, "state_on_refresh": "reset"},
     # Of small matrices they choose one or two rows, where Polar Express is ill-conditioned.
     "dion2": {"fraction": 0.5, "coefficients": "jordan"},
     "dion3": {"fraction": 0.5, "coefficients": "jordan"},

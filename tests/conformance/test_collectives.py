@@ -37,14 +37,14 @@ _ROWS = {"rows": {"all-gather": 1}, "columns": {"all-gather": 1}}
 # A maximum, a sum of squares, and the mean of the cosh.
 _COSH = {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}, "leaves": {"all-reduce": 3}}
 # Sums of channels whose inputs are split over devices, all of them at once.
+# A refresh moves whole gradients to single devices, and bases back.
+_REFRESH = {"leaves": {"all-to-all": 2, "all-gather": 2}}
 _CHANNELS = {"leaves": {"all-reduce": 1}}
 SUMS = {
     **dict.fromkeys(("adago", "adamuon"), _NORMS),
     **dict.fromkeys(("auon", "hybrid_auon", "scale_by_cosh_rms"), _COSH),
     **dict.fromkeys(("normuon", "normuon_dion"), _ROWS),
-    **dict.fromkeys(("adamp", "project_radial", "sgdp"), _CHANNELS),
-    "scale_by_entry_moment": {"leaves": {"all-reduce": 2}},
-    "scale_by_row_moment": {"leaves": {"all-gather": 1, "all-reduce": 1}},
+    **dict.fromkeys(("galore_adamw", "low_rank"), _REFRESH),
     **dict.fromkeys(("namo", "scale_by_norm_ratio", "mars_m", "mars_shampoo"), _NORMS),
     # The direction's maximum, its sum with that of the weights, and the sum after the step.
     "hyperp": {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}},
