@@ -1,6 +1,6 @@
 """optkit: the optimizers of the last years as parts that snap into any Optax chain."""
 
-from optkit import catalogue, fast_weights, linalg, masks, schedules, transforms, tree
+from optkit import catalogue, codecs, fast_weights, linalg, masks, schedules, transforms, tree
 from optkit.fast_weights import lact
 from optkit.masks import update_mask
 from optkit.optimizers import (
@@ -174,6 +174,7 @@ __all__ = [
     "classp",
     "clip_by_global_norm",
     "clip_leaf_norm",
+    "codecs",
     "coast_weights",
     "conducive_gradient",
     "cwd_adamw",

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from optkit.codecs.base import is_stored_name
 from optkit.tree.paths import (
     KeyPath,
     PyTree,
@@ -15,7 +16,10 @@ from optkit.tree.paths import (
     leaves_with_paths,
     path_string,
 )
-from optkit.tree.sharding import statistic_spec
+from optkit.tree.sharding import projected_spec, statistic_spec, stored_spec
+
+# The field of a state that holds statistics of projected parameters.
+PROJECTED = "projected"
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,26 @@ class StateLeaf:
     @property
     def owner(self) -> str:
         """The part of the key path before the parameter's own path."""
-        for full in (path_string(self.key_path), full_path_string(self.key_path)):
+        place = _place(self.key_path)
+        for full in (path_string(place), full_path_string(place)):
             if self.param_path and full.endswith(self.param_path):
                 return full[: -len(self.param_path)].rstrip("/")
-        return path_string(self.key_path)
+        return path_string(place)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is a part of what a codec stored."""
+        return _place(self.key_path) != self.key_path
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether it is a statistic of what a low-rank method projected its parameter to."""
+        return any(getattr(entry, "name", None) == PROJECTED for entry in self.key_path)
+
+
+def _place(path: KeyPath) -> KeyPath:
+    """Returns the key path without the name of a codec's part, which stands behind a parameter's."""
+    return path[:-1] if path and is_stored_name(getattr(path[-1], "key", None)) else path
 
 
 def match_state(state: PyTree, params: PyTree) -> list[StateLeaf]:
@@ -65,10 +85,13 @@ def match_state(state: PyTree, params: PyTree) -> list[StateLeaf]:
     out = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         found: tuple[str | None, Any] = (None, None)
-        for start in range(len(path) + 1):
-            owner = by_path.get(tuple(path[start:]))
-            # A bare array has the empty path, which every path ends with: compare its shape too.
-            if owner and (start < len(path) or np.shape(owner[1]) == np.shape(leaf)):
+        place = _place(path)
+        for start in range(len(place) + 1):
+            owner = by_path.get(tuple(place[start:]))
+            # A bare array has the empty path, which every path ends with: compare its shape too,
+            # if it is no part of what a codec stored.
+            fits = start < len(place) or place != path
+            if owner and (fits or np.shape(owner[1]) == np.shape(leaf)):
                 found = owner
                 break
         out.append(StateLeaf(path, leaf, *found))
@@ -114,7 +137,8 @@ def state_sharding(state: PyTree, params: PyTree) -> PyTree:
 
     A state leaf that belongs to a parameter and has its shape is sharded like it. A smaller one
     (numbers of rows, of whole matrices) is sharded like the parameter's batch axes, if it has them;
-    everything else is replicated on the parameters' mesh.
+    what a codec stored for rows, like the rows, as far as devices divide it; what a low-rank method
+    projected, like the axes that stayed. Everything else is replicated on the parameters' mesh.
 
     Args:
       state: an optimizer state or its ``jax.eval_shape``.
@@ -151,8 +175,13 @@ def state_sharding(state: PyTree, params: PyTree) -> PyTree:
             return match.param.sharding
         if not isinstance(match.param.sharding, NamedSharding):
             return rest
-        spec = statistic_spec(shape, match.param.shape, match.param.sharding.spec)
-        return NamedSharding(match.param.sharding.mesh, spec)
+        placement = match.param.sharding
+        if match.is_stored:
+            spec = stored_spec(shape, match.param.shape, placement.spec, placement.mesh)
+        else:
+            rule = projected_spec if match.is_projected else statistic_spec
+            spec = rule(shape, match.param.shape, placement.spec)
+        return NamedSharding(placement.mesh, spec)
 
     leaves = [sharding(match) for match in match_state(state, params)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)

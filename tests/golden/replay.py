@@ -141,6 +141,7 @@ def replay(file: Path) -> Result:
         cases_low_rank,
         cases_mars_moments,
         cases_masks,
+        cases_memory,
         cases_namo_mars,
         cases_noise,
         cases_normalized,

@@ -1,0 +1,102 @@
+"""Blocks of neighbouring entries that share a scale: how an array is cut, whatever its sharding."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from optkit.codecs.base import Shape
+
+# Along rows of the array, along its flattened entries, or rows where a row holds a whole block.
+Layout = Literal["auto", "rows", "flat"]
+# Neighbours of which a maximum is taken first.
+_RUN = 32
+
+
+def in_rows(shape: Shape, block: int, layout: Layout) -> bool:
+    """Tells whether the blocks of a shape lie along its rows."""
+    if layout == "auto":
+        return len(shape) > 0 and shape[-1] >= block
+    return layout == "rows" and len(shape) > 0
+
+
+def blocks_shape(shape: Shape, block: int, layout: Layout) -> Shape:
+    """Returns the shape of an array's blocks: ``(*leading, blocks, block)``."""
+    if in_rows(shape, block, layout):
+        return (*shape[:-1], -(-shape[-1] // block), block)
+    return (-(-math.prod(shape) // block), block)
+
+
+def split_blocks(x: jax.Array, block: int, layout: Layout) -> jax.Array:
+    """Returns an array as ``(*leading, blocks, block)``; a short last block is filled with 0.
+
+    Args:
+      x: any shape.
+      block: entries of a block.
+      layout: "flat" cuts the flattened array (row-major), as the references do; "rows" cuts each
+        row by itself, so that leading axes stay what they are and may be sharded; "auto" takes rows
+        that are as long as a block. Where the block divides the row all three are the same blocks.
+
+    Returns:
+      The blocks.
+    """
+    shape = blocks_shape(x.shape, block, layout)
+    lead, size = shape[:-2], shape[-2] * block
+    if not in_rows(x.shape, block, layout):
+        x = x.reshape(-1)
+    if x.shape[-1] != size:
+        x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, size - x.shape[-1])])
+    return x.reshape(shape)
+
+
+def merge_blocks(blocks: jax.Array, shape: Shape, layout: Layout) -> jax.Array:
+    """Undoes ``split_blocks``: returns the array of a shape."""
+    joined = blocks.reshape(*blocks.shape[:-2], math.prod(blocks.shape[-2:]))
+    if in_rows(shape, blocks.shape[-1], layout):
+        size = shape[-1]
+    else:
+        size = math.prod(shape)
+    if joined.shape[-1] != size:
+        joined = jax.lax.slice_in_dim(joined, 0, size, axis=joined.ndim - 1)
+    return joined.reshape(shape)
+
+
+def largest(blocks: jax.Array) -> jax.Array:
+    """Returns the largest magnitude of each block ``(..., block)``; NaN if one is.
+
+    Maxima are exact in any order. On several devices a block may be cut, so that runs of neighbours
+    come first and only their maxima travel; on one CPU the order is one that compiles to vectors.
+    """
+    block = blocks.shape[-1]
+    if block == 0 or block % _RUN:
+        return jnp.max(jnp.abs(blocks), axis=-1, initial=0.0)
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+        return largest_by_slices(blocks)
+    runs = blocks.reshape(*blocks.shape[:-1], block // _RUN, _RUN)
+    return jnp.max(jnp.max(jnp.abs(runs), axis=-1), axis=-1)
+
+
+def largest_by_slices(blocks: jax.Array) -> jax.Array:
+    """``largest`` by comparing slices, as bit patterns: those of magnitudes are in their order."""
+    shape = (*blocks.shape[:-1], blocks.shape[-1] // _RUN, _RUN)
+    bits = jax.lax.bitcast_convert_type(blocks.astype(jnp.float32), jnp.int32).reshape(shape)
+    bits = bits & 0x7FFFFFFF
+    most = bits[..., 0, :]
+    for run in range(1, shape[-2]):
+        most = jnp.maximum(most, bits[..., run, :])
+    # A loop of its own for the rest: fused into one, neither is compiled to vectors.
+    most = jax.lax.optimization_barrier(most)
+    return jax.lax.bitcast_convert_type(jnp.max(most, axis=-1), jnp.float32)
+
+
+def pack_nibbles(codes: jax.Array) -> jax.Array:
+    """Returns two 4-bit codes in a byte, the first one in the high half; the last axis is even."""
+    pairs = codes.astype(jnp.uint8).reshape(*codes.shape[:-1], codes.shape[-1] // 2, 2)
+    return (pairs[..., 0] << 4) | pairs[..., 1]
+
+
+def unpack_nibbles(packed: jax.Array) -> jax.Array:
+    """Undoes ``pack_nibbles``."""
+    pairs = jnp.stack([packed >> 4, packed & 15], axis=-1)
+    return pairs.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
