@@ -9,8 +9,8 @@ times as long as its bytes say, and what drawing its noise takes by itself, meas
 
 ``temporary`` is what the compiled step needs beside arguments and results, in bytes a parameter:
 ``needed`` says why. XLA's CPU compiler writes one result a loop. An intermediate that two results
-read is therefore an array, and a state is copied if its old value makes two results (``optax.lion``
-has that copy, too); accelerators' fusions have several results, so that there it is less.
+read is therefore an array, and a state is copied if its old value makes two results (which costs
+``optax.lion`` a copy); accelerators' fusions have several results, so that there it is less.
 """
 
 import dataclasses
@@ -48,7 +48,6 @@ class Needs:
 
 _NOISE = "noise, drawn for leaves of one shape in one loop, and its bits"
 _SEEN_TWICE = "u: compared with another value before it is used"
-_OLD = "old momentum makes two results"
 _UNITS = "in units that cannot overflow"
 NEEDS = {
     "adam_sgld": Needs(8.0, 8.0, 0.0, _NOISE),
@@ -58,13 +57,9 @@ NEEDS = {
     "auon": Needs(8.0, 4.0, 24.0, f"the look-ahead, and it {_UNITS}"),
     "cast_adams": Needs(4.0, 0.0, 0.0, "what enters the second moment, and the mask"),
     "cautious_adamw": Needs(8.0, 0.0, 12.0, f"{_SEEN_TWICE}; the mask, for its mean"),
-    "cautious_lion": Needs(8.0, 0.0, 8.0, f"{_OLD}; the mask, for its mean"),
+    "cautious_lion": Needs(4.0, 0.0, 8.0, "the mask, for its mean"),
     "classp": Needs(4.0, 0.0, 0.0, "the gradient that passed, for the sum and the step"),
-    "cwd_adamw": Needs(4.0, 0.0, 0.0, _SEEN_TWICE),
-    "cwd_lion": Needs(4.0, 0.0, 0.0, _OLD),
     "langevin_adam": Needs(8.0, 8.0, 0.0, _NOISE),
-    "lion": Needs(4.0, 0.0, 0.0, _OLD),
-    "lion_k": Needs(4.0, 0.0, 0.0, _OLD),
     "mars_adamw": Needs(8.0, 0.0, 8.0, f"the corrected gradient, and it {_UNITS}"),
     "mars_lion": Needs(8.0, 0.0, 8.0, f"the corrected gradient, and it {_UNITS}"),
     "normalized_momentum": Needs(0.0, 4.0, 4.0, f"the momentum {_UNITS}"),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, map_leaves, map_updates, unzip
+from optkit.transforms.base import Transformation, map_leaves, unzip
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_choice,
@@ -148,6 +148,9 @@ def blend_momentum(
     1. ``u = b1*m + (1-b1)*g`` with the old ``m``;
     2. ``m <- b2*m + (1-b2)*g``.
 
+    With constants ``b1 <= b2`` it computes 2 first, and of the new ``m`` the same ``u =
+    b1/b2*m + (1-b1/b2)*g``, which spares XLA's CPU compiler a copy of the momentum.
+
     Args:
       b1: weight of the old momentum in the update, in [0, 1].
       b2: decay rate of the momentum, in [0, 1).
@@ -183,12 +186,18 @@ def blend_momentum(
     ) -> tuple[PyTree, MomentumState]:
         del params, extra_args
         blend, keep = value_at(b1, state.count), value_at(b2, state.count)
-        out = map_updates(lambda g, m: blend * m + (1.0 - blend) * g, updates, state.momentum)
-        new = map_leaves(
-            lambda g, m: (keep * upcast(m) + (1.0 - keep) * upcast(g)).astype(m.dtype),
-            updates,
-            state.momentum,
-        )
+        # The blend of the old momentum is one of the new momentum, too. Where the old one makes
+        # two results, a compiler that writes one at a time has to copy it before it is overwritten.
+        from_new = isinstance(keep, float) and isinstance(blend, float) and 0.0 < keep >= blend
+        share = blend / keep if from_new else blend
+
+        def step(g: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
+            g32, old = upcast(g), upcast(m)
+            new = keep * old + (1.0 - keep) * g32
+            out = share * (new if from_new else old) + (1.0 - share) * g32
+            return out.astype(g.dtype), new.astype(m.dtype)
+
+        out, new = unzip(updates, map_leaves(step, updates, state.momentum), 2)
         return out, MomentumState(state.count + 1, new, recorded(state.count, b1=b1, b2=b2))
 
     return Transformation(init_fn, update_fn)

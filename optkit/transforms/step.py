@@ -150,7 +150,10 @@ def decay_weights(
 
         def decay(u: jax.Array, p: jax.Array) -> jax.Array:
             if kind == "cautious":
-                return u + wd * p * (jnp.sign(u) * jnp.sign(p) >= 0)
+                # u*p may underflow. And u is read once: used twice, compilers write it to memory.
+                side = jnp.where(p < 0, -1.0, 1.0)
+                along = side * u
+                return side * along + wd * p * (along >= 0)
             return u - wd * p if kind == "independent" else u + wd * p
 
         chosen = decay_mask(mask, params, roles)
