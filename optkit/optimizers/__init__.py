@@ -1,5 +1,8 @@
 """The recipes: whole optimizers, each a chain of a few parts."""
 
+from optkit.optimizers.adafactor import (
+    adafactor,
+)
 from optkit.optimizers.adago import adago
 from optkit.optimizers.adamp import adamp
 from optkit.optimizers.adamuon import adamuon
@@ -18,6 +21,9 @@ from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.ewc_online import ewc_online
 from optkit.optimizers.galore import (
     galore_adamw,
+)
+from optkit.optimizers.galore_adafactor import (
+    galore_adafactor,
 )
 from optkit.optimizers.grams import grams
 from optkit.optimizers.hyperp import hyperp
@@ -46,6 +52,7 @@ from optkit.optimizers.superpositional import superpositional
 from optkit.optimizers.upgd import upgd, upgd_adam
 
 __all__ = [
+    "adafactor",
     "adago",
     "adam_sgld",
     "adamp",
@@ -67,6 +74,7 @@ __all__ = [
     "dion3",
     "drop_muon",
     "ewc_online",
+    "galore_adafactor",
     "galore_adamw",
     "grams",
     "hybrid_auon",

@@ -23,6 +23,10 @@ from optkit.transforms.elastic import (
 )
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
 from optkit.transforms.ess import ScaleByEssState, effective_share, opob_baseline, scale_by_ess
+from optkit.transforms.factored import (
+    ScaleByFactoredRmsState,
+    scale_by_factored_rms,
+)
 from optkit.transforms.guards import (
     SkipNonfiniteState,
     SkipSpikesState,
@@ -160,6 +164,7 @@ __all__ = [
     "scale_by_row_col",
     "scale_by_row_moment",
     "scale_by_shape",
+    "scale_by_factored_rms",
     "select_submatrix",
     "sign_from_grad",
     "sine_modulation",

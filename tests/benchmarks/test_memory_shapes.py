@@ -55,3 +55,11 @@ def test_bytes_are_those_of_the_formula(name, model, rank, moments, basis, publi
     tx = getattr(optkit, name)(rank=rank)
     assert owned_bytes(tx, model) == want
     assert float(f"{want / 1e9:.3g}") == published
+
+
+@pytest.mark.parametrize(("model", "published"), [("gpt2", 0.0013), ("llama", 0.0113)])
+def test_adafactor_keeps_rows_and_columns(model, published):
+    shapes = [leaf.shape for _, leaf in optkit.tree.leaves_with_paths(MODELS[model])]
+    want = 4 * sum(sum(shape) for shape in shapes)
+    assert owned_bytes(optkit.adafactor(), model) == want
+    assert round(want / 1e9, 4) == published

@@ -23,6 +23,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adamuon": {"update_rms": 1.0},  # by default a fifth of RATE an entry: too short a way
     # One direction must not be all of the way.
     "galore_adamw": {"refresh_every": 2, "state_on_refresh": "reset"},
+    # Descent starts at zeros, to which no step of a sensible size is relative.
+    "adafactor": {"scale_parameter": False},
+    "galore_adafactor": {"scale_parameter": False, "refresh_every": 2},
     # Of small matrices they choose one or two rows, where Polar Express is ill-conditioned.
     "dion2": {"fraction": 0.5, "coefficients": "jordan"},
     "dion3": {"fraction": 0.5, "coefficients": "jordan"},

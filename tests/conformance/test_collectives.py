@@ -37,18 +37,46 @@ _ROWS = {"rows": {"all-gather": 1}, "columns": {"all-gather": 1}}
 # A maximum, a sum of squares, and the mean of the cosh.
 _COSH = {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}, "leaves": {"all-reduce": 3}}
 # Sums of channels whose inputs are split over devices, all of them at once.
-# A refresh moves whole gradients to single devices, and bases back.
-_REFRESH = {"leaves": {"all-to-all": 2, "all-gather": 2}}
 _CHANNELS = {"leaves": {"all-reduce": 1}}
 SUMS = {
     **dict.fromkeys(("adago", "adamuon"), _NORMS),
     **dict.fromkeys(("auon", "hybrid_auon", "scale_by_cosh_rms"), _COSH),
     **dict.fromkeys(("normuon", "normuon_dion"), _ROWS),
-    **dict.fromkeys(("galore_adamw", "low_rank"), _REFRESH),
     **dict.fromkeys(("namo", "scale_by_norm_ratio", "mars_m", "mars_shampoo"), _NORMS),
     # The direction's maximum, its sum with that of the weights, and the sum after the step.
     "hyperp": {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}},
     # Whole matrices for the next choice, and active entries of each leaf on every device.
+# One step of the leaves of test_sharding.py, measured: two matrices cut by rows and one by columns,
+# which are one shape group where a method does not tell rows from columns; a stack; vectors.
+_BOTH_WAYS = {"all-to-all": 4}
+# For all leaves of a shape: a maximum and a sum; one more sum; sums of channels whose inputs are
+# split over devices, and of the others.
+_A_NORM = {"all-reduce": 2}
+_THREE = {"all-reduce": 3}
+_CHANNELS = {"all-reduce": 2}
+# A refresh moves whole gradients to single devices, and bases back.
+_REFRESH = {"all-to-all": 2, "all-gather": 2}
+STEP = {
+    **MORE,
+    **dict.fromkeys(("drop_muon", "muon_randomized", "reg", "scale_by_row_col"), _BOTH_WAYS),
+    "dion3": {"all-to-all": 4, "all-gather": 2},
+    **dict.fromkeys(("normuon", "normuon_dion"), _BOTH_WAYS | {"all-gather": 2}),
+    **dict.fromkeys(("adago", "adamuon", "mars_m", "mars_shampoo", "namo"), EXCHANGES | _A_NORM),
+    "scale_by_norm_ratio": EXCHANGES | _A_NORM,
+    "namo_d": EXCHANGES | _A_NORM | {"all-gather": 1},
+    **dict.fromkeys(("auon", "scale_by_cosh_rms", "sphere_project"), _THREE),
+    **dict.fromkeys(("hybrid_auon", "hyperp"), EXCHANGES | _THREE),
+    **dict.fromkeys(("alignment_brake", "project_to_norm", "scale_by_entry_moment"), _A_NORM),
+    **dict.fromkeys(("adamp", "project_radial", "sgdp"), _CHANNELS),
+    "scale_by_row_moment": {"all-gather": 1, "all-reduce": 1},
+    **dict.fromkeys(("galore_adamw", "low_rank"), _REFRESH),
+    # Sums over rows or columns that lie on several devices, and statistics that lie on all.
+    "scale_by_factored_rms": {"all-gather": 3, "all-reduce": 1},
+    "adafactor": {"all-gather": 3, "all-reduce": 3},
+    "galore_adafactor": _REFRESH | {"all-gather": 5},
+    # Groups of neighbouring inputs that are cut over devices, 3 a leaf; whole ones stay.
+    **dict.fromkeys(("add_masked_decay", "cast_adams"), {"all-gather": 6}),
+}
     "lift": {"leaves": {"all-gather": 6, "all-to-all": 1}},
     # Groups of neighbouring inputs that are cut over devices; whole ones stay where they are.
     "cast_adams": {"leaves": {"all-gather": 3}},

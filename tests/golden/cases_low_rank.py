@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from optax.contrib import MuonDimensionNumbers
 
 import optkit
 from tests.golden.replay import Comparison, Golden, case, torch_dims, trajectory
@@ -60,3 +61,63 @@ def galore_adamw(golden: Golden) -> Iterator[Comparison]:
     yield from trajectory(golden, optkit.galore_adamw(hyper["lr"], draw=draw, **options))
     if hyper["proj_type"] != "full":
         yield from trajectory(golden, optkit.galore_adamw(hyper["lr"], **options))
+
+
+def last_two_axes(params: Any) -> Any:
+    """The references' reading of every leaf: a batch of matrices of the last two axes."""
+    return jax.tree.map(lambda p: MuonDimensionNumbers(-1, -2) if p.ndim >= 2 else None, params)
+
+
+@case("adafactor_hf")
+def adafactor_hf(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    eps, eps2 = hyper["eps"]
+    tx = optkit.adafactor(
+        None if hyper["relative_step"] else hyper["lr"],
+        decay_rate=hyper["decay_rate"],
+        eps=eps,
+        eps2=eps2,
+        clip_threshold=hyper["clip_threshold"],
+        b1=hyper["beta1"],
+        scale_parameter=hyper["scale_parameter"],
+        warmup_init=hyper["warmup_init"],
+        weight_decay=hyper["weight_decay"],
+        dims=last_two_axes,
+    )
+    yield from trajectory(golden, tx)
+
+
+@case("adafactor_torch")
+def adafactor_torch(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    eps, eps2 = hyper["eps"]
+    tx = optkit.adafactor(
+        hyper["lr"],
+        dialect="torch",
+        decay_rate=hyper["beta2_decay"],
+        eps=eps,
+        eps2=eps2,
+        clip_threshold=hyper["d"],
+        weight_decay=hyper["weight_decay"],
+        dims=last_two_axes,
+    )
+    yield from trajectory(golden, tx)
+
+
+@case("galore_adafactor")
+def galore_adafactor(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    eps, eps2 = hyper["eps"]
+    tx = optkit.galore_adafactor(
+        None if hyper["relative_step"] else hyper["lr"],
+        decay_rate=hyper["decay_rate"],
+        eps=eps,
+        eps2=eps2,
+        clip_threshold=hyper["clip_threshold"],
+        b1=hyper["beta1"],
+        scale_parameter=hyper["scale_parameter"],
+        warmup_init=hyper["warmup_init"],
+        draw=recorded_bases(golden, hyper["update_proj_gap"]),
+        **_galore(golden),
+    )
+    yield from trajectory(golden, tx)
