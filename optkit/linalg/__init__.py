@@ -19,6 +19,7 @@ from optkit.linalg.coefficients import (
     get_coefficients,
     polar_express_coefficients,
 )
+from optkit.linalg.decayed import decayed_mask
 from optkit.linalg.factor import Method, orthogonal_factor
 from optkit.linalg.gram import gram_newton_schulz
 from optkit.linalg.largest import largest_in, largest_of, largest_of_each
@@ -55,6 +56,7 @@ __all__ = [
     "as_coefficient_set",
     "balance",
     "canonical_sign",
+    "decayed_mask",
     "default_resets",
     "draw_sketch",
     "frobenius_norm",

@@ -10,6 +10,7 @@ from optkit.masks.ist import IstState, ist, ist_scores, ist_sets
 from optkit.masks.lift import lift
 from optkit.masks.paca import paca
 from optkit.masks.policy import Active, Look, Policy
+from optkit.masks.progressive import decayed_weights
 from optkit.masks.s2ft import s2ft
 from optkit.masks.snella import SnellaState, snella, snella_share
 from optkit.masks.wrapper import UpdateMaskState, update_mask
@@ -22,6 +23,7 @@ __all__ = [
     "Policy",
     "SnellaState",
     "UpdateMaskState",
+    "decayed_weights",
     "fixed",
     "greedy_blocks",
     "id3",

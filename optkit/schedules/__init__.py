@@ -1,9 +1,17 @@
-"""How learning rates and multipliers carry over from small runs to large ones."""
+"""How learning rates carry over from small runs to large ones, and how masks close over a run."""
 
 from optkit.schedules.hyperp import (
     hyperp_fitted_learning_rate,
     hyperp_learning_rate,
     hyperp_residual_scale,
 )
+from optkit.schedules.progressive import frame_of, mask_decay, mask_patterns
 
-__all__ = ["hyperp_fitted_learning_rate", "hyperp_learning_rate", "hyperp_residual_scale"]
+__all__ = [
+    "frame_of",
+    "hyperp_fitted_learning_rate",
+    "hyperp_learning_rate",
+    "hyperp_residual_scale",
+    "mask_decay",
+    "mask_patterns",
+]

@@ -24,7 +24,6 @@ from optkit.transforms.elastic import (
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
 from optkit.transforms.ess import ScaleByEssState, effective_share, opob_baseline, scale_by_ess
 from optkit.transforms.factored import (
-    ScaleByFactoredRmsState,
     scale_by_factored_rms,
 )
 from optkit.transforms.guards import (
@@ -44,6 +43,7 @@ from optkit.transforms.low_rank import (
     limit_norm_growth,
     low_rank,
 )
+from optkit.transforms.masked_decay import MaskedDecayState, add_masked_decay
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
 from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
 from optkit.transforms.normal_plane import normal_plane, project_away
@@ -89,6 +89,7 @@ __all__ = [
     "LangevinNoiseState",
     "LimitNormGrowthState",
     "LowRankState",
+    "MaskedDecayState",
     "MasterWeightsState",
     "MomentumState",
     "NormBall",
@@ -118,6 +119,7 @@ __all__ = [
     "VarianceReduceState",
     "accumulate_gradients",
     "adaptive_memory",
+    "add_masked_decay",
     "alignment_brake",
     "blend_momentum",
     "cautious",
@@ -157,6 +159,7 @@ __all__ = [
     "scale_by_dion",
     "scale_by_entry_moment",
     "scale_by_ess",
+    "scale_by_factored_rms",
     "scale_by_gradient_sum",
     "scale_by_kappa",
     "scale_by_learning_rate",
@@ -164,7 +167,6 @@ __all__ = [
     "scale_by_row_col",
     "scale_by_row_moment",
     "scale_by_shape",
-    "scale_by_factored_rms",
     "select_submatrix",
     "sign_from_grad",
     "sine_modulation",
