@@ -58,6 +58,7 @@ from optkit.transforms.precision import (
 )
 from optkit.transforms.project_radial import ProjectRadialState, project_radial
 from optkit.transforms.project_to_norm import ProjectToNormState, project_to_norm
+from optkit.transforms.quantize import QuantizeState, quantize_state
 from optkit.transforms.route import FROZEN, RouteState, route
 from optkit.transforms.row_col import scale_by_row_col
 from optkit.transforms.row_moment import ScaleByRowMomentState, scale_by_row_moment
@@ -97,6 +98,7 @@ __all__ = [
     "OrthogonalizeState",
     "ProjectRadialState",
     "ProjectToNormState",
+    "QuantizeState",
     "RouteState",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
@@ -152,6 +154,7 @@ __all__ = [
     "project_away",
     "project_radial",
     "project_to_norm",
+    "quantize_state",
     "round_stochastically",
     "route",
     "scale_by_adam",

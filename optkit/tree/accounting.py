@@ -59,7 +59,7 @@ class StateLeaf:
 
 
 def _place(path: KeyPath) -> KeyPath:
-    """Returns the key path without the name of a codec's part, which stands behind a parameter's."""
+    """Returns the key path without the name of a codec's part, behind the path of a parameter."""
     return path[:-1] if path and is_stored_name(getattr(path[-1], "key", None)) else path
 
 

@@ -1,0 +1,286 @@
+"""Optimizer state in few bits: any transformation's moments, decoded and encoded at each step."""
+
+import fnmatch
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optkit.catalogue import register
+from optkit.codecs import (
+    Bf16Codec,
+    Codec,
+    Fp8Codec,
+    IdentityCodec,
+    TableCodec,
+)
+from optkit.codecs.base import is_stored
+from optkit.transforms.base import (
+    Transformation,
+    check_transformation,
+    keep_dtypes,
+    update_inner,
+)
+from optkit.transforms.stored_leaves import leaf_by_leaf, readers_of, write
+from optkit.tree import PyTree, Selector, match_state, selects
+from optkit.tree.paths import full_path_string
+
+CodecName = Literal["dynamic8", "dynamic4", "fp8", "linear8", "bf16", "float32"]
+CodecLike: TypeAlias = CodecName | Codec | Mapping[str, Codec]
+Kind = Literal["signed", "unsigned", "keep"]
+StateRules: TypeAlias = Sequence[tuple[str, Kind]]
+
+# Names of fields, in the states of Optax and optkit, that hold what a codec may round.
+RULES: dict[Kind, tuple[str, ...]] = {
+    "signed": ("mu", "m", "momentum", "trace", "exp_avg", "velocity", "memory", "utility"),
+    "unsigned": ("nu", "nu_max", "exp_avg_sq", "moment", "e_g", "e_x"),
+    # Weights, and sums that codes of few bits would round back to what they were.
+    "keep": ("master", "acc_grads", "gathered", "z", "anchor", "sum_of_squares", "total"),
+}
+
+
+class QuantizeState(NamedTuple):
+    """State of ``quantize_state``."""
+
+    inner: PyTree  # the inner state, moments of large leaves as {"codes@NAME": ..., "scale@NAME"}
+    key: jax.Array | None  # PRNG key, constant; None if nothing is rounded at random
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array | None  # type: ignore[assignment]  # int32 scalar, finished updates, likewise
+
+
+def named_codec(name: str, **options: Any) -> Codec:
+    """Returns a codec by its short name, for values of both signs."""
+    codecs: dict[str, Callable[..., Codec]] = {
+        "dynamic8": TableCodec,
+        "dynamic4": lambda **own: TableCodec(bits=4, exponent_bits=3, **{"block": 128, **own}),
+        "linear8": lambda **own: TableCodec("linear", **own),
+        "fp8": Fp8Codec,
+        "bf16": Bf16Codec,
+        "float32": IdentityCodec,
+    }
+    if name not in codecs:
+        raise ValueError(
+            f"codec={name!r} is none of {', '.join(codecs)}; give one of those, or a codec such as "
+            "optkit.codecs.TableCodec(block=2048)"
+        )
+    return codecs[name](**options)
+
+
+def codecs_of(codec: CodecLike) -> dict[str, Codec]:
+    """Returns the codec of signed moments and that of unsigned ones."""
+    if isinstance(codec, str):
+        codec = named_codec(codec)
+    if isinstance(codec, Codec):
+        return {"signed": codec.for_sign(True), "unsigned": codec.for_sign(False)}
+    if not isinstance(codec, Mapping) or {*codec} - {"signed", "unsigned"}:
+        raise TypeError(
+            f"codec={codec!r} must be a name ({', '.join(get_args(CodecName))}), a codec, or "
+            '{"signed": codec, "unsigned": codec}'
+        )
+    for sign, own in codec.items():
+        if not isinstance(own, Codec):
+            raise TypeError(f"codec[{sign!r}]={own!r} must be a codec of optkit.codecs")
+        if own.for_sign(sign == "signed") != own:
+            raise ValueError(
+                f"codec[{sign!r}]={own.name} is for the other sign: it would "
+                + ("cut off negative moments" if sign == "signed" else "waste half of its codes")
+                + f"; give codec.for_sign({sign == 'signed'})"
+            )
+    return dict(codec)
+
+
+def _kind(owner: str, rules: StateRules) -> Kind | None:
+    """Which kind of moment the state below an owner's path is; None if no rule names it."""
+    field = owner.rsplit("/", 1)[-1].lstrip(".")
+    for pattern, kind in rules:
+        if fnmatch.fnmatchcase(owner if "/" in pattern else field, pattern):
+            return kind
+    return next((kind for kind, fields in RULES.items() if field in fields), None)
+
+
+def _check_rules(rules: StateRules) -> None:
+    for pattern, kind in rules:
+        if kind not in get_args(Kind):
+            raise ValueError(
+                f"rule {pattern!r} -> {kind!r}: a moment is {', '.join(map(repr, get_args(Kind)))}"
+            )
+
+
+def _is_moment(leaf: Any, param: Any) -> bool:
+    floating = jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.floating)
+    return param is not None and floating and np.shape(leaf) == np.shape(param)
+
+
+@register(
+    kind="wrapper",
+    family="memory",
+    paper=("8-bit Optimizers via Block-wise Quantization", "2110.02861", 2021),
+    state_bytes={"*": 0},
+    tags=("quantization", "8-bit", "4-bit", "fp8", "low-bit"),
+    chain="decode moments > inner > encode moments",
+)
+def quantize_state(
+    inner: optax.GradientTransformation,
+    codec: CodecLike = "dynamic8",
+    *,
+    rules: StateRules = (),
+    min_size: int = 4096,
+    keep: Selector | None = None,
+    key: int | jax.Array = 0,
+) -> Transformation:
+    """Keeps the moments of any optimizer in 8, 4 or 16 bits; its own code need not know.
+
+    1. Each large moment is decoded to float32; 2. the inner transformation runs on them as ever,
+    so that its update uses the new moments before they are rounded; 3. they are encoded.
+
+    Moments are the floating-point leaves of the state that belong to a parameter and have its
+    shape. Which codec a moment takes follows from the name of its field: ``mu``, ``momentum``,
+    ``trace`` and the like have both signs, ``nu`` and the like none. A large moment of a name that
+    is not known is refused at init, because a codec of the wrong sign would destroy it: name it in
+    ``rules``. Sums that only grow would stall once an increment is less than half a step of the
+    codec; keep them.
+
+    Blocks lie along the last axis of a leaf where it is as long as a block
+    (``optkit.codecs.blocks``), so that they do not depend on how the leaf is sharded. State
+    is as small under jit as it is between steps: leaves are decoded one after another. Without jit
+    all of them are in memory at once, as they are in an ``init`` without jit.
+
+    A non-finite gradient makes the blocks non-finite that it falls into.
+
+    Args:
+      inner: any transformation, with or without learning rate.
+      codec: "dynamic8" (blocks of 256), "dynamic4" (128), "linear8", "fp8", "bf16", "float32" (for
+        comparison), a codec of ``optkit.codecs``, or ``{"signed": ..., "unsigned": ...}``.
+      rules: ``(pattern, kind)``, first match wins, before the names that are known: a wildcard on
+        the field's name, or with a slash on the whole path of the state; "signed", "unsigned" or
+        "keep" (not encoded).
+      min_size: smaller leaves stay in float32.
+      keep: leaves that stay in float32: role, glob, function of (path, leaf); as in ``route``.
+      key: seed or PRNG key of codecs that round at random.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``. State bytes: those of the codec for each large
+      moment, with "dynamic8" ``1 + 4/256`` an entry; the inner state's for the rest.
+      ``optkit.plan`` counts them. Encoded leaves are dicts whose keys name the codec, so that a
+      checkpoint of another one does not fit.
+
+    Raises:
+      ValueError: an unknown codec, or one of the wrong sign; at init a large moment that no rule
+        names; at update a state that another codec stored.
+      TypeError: a codec of another type.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, optkit
+      >>> params = {"w": jnp.ones((64, 256))}
+      >>> tx = optkit.quantize_state(optax.adam(1e-3))
+      >>> row, = optkit.plan(tx, params).rows
+      >>> row.state_bytes / params["w"].size  # in place of 8
+      2.03125
+      >>> state = jax.eval_shape(tx.init, params)
+      >>> sorted(state.inner[0].nu["w"])
+      ['codes@dynamic8_unsigned_256_auto', 'scale@dynamic8_unsigned_256_auto']
+
+    Reference:
+      Dettmers et al., 8-bit Optimizers via Block-wise Quantization, arXiv 2110.02861; Li, Chen and
+      Zhu, Memory Efficient Optimizers with 4-bit States, arXiv 2309.01507 (tables as in torchao).
+    """
+    inner = check_transformation("inner", inner)
+    codecs = codecs_of(codec)
+    _check_rules(rules)
+    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 0:
+        raise ValueError(f"min_size={min_size!r} must be a whole number of entries, from 0")
+    by_name = {own.name: own for own in codecs.values()}
+    is_random = any(own.is_random for own in by_name.values())
+
+    def chosen(match: Any) -> Codec | None:
+        """The codec of a leaf of a fresh inner state."""
+        if not _is_moment(match.leaf, match.param) or np.size(match.param) < min_size:
+            return None
+        if keep is not None and selects(keep, match.param_path or "", match.param):
+            return None
+        kind = _kind(match.owner, rules)
+        if kind is None:
+            field = match.owner.rsplit("/", 1)[-1]
+            raise ValueError(
+                f"no rule tells whether state {match.owner!r} of leaf {match.param_path!r} has "
+                f'negative entries; give rules=[({field!r}, "signed")], "unsigned" or "keep"'
+            )
+        if kind != "keep" and kind not in codecs:
+            raise ValueError(
+                f"state {match.owner!r} of leaf {match.param_path!r} is {kind}, and codec has no "
+                f"{kind!r}; add it, or give rules=[({match.owner.rsplit('/', 1)[-1]!r}, 'keep')]"
+            )
+        return None if kind == "keep" else codecs[kind]
+
+    def encode(own: Codec, x: jax.Array, path: Any, random: jax.Array | None) -> Any:
+        if own.is_random and random is not None:
+            random = jax.random.fold_in(random, zlib.crc32(full_path_string(path).encode()))
+        return write(own, x, random if own.is_random else None)
+
+    def init_fn(params: PyTree) -> QuantizeState:
+        state = inner.init(params)
+        fresh, count = None, None
+        if is_random:
+            fresh = jnp.copy(key) if isinstance(key, jax.Array) else jax.random.key(int(key))
+            count = jnp.zeros((), jnp.int32)
+        leaves = []
+        for match in match_state(state, params):
+            own = chosen(match)
+            leaf = match.leaf
+            leaves.append(leaf if own is None else encode(own, leaf, match.key_path, fresh))
+        return QuantizeState(jax.tree.unflatten(jax.tree.structure(state), leaves), fresh, count)
+
+    def update_fn(
+        updates: PyTree, state: QuantizeState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, QuantizeState]:
+        random = None if state.key is None else jax.random.fold_in(state.key, state.count)
+        nodes, structure = jax.tree.flatten(state.inner, is_leaf=is_stored)
+        readers = readers_of(state.inner, updates, by_name)
+
+        def run(full: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+            leaves = list(nodes)
+            for i, x in zip(readers, full, strict=True):
+                leaves[i] = x
+            whole = jax.tree.unflatten(structure, leaves)
+            out, new = update_inner(inner, updates, whole, params, extra_args)
+            out = _in_own_dtypes(inner, out, updates, params, extra_args)
+            return jax.tree.leaves(out), jax.tree.leaves(keep_dtypes(new, whole))
+
+        def again(i: int, x: jax.Array) -> Any:
+            return encode(readers[i].codec, x, readers[i].path, random)
+
+        given = jax.tree.leaves(updates)
+        traced = any(isinstance(x, jax.core.Tracer) for x in (*given, *jax.tree.leaves(state)))
+        if traced and readers:
+            out, new = leaf_by_leaf(run, nodes, readers, again, given)
+        else:
+            full = [reader.read(nodes[i], given[reader.leaf]) for i, reader in readers.items()]
+            out, new = run(full)
+            new = [again(i, x) if i in readers else x for i, x in enumerate(new)]
+        count = None if state.count is None else state.count + 1
+        steps = jax.tree.unflatten(jax.tree.structure(updates), out)
+        return steps, QuantizeState(jax.tree.unflatten(structure, new), state.key, count)
+
+    return Transformation(init_fn, update_fn)
+
+
+def _in_own_dtypes(
+    inner: Transformation,
+    out: PyTree,
+    updates: PyTree,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> PyTree:
+    """Gives 16-bit updates back in the dtype they have without float32 moments."""
+    if all(u.dtype == g.dtype for u, g in zip(*map(jax.tree.leaves, (out, updates)), strict=True)):
+        return out
+
+    def alone(g: PyTree) -> PyTree:
+        return inner.update(g, inner.init(g if params is None else params), params, **extra_args)[0]
+
+    given = jax.eval_shape(alone, updates)
+    return jax.tree.map(lambda u, like: u.astype(like.dtype), out, given)

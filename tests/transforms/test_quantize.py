@@ -1,0 +1,408 @@
+"""quantize_state: what is stored, that the inner one does not notice, what is refused."""
+
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optkit
+from optkit.codecs import Codec, Fp8Codec, TableCodec
+from optkit.transforms import quantize_state
+from tests.conformance.hlo import collectives
+
+SHAPES = {"up/kernel": (6, 64), "down/kernel": (32, 12), "norm/scale": (6,)}
+SMALL_BLOCK = TableCodec(block=32)
+
+
+def tree(seed: int, scale: float = 1.0, shapes: dict = SHAPES, dtype: Any = jnp.float32) -> dict:
+    rng = np.random.default_rng(seed)
+    out: dict = {}
+    for path, shape in shapes.items():
+        parent, name = path.split("/")
+        out.setdefault(parent, {})[name] = jnp.asarray(rng.standard_normal(shape) * scale, dtype)
+    return out
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(tx: Any, grads: Any, state: Any, params: Any) -> tuple:
+    updates, state = tx.update(grads, state, params)
+    return updates, state, optax.apply_updates(params, updates)
+
+
+def run(tx: Any, steps: int = 3) -> tuple[Any, Any]:
+    params = tree(0)
+    state = tx.init(params)
+    for time in range(steps):
+        _, state, params = step(tx, tree(1 + time, 0.1), state, params)
+    return params, state
+
+
+INNERS = {
+    "optax adamw": optax.adamw(1e-2),
+    "optkit adamw": optkit.adamw(1e-2),
+    "lion": optkit.lion(1e-2),
+    "muon": optkit.muon(1e-2),
+    "coupled": optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.scale_by_adam(),
+        optax.clip_by_global_norm(0.1),
+        optax.scale(-0.1),
+    ),
+    "noise": optax.chain(optax.trace(0.9), optax.add_noise(0.1, 0.5, 3), optax.scale(-0.1)),
+    "injected": optax.inject_hyperparams(optax.adam)(learning_rate=optax.constant_schedule(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", INNERS)
+def test_stored_in_full_it_is_the_inner_transformation(name: str) -> None:
+    inner = INNERS[name]
+    want, wanted = run(inner)
+    got, state = run(quantize_state(inner, "float32", min_size=0))
+    # The compiler fuses other loops: a rounding in the last bit.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-6), got, want)
+    stored = [x for x in jax.tree_util.tree_leaves_with_path(state) if "@float32" in str(x[0])]
+    assert stored, "nothing went through a codec"
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(wanted))
+
+
+def test_updates_use_the_new_moments_before_they_are_rounded() -> None:
+    params, inner = tree(0), optax.adam(0.1)
+    tx = quantize_state(inner, SMALL_BLOCK, min_size=0)
+    state = tx.init(params)
+    for time in range(3):
+        grads = tree(5 + time, 0.1)
+
+        def decoded(codec: Codec, stored: dict, like: dict) -> dict:
+            return jax.tree.map(
+                lambda x, node: codec.decode(
+                    {name.split("@")[0]: part for name, part in node.items()}, x.shape
+                ),
+                like,
+                stored,
+            )
+
+        mu = decoded(SMALL_BLOCK, state.inner[0].mu, params)
+        nu = decoded(SMALL_BLOCK.for_sign(False), state.inner[0].nu, params)
+        full = (state.inner[0]._replace(mu=mu, nu=nu), *state.inner[1:])
+        want, new = inner.update(grads, full, params)
+        got, state, _ = step(tx, grads, state, params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, want)
+        again = decoded(SMALL_BLOCK, state.inner[0].mu, params)
+        jax.tree.map(
+            lambda a, m: np.testing.assert_allclose(
+                a, SMALL_BLOCK.round_trip(m), rtol=1e-5, atol=1e-7
+            ),
+            again,
+            new[0].mu,
+        )
+
+
+def test_without_jit_it_computes_the_same() -> None:
+    tx, params, grads = quantize_state(optax.adam(0.1), SMALL_BLOCK, min_size=0), tree(0), tree(1)
+    state = tx.init(params)
+    want, held, _ = step(tx, grads, state, params)
+    got, new = tx.update(grads, state, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+    assert jax.tree.structure(new) == jax.tree.structure(held)
+
+
+def test_signs_follow_from_names() -> None:
+    state = quantize_state(optax.amsgrad(0.1), min_size=0).init(tree(0))
+    for field, sign in (("mu", "signed"), ("nu", "unsigned"), ("nu_max", "unsigned")):
+        names = getattr(state.inner[0], field)["up"]["kernel"]
+        assert [*names] == [f"codes@dynamic8_{sign}_256_auto", f"scale@dynamic8_{sign}_256_auto"]
+
+
+def test_small_leaves_and_kept_ones_stay() -> None:
+    params = {"a": jnp.ones((64, 64)), "b": jnp.ones((63, 65)), "c": jnp.ones((64, 65))}
+    tx = quantize_state(optax.sgd(0.1, momentum=0.9), keep="c")
+    rows = {row.path: row.state_bytes for row in optkit.plan(tx, params).rows}
+    assert rows == {"a": 4096 + 4 * 16, "b": 4 * 63 * 65, "c": 4 * 64 * 65}
+
+
+def odd(name: str) -> optax.GradientTransformation:
+    """A transformation whose state has a field of any name, with negative entries."""
+    return optax.GradientTransformation(
+        lambda params: {name: jax.tree.map(lambda p: -jnp.ones_like(p), params)},
+        lambda updates, state, params=None: (updates, state),
+    )
+
+
+def test_a_moment_of_an_unknown_name_needs_a_rule() -> None:
+    params = tree(0)
+    with pytest.raises(ValueError, match=r"state 'wisdom' of leaf .*rules=\[\('wisdom', \"signed"):
+        quantize_state(odd("wisdom"), min_size=0).init(params)
+    assert quantize_state(odd("wisdom")).init(params)  # small leaves need none
+    for kind, codec in (("signed", "_signed_"), ("unsigned", "_unsigned_"), ("keep", None)):
+        tx = quantize_state(odd("wisdom"), rules=[("wis*", kind)], min_size=0)
+        held = tx.init(params).inner["wisdom"]["up"]["kernel"]
+        assert (codec is None) == isinstance(held, jax.Array)
+        assert codec is None or codec in next(iter(held))
+    nested = quantize_state(odd("mu"), rules=[("*/mu", "keep")], min_size=0)
+    assert isinstance(nested.init(params).inner["mu"]["up"]["kernel"], dict)  # no slash in "mu"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"codec": "int3"}, ValueError, "codec='int3' is none of dynamic8"),
+        ({"codec": 8}, TypeError, "must be a name"),
+        ({"codec": {"signed": "fp8"}}, TypeError, "must be a codec of optkit.codecs"),
+        (
+            {"codec": {"unsigned": TableCodec()}},
+            ValueError,
+            r"dynamic8_signed_256_auto is for the other sign.*give codec.for_sign\(False\)",
+        ),
+        ({"codec": {"signed": TableCodec(signed=False)}}, ValueError, "cut off negative"),
+        ({"rules": [("mu", "positive")]}, ValueError, "a moment is 'signed'"),
+        ({"min_size": -1}, ValueError, "min_size=-1"),
+    ],
+)
+def test_wrong_options_are_answered(options: dict, error: type, match: str) -> None:
+    with pytest.raises(error, match=match):
+        quantize_state(optax.adam(0.1), **options)
+
+
+def test_a_codec_for_one_sign_refuses_moments_of_the_other() -> None:
+    tx = quantize_state(optax.adam(0.1), {"signed": TableCodec()}, min_size=0)
+    with pytest.raises(ValueError, match=r"'.*nu' of leaf .* is unsigned, .*'nu', 'keep'"):
+        tx.init(tree(0))
+
+
+# ---- checkpoints
+
+
+def test_a_checkpoint_of_one_codec_is_not_read_as_another(tmp_path: Any) -> None:
+    params = tree(0)
+    ours, other = (quantize_state(optax.adam(0.1), c, min_size=0) for c in ("dynamic8", "fp8"))
+    _, state, _ = step(ours, tree(1), ours.init(params), params)
+    with pytest.raises(ValueError, match=r"was stored by codec 'dynamic8_signed_256_auto'.*e4m3fn"):
+        other.update(tree(1), state, params)
+    with pytest.raises(ValueError, match=r"codes@e4m3fn_256_auto: missing"):
+        optkit.restore_state(other.init(params), optkit.export_state(state))
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "one", state)
+        checkpointer.wait_until_finished()
+        with pytest.raises(ValueError):  # orbax's own words
+            checkpointer.restore(tmp_path / "one", other.init(params))
+        restored = checkpointer.restore(tmp_path / "one", ours.init(params))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    again = optkit.restore_state(ours.init(params), optkit.export_state(state))
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_gradients_of_another_tree_are_reported() -> None:
+    tx = quantize_state(optax.adam(0.1), min_size=0)
+    state = tx.init(tree(0))
+    with pytest.raises(ValueError, match=r"mu/down/kernel.* belongs to no leaf of the updates"):
+        tx.update({"norm": tree(0)["norm"]}, state)
+
+
+# ---- wherever it runs
+
+
+@pytest.mark.parametrize("codec", ["dynamic8", "dynamic4", "fp8", "bf16"])
+def test_scan_and_vmap(codec: str) -> None:
+    tx, params = quantize_state(optax.adam(0.1), codec, min_size=0), tree(0)
+    target = jax.tree.map(lambda p: 0 * p, params)
+
+    def train(scale: jax.Array) -> jax.Array:
+        start = jax.tree.map(lambda p: p * scale, params)
+
+        def body(carry: tuple, _: None) -> tuple:
+            p, s = carry
+            u, s = tx.update(jax.tree.map(jnp.subtract, p, target), s, p)
+            return (optax.apply_updates(p, u), s), None
+
+        (p, _), _ = jax.lax.scan(body, (start, tx.init(start)), length=30)
+        return optax.tree.norm(p) / optax.tree.norm(start)
+
+    left = jax.jit(jax.vmap(train))(jnp.array([1.0, 0.5]))
+    assert (left < (0.6 if codec == "dynamic4" else 0.25)).all()  # no 0 among its second moments
+
+
+def test_16_bit_parameters_keep_float32_arithmetic_and_their_dtype() -> None:
+    params, grads = tree(0, dtype=jnp.bfloat16), tree(1, dtype=jnp.bfloat16)
+    for inner in (optkit.adamw(0.1), optax.adamw(0.1)):
+        tx = quantize_state(inner, min_size=0)
+        updates, state, _ = step(tx, grads, tx.init(params), params)
+        alone, _ = inner.update(grads, inner.init(params), params)
+        assert jax.tree.map(lambda u: u.dtype, updates) == jax.tree.map(lambda u: u.dtype, alone)
+        _, again, _ = step(tx, grads, state, params)
+        for new, old in zip(*map(jax.tree.leaves, (again, state)), strict=True):
+            assert new.dtype == old.dtype
+
+
+def test_a_gradient_that_is_no_number_shows() -> None:
+    tx, params = quantize_state(optax.adam(0.1), SMALL_BLOCK, min_size=0), tree(0)
+    grads = tree(1)
+    grads["up"]["kernel"] = grads["up"]["kernel"].at[2, 40].set(jnp.nan)
+    _, state, _ = step(tx, grads, tx.init(params), params)
+    updates, _, _ = step(tx, tree(2), state, params)
+    bad = ~np.isfinite(updates["up"]["kernel"])
+    want = np.zeros((6, 64), bool)
+    want[2, 32:] = True  # its block
+    np.testing.assert_array_equal(bad, want)
+
+
+def test_random_rounding_has_its_key_in_the_state() -> None:
+    codec = TableCodec(block=32, rounding="stochastic")
+    params, grads = tree(0), tree(1)
+    states = []
+    for key in (0, 0, 1):
+        tx = quantize_state(optax.trace(0.9), codec, min_size=0, key=key)
+        states.append(step(tx, grads, tx.init(params), params)[1])
+    codes = [s.inner.trace["up"]["kernel"]["codes@dynamic8_signed_32_auto"] for s in states]
+    np.testing.assert_array_equal(codes[0], codes[1])
+    assert (codes[0] != codes[2]).any()
+    assert int(states[0].count) == 1
+    # By chance alone two leaves of one shape must not be rounded alike.
+    pair = {"a": params["up"]["kernel"], "b": params["up"]["kernel"]}
+    tx = quantize_state(optax.trace(0.9), codec, min_size=0)
+    _, state, _ = step(tx, pair, tx.init(pair), pair)
+    a, b = (state.inner.trace[k]["codes@dynamic8_signed_32_auto"] for k in "ab")
+    assert (a != b).any()
+    assert quantize_state(optax.trace(0.9), min_size=0).init(params).key is None
+
+
+# ---- shards
+
+PLACES = {
+    "rows": ((64, 64), P("x", None)),
+    "columns": ((16, 512), P(None, "x")),  # 64 of each row's 512 on a device: a quarter block
+    "odd": ((8, 300), P("x", None)),
+    "stack": ((8, 4, 256), P("x", None, None)),
+    "narrow": ((64, 8), P("x", None)),
+}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "codec", [TableCodec(), Fp8Codec(), TableCodec(rounding="stochastic")], ids=lambda c: c.name
+)
+def test_eight_devices_store_what_one_does(codec: Codec, kind: AxisType) -> None:
+    tx = quantize_state(optax.adam(0.1), codec, min_size=0)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    rng = np.random.default_rng(0)
+    plain = [
+        {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, (s, _) in PLACES.items()}
+        for _ in range(3)
+    ]
+    place = {k: NamedSharding(mesh, spec) for k, (_, spec) in PLACES.items()}
+    placed = [jax.device_put(x, place) for x in plain]
+    params, state = plain[0], tx.init(plain[0])
+    with jax.set_mesh(mesh):
+        sharded = tx.init(placed[0])
+        moved = jax.jit(tx.update)
+        compiled = moved.lower(placed[1], sharded, placed[0]).compile()
+    for time in (1, 2):
+        _, state = jax.jit(tx.update)(plain[time], state, params)
+        with jax.set_mesh(mesh):
+            _, sharded = moved(placed[time], sharded, placed[0])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(sharded.inner), state.inner)
+    for key in PLACES:
+        node = sharded.inner[0].mu[key]
+        codes = next(v for name, v in node.items() if name.startswith("codes"))
+        assert codes.sharding.is_equivalent_to(place[key], codes.ndim), key
+    # Only the few maxima of blocks that lie on several devices travel.
+    assert max(_gathered(compiled.as_text()), default=0) <= 16 * 16, collectives(compiled)
+
+
+def _gathered(text: str) -> list[int]:
+    shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
+    return [math.prod(map(int, filter(None, s.split(",")))) for s in shapes]
+
+
+# ---- memory
+
+GPT2 = {
+    "wte/embedding": (50257, 768),
+    "wpe/embedding": (1024, 768),
+    **{
+        f"h{i}_{name}/{kind}": shape
+        for i in range(12)
+        for name, kind, shape in (
+            ("ln1", "scale", (768,)),
+            ("ln1", "bias", (768,)),
+            ("qkv", "kernel", (768, 2304)),
+            ("qkv", "bias", (2304,)),
+            ("out", "kernel", (768, 768)),
+            ("out", "bias", (768,)),
+            ("ln2", "scale", (768,)),
+            ("ln2", "bias", (768,)),
+            ("up", "kernel", (768, 3072)),
+            ("up", "bias", (3072,)),
+            ("down", "kernel", (3072, 768)),
+            ("down", "bias", (768,)),
+        )
+    },
+    "lnf/scale": (768,),
+    "lnf/bias": (768,),
+}
+LLAMA = {
+    "embed/embedding": (32000, 4096),
+    "head/kernel": (4096, 32000),
+    **{
+        f"h{i}_{name}/kernel": shape
+        for i in range(32)
+        for name, shape in (
+            *((k, (4096, 4096)) for k in "qkvo"),
+            ("gate", (4096, 11008)),
+            ("up", (4096, 11008)),
+            ("down", (11008, 4096)),
+        )
+    },
+    **{f"h{i}_ln{j}/scale": (4096,) for i in range(32) for j in (1, 2)},
+    "norm/scale": (4096,),
+}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size", "codec", "formula"),
+    [
+        (GPT2, 124_439_808, "dynamic8", lambda n: 2 * n * (1 + 4 / 256)),
+        (GPT2, 124_439_808, TableCodec(block=2048, layout="flat"), None),
+        (GPT2, 124_439_808, "fp8", lambda n: 2 * n * (1 + 4 / 256)),
+        (GPT2, 124_439_808, "dynamic4", lambda n: n + 8 * n / 128),
+        (LLAMA, 6_738_415_616, "dynamic8", lambda n: 2 * n * (1 + 4 / 256)),
+    ],
+)
+def test_bytes_are_exactly_those_of_the_formula(
+    shapes: dict, size: int, codec: Any, formula: Any
+) -> None:
+    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    leaves = [p.size for p in jax.tree.leaves(params)]
+    formula = formula or (lambda n: 2 * n + 8 * -(-n // 2048))
+    assert sum(leaves) == size
+    for least in (0, 4096):
+        plan = optkit.plan(quantize_state(optax.scale_by_adam(), codec, min_size=least), params)
+        want = sum(formula(n) if n >= least else 8 * n for n in leaves)
+        assert plan.state_bytes - plan.shared_bytes == want
+        assert plan.shared_bytes == 4  # Adam's counter
+    if least == 4096 and codec == "dynamic8":
+        assert 8 * size / plan.state_bytes >= 2.9
+
+
+def test_moments_are_not_decoded_all_at_once(monkeypatch: Any) -> None:
+    """Of 16 equal leaves the compiled step holds a few in full, and not all of their moments."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # these are for a single CPU
+    params = {f"w{i}": jnp.zeros((64, 1024)) for i in range(16)}
+    tx = quantize_state(optkit.adamw(0.1))
+
+    def train(state: Any, params: Any, grads: Any) -> tuple:
+        updates, state = tx.update(grads, state, params)
+        return state, optax.apply_updates(params, updates)
+
+    arguments = (jax.eval_shape(tx.init, params), params, params)
+    compiled = jax.jit(train, donate_argnums=(0, 1)).lower(*arguments).compile()
+    full = 2 * optkit.tree.tree_bytes(params)
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * full
