@@ -1,5 +1,6 @@
 """Arrays that hold the active entries of a leaf only, and the state that is kept for them."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -17,6 +18,12 @@ def whole(x: jax.Array) -> jax.Array:
     """Returns an array of a mesh with all of it on each device."""
     mesh = mesh_of(x)
     return x if mesh is None else place_stack(x[None], mesh, PartitionSpec())[0]
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _places(mask: jax.Array, count: int) -> jax.Array:
+    (found,) = jnp.nonzero(mask.reshape(-1), size=count, fill_value=0)
+    return found.astype(jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -96,10 +103,7 @@ class Slot:
 
     def index(self, mask: jax.Array) -> jax.Array:
         """Returns the places of the True entries of a mask, int32, in increasing order."""
-        # From here the mask is a leaf of its own shape.
-        flat = whole(mask).reshape(-1)
-        (found,) = jnp.nonzero(flat, size=self.count, fill_value=0)
-        return found.astype(jnp.int32)
+        return _places(whole(mask), self.count)
 
     def placeholder(self) -> jax.Array:
         """Returns indices to begin with."""

@@ -106,6 +106,10 @@ def update_mask(
         )
     held = state
 
+    @jax.jit  # one program: init runs by itself as a rule, operation by operation
+    def choose(own: PyTree, count: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
+        return policy.mask(own, Look(count, params, None, None, {}))
+
     def init_fn(params: PyTree) -> UpdateMaskState:
         plan = Plan(policy, held, params)
         count = jnp.zeros((), jnp.int32)
@@ -113,7 +117,7 @@ def update_mask(
         if policy.needs_gradients:
             kept = plan.begin()
         else:
-            masks, own = policy.mask(own, Look(count, params, None, None, {}))
+            masks, own = choose(own, count, params)
             kept = plan.kept(masks)
         state = inner.init(plan.stored(kept, params))
         return UpdateMaskState(count, plan.tree_of(kept), own, state)
