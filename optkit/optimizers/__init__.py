@@ -11,6 +11,10 @@ from optkit.optimizers.am_adamw import am_adamw
 from optkit.optimizers.am_msgd import am_msgd
 from optkit.optimizers.amsgrad import amsgrad
 from optkit.optimizers.auon import auon, hybrid_auon
+from optkit.optimizers.apollo import (
+    apollo,
+    apollo_mini,
+)
 from optkit.optimizers.cast_adams import cast_adams
 from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_muon
 from optkit.optimizers.classp import classp
@@ -20,6 +24,9 @@ from optkit.optimizers.dion2 import dion2, dion3
 from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.ewc_online import ewc_online
 from optkit.optimizers.galore import (
+from optkit.optimizers.fira import (
+    fira,
+)
     galore_adamw,
 )
 from optkit.optimizers.galore_adafactor import (
@@ -66,6 +73,8 @@ __all__ = [
     "cautious_adamw",
     "cautious_lion",
     "cautious_muon",
+    "apollo",
+    "apollo_mini",
     "classp",
     "cwd_adamw",
     "cwd_lion",
@@ -79,6 +88,7 @@ __all__ = [
     "grams",
     "hybrid_auon",
     "hyperp",
+    "fira",
     "id3",
     "langevin_adam",
     "lift",

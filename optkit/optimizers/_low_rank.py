@@ -1,7 +1,7 @@
 """What the recipes of low-rank subspaces share: their last links, and who serves the rest."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from optkit.transforms.base import check_gradients, map_updates, need_params
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_number,
+    debias,
     recorded,
     value_at,
 )
@@ -29,13 +30,17 @@ from optkit.tree import Dims, PyTree, RuleLike
 DecayOrAfter = Decay | Literal["after"]
 
 
-def low_bytes(vectors: int, basis: bool, rank: int = 1) -> dict[str, Any]:
-    """State bytes of a recipe with so many arrays of ``r * max(sides)``, and maybe a basis."""
+def low_bytes(vectors: int, basis: bool, norms: int = 0) -> dict[str, Any]:
+    """State bytes of a recipe with so many arrays of ``r * max(sides)``, and maybe a basis.
+
+    They are those of rank 1, which the tests' small matrices have; ``norms`` are scalars.
+    """
     label = f"{4 * vectors} r max(sides)" + (" + 4 r min(sides)" if basis else "")
+    label += f" + {4 * norms}" if norms else ""
 
     def matrix(rows: int, columns: int) -> float:
         held = 4 * vectors * max(rows, columns) + (4 * min(rows, columns) if basis else 0)
-        return rank * held if rows and columns else 0
+        return (held if rows and columns else 0) + 4 * norms
 
     own = StateBytes(0, matrix, label)
     return dict.fromkeys(("matrix", "stacked", "expert", "conv"), own) | {"*": 8}
@@ -133,6 +138,32 @@ def low_rank_recipe(
     else:
         rest_name = "other"
     return split_matrices(matrices, other, names=(name, rest_name), dims=dims, roles=roles)
+
+
+class CorrectionState(NamedTuple):
+    """State of Adam's correction behind everything that depends on the length of updates."""
+
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
+
+
+def corrected(b1: ScalarOrSchedule, b2: ScalarOrSchedule) -> Transformation:
+    """Multiplies by ``sqrt(1-b2**n)/(1-b1**n)``, n the number of the update."""
+
+    def init_fn(params: PyTree) -> CorrectionState:
+        del params
+        return CorrectionState(jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: PyTree, state: CorrectionState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, CorrectionState]:
+        del params, extra_args
+        n = state.count + 1
+        first, second = (debias(value_at(b, state.count), n) for b in (b1, b2))
+        factor = jnp.sqrt(second) / first
+        return map_updates(lambda u: u * factor, updates), CorrectionState(n)
+
+    return Transformation(init_fn, update_fn)
 
 
 def adam_of(

@@ -43,6 +43,7 @@ from optkit.transforms.low_rank import (
     limit_norm_growth,
     low_rank,
 )
+    scale_by_subspace_norm,
 from optkit.transforms.masked_decay import MaskedDecayState, add_masked_decay
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
 from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
@@ -172,6 +173,7 @@ __all__ = [
     "scale_by_shape",
     "select_submatrix",
     "sign_from_grad",
+    "scale_by_subspace_norm",
     "sine_modulation",
     "skip_nonfinite",
     "skip_spikes",

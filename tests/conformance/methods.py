@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "galore_adamw": {"refresh_every": 2, "state_on_refresh": "reset"},
     # Descent starts at zeros, to which no step of a sensible size is relative.
     "adafactor": {"scale_parameter": False},
+    "fira": {"refresh_every": 2},
     "galore_adafactor": {"scale_parameter": False, "refresh_every": 2},
     # Of small matrices they choose one or two rows, where Polar Express is ill-conditioned.
     "dion2": {"fraction": 0.5, "coefficients": "jordan"},

@@ -69,7 +69,7 @@ STEP = {
     **dict.fromkeys(("alignment_brake", "project_to_norm", "scale_by_entry_moment"), _A_NORM),
     **dict.fromkeys(("adamp", "project_radial", "sgdp"), _CHANNELS),
     "scale_by_row_moment": {"all-gather": 1, "all-reduce": 1},
-    **dict.fromkeys(("galore_adamw", "low_rank"), _REFRESH),
+    **dict.fromkeys(("fira", "galore_adamw", "low_rank"), _REFRESH),
     # Sums over rows or columns that lie on several devices, and statistics that lie on all.
     "scale_by_factored_rms": {"all-gather": 3, "all-reduce": 1},
     "adafactor": {"all-gather": 3, "all-reduce": 3},

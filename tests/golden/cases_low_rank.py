@@ -11,6 +11,9 @@ from optax.contrib import MuonDimensionNumbers
 import optkit
 from tests.golden.replay import Comparison, Golden, case, torch_dims, trajectory
 
+# Whether singular vectors are computed as well, beside those that a file recorded.
+END_TO_END = True
+
 
 def _periods(golden: Golden, name: str, every: int) -> np.ndarray:
     """What a file recorded under ``name/<t>/...`` at each refresh."""
@@ -59,7 +62,7 @@ def galore_adamw(golden: Golden) -> Iterator[Comparison]:
     options = _galore(golden) | {"b1": b1, "b2": b2, "eps": hyper["eps"], "decay": "after"}
     draw = recorded_bases(golden, hyper["update_proj_gap"])
     yield from trajectory(golden, optkit.galore_adamw(hyper["lr"], draw=draw, **options))
-    if hyper["proj_type"] != "full":
+    if END_TO_END and hyper["proj_type"] != "full":
         yield from trajectory(golden, optkit.galore_adamw(hyper["lr"], **options))
 
 
@@ -121,3 +124,43 @@ def galore_adafactor(golden: Golden) -> Iterator[Comparison]:
         **_galore(golden),
     )
     yield from trajectory(golden, tx)
+
+
+def _adam_after(hyper: dict[str, Any]) -> dict[str, Any]:
+    b1, b2 = hyper["betas"]
+    decay = {"weight_decay": hyper["weight_decay"], "decay": "after"}
+    return {"b1": b1, "b2": b2, "eps": hyper["eps"], **decay, "dims": torch_dims}
+
+
+@case("apollo", "apollo_mini", "apollo_svd")
+def apollo(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    svd = hyper["proj"] == "svd"
+    options = _adam_after(hyper) | {
+        "rank": hyper["rank"],
+        "per": {"channel": "channel", "tensor": "matrix"}[hyper["scale_type"]],
+        "alpha": hyper["scale"],
+        "scale_front": hyper["scale_front"],
+        "official_zero_norm": True,
+        "refresh_every": hyper["update_proj_gap"],
+        "basis": "svd" if svd else "gaussian",
+    }
+    draw = recorded_bases(golden, hyper["update_proj_gap"])
+    yield from trajectory(golden, optkit.apollo(hyper["lr"], draw=draw, **options))
+    if END_TO_END and svd:
+        yield from trajectory(golden, optkit.apollo(hyper["lr"], **options))
+
+
+@case("fira")
+def fira(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    options = _adam_after(hyper) | {
+        "rank": hyper["rank"],
+        "alpha": hyper["alpha"],
+        "side": hyper["proj_type"],
+        "official_zero_norm": True,
+        "refresh_every": hyper["update_proj_gap"],
+    }
+    draw = recorded_bases(golden, hyper["update_proj_gap"])
+    for own in (draw, None) if END_TO_END else (draw,):
+        yield from trajectory(golden, optkit.fira(hyper["lr"], draw=own, **options))

@@ -121,7 +121,7 @@ def build(
             state.projected,
             matrices,
             state.count,
-            lambda: old or spaces.before(state.count),
+            lambda: old or spaces.before(grads, state.count),
             wide,
         )
         low = [

@@ -8,7 +8,7 @@ import optax
 
 from optkit.linalg.norms import norm_over
 from optkit.transforms.base import check_transformation
-from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, value_at
+from optkit.transforms.hyperparams import Scalar, ScalarOrSchedule, check_choice, value_at
 from optkit.transforms.low_rank.engine import Rule, Step, up
 from optkit.transforms.low_rank.growth import limited
 from optkit.transforms.low_rank.projection import COORDINATES
@@ -21,17 +21,17 @@ Residual: TypeAlias = ResidualKind | optax.GradientTransformation
 _NORM_EPS = 1e-8
 
 
-def residual_of(step: Step, share: float) -> list[jax.Array]:
+def residual_of(step: Step, share: Scalar) -> list[jax.Array]:
     """Returns ``G - share * back(R)`` of each part; exactly 0 where unit vectors reach."""
     asked = step.spaces.asked
-    if asked.kind in COORDINATES and share == 1.0:
+    if asked.kind in COORDINATES and isinstance(share, float) and share == 1.0:
         parts = zip(step.spaces.parts, step.grads, step.bases, strict=True)
         return [part.outside(g, own) for part, g, own in parts]
     back = up(step.spaces, step.low, step.bases, step.grads)
     return [g - share * b for g, b in zip(step.grads, back, strict=True)]
 
 
-def scaled_norms(step: Step, eps: float = _NORM_EPS) -> list[jax.Array]:
+def scaled_norms(step: Step, eps: Scalar = _NORM_EPS) -> list[jax.Array]:
     """Returns ``norm(N_j)/(norm(R_j) + eps)`` of each part, norms along the projected axis."""
     out = []
     for part, direction, low in zip(step.spaces.parts, step.direction, step.low, strict=True):
@@ -45,7 +45,7 @@ def residual_rule(
     *,
     scale: ScalarOrSchedule,
     residual_scale: ScalarOrSchedule,
-    share: float,
+    share: Scalar,
     growth: ScalarOrSchedule | None,
     official_zero_norm: bool,
 ) -> Rule:

@@ -198,17 +198,21 @@ class Subspaces:
     ) -> tuple[Bases, Bases]:
         """Returns the bases before this step, as far as they are needed, and those in force."""
         if not self.asked.stored:
-            new = [self._drawn(i, self.period(i, count)) for i in range(len(self.parts))]
-            return [], new
+            return [], self._drawn_at(matrices, count)
         old = self.unpack(stored)
         if self.asked.kind == "randk":
             return old, self._redrawn(old, count)
         return old, self._refreshed(old, matrices, count)
 
-    def before(self, count: jax.Array) -> Bases:
+    def before(self, matrices: Sequence[jax.Array], count: jax.Array) -> Bases:
         """Returns the drawn bases of the last step's period."""
-        last = jnp.maximum(count - 1, 0)
-        return [self._drawn(i, self.period(i, last)) for i in range(len(self.parts))]
+        return self._drawn_at(matrices, jnp.maximum(count - 1, 0))
+
+    def _drawn_at(self, matrices: Sequence[jax.Array], count: jax.Array) -> Bases:
+        return [
+            tuple(place_statistic(basis, x) for basis in self._drawn(i, self.period(i, count)))
+            for i, x in enumerate(matrices)
+        ]
 
     def _redrawn(self, old: Bases, count: jax.Array) -> Bases:
         new = []

@@ -9,6 +9,7 @@ import optax
 from optkit.catalogue import StateBytes, register
 from optkit.transforms.base import Transformation, check_transformation
 from optkit.transforms.hyperparams import (
+    Scalar,
     ScalarOrSchedule,
     check_choice,
     check_number,
@@ -100,7 +101,7 @@ def low_rank(
     state_on_refresh: OnRefresh = "keep",
     scale: ScalarOrSchedule = 1.0,
     residual_scale: ScalarOrSchedule = 1.0,
-    residual_share: float = 1.0,
+    residual_share: Scalar = 1.0,
     growth: ScalarOrSchedule | None = 1.01,
     official_zero_norm: bool = False,
     stagger: bool = False,
