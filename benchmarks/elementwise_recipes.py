@@ -47,7 +47,6 @@ class Needs:
 
 
 _NOISE = "noise, drawn for leaves of one shape in one loop, and its bits"
-_SEEN_TWICE = "u: compared with another value before it is used"
 _UNITS = "in units that cannot overflow"
 NEEDS = {
     "adam_sgld": Needs(8.0, 8.0, 0.0, _NOISE),
@@ -56,7 +55,7 @@ NEEDS = {
     "am_msgd": Needs(4.0, 4.0, 8.0, f"d - g, and it {_UNITS}"),
     "auon": Needs(8.0, 4.0, 24.0, f"the look-ahead, and it {_UNITS}"),
     "cast_adams": Needs(4.0, 0.0, 0.0, "what enters the second moment, and the mask"),
-    "cautious_adamw": Needs(8.0, 0.0, 12.0, f"{_SEEN_TWICE}; the mask, for its mean"),
+    "cautious_adamw": Needs(4.0, 0.0, 12.0, "the mask, for its mean"),
     "cautious_lion": Needs(4.0, 0.0, 8.0, "the mask, for its mean"),
     "classp": Needs(4.0, 0.0, 0.0, "the gradient that passed, for the sum and the step"),
     "langevin_adam": Needs(8.0, 8.0, 0.0, _NOISE),

@@ -76,7 +76,9 @@ def cautious_adamw(
       Liang et al., Cautious Optimizers, arXiv 2411.16085.
     """
     adam = scale_by_adam(b1, b2, eps, eps_mode="uncorrected", state_dtype=state_dtype)
-    return descend(cautious(adam), learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)
+    # The first moment has the update's sign, and is at hand: the update need not be kept for it.
+    direction = cautious(adam, compare="mu")
+    return descend(direction, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)
 
 
 @register(
