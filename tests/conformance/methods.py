@@ -147,16 +147,20 @@ class Method:
     def grads(self, time: int, shapes: trees.Shapes = trees.SMALL, **options: Any) -> Any:
         return trees.filled(self.shapes(shapes), 1 + time, **options)
 
+    def update(self, tx: Any, grads: Any, state: Any, params: Any) -> tuple:
+        """One update without jit: its operations are compiled already, for other methods."""
+        # Every lax.cond would compile anew at each call; this way its branch runs as Python.
+        with jax.disable_jit(self.entry.family == "accumulation"):
+            return tx.update(grads, state, params)
+
     def run(self, tx: Any, steps: int = 2, **options: Any) -> tuple[list, Any]:
         """Runs some steps without jit; returns the updates and the last state."""
         params, updates = self.params(**options), []
         state = tx.init(params)
-        # Without jit every lax.cond compiles anew at each call; its branches then run as Python.
-        with jax.disable_jit(self.entry.family == "accumulation"):
-            for time in range(steps):
-                out, state = tx.update(self.grads(time, **options), state, params)
-                params = optax.apply_updates(params, out)
-                updates.append(out)
+        for time in range(steps):
+            out, state = self.update(tx, self.grads(time, **options), state, params)
+            params = optax.apply_updates(params, out)
+            updates.append(out)
         return updates, state
 
     @functools.cached_property
@@ -176,10 +180,9 @@ class Method:
         return out
 
     @functools.cached_property
-    def zoo(self) -> Any:
-        """The first update of the tree of every rank and role."""
-        params = self.params(trees.ZOO)
-        return update(self.tx, self.grads(0, trees.ZOO), self.tx.init(params), params)[0]
+    def lean(self) -> Any:
+        """The first update of a larger tree, without jit."""
+        return self.run(self.tx, steps=1, shapes=trees.LEAN)[0][0]
 
     @functools.cached_property
     def scanned(self) -> tuple:

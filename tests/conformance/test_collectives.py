@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.conformance.hlo import collectives
-from tests.conformance.methods import ALL, MATRIX_RECIPES
+from tests.conformance.methods import MATRIX_RECIPES, Method
 from tests.conformance.methods import method as method_named
 from tests.conformance.test_sharding import AXES, LEAVES_4X2, Sharded, check_equal, sharded
 
@@ -17,7 +17,6 @@ MATRIX = [
     "scale_by_row_col",
     "select_submatrix",
 ]
-ELEMENTWISE = [name for name in ALL if name not in MATRIX]
 # For all leaves of one shape, measured: whole matrices move to single devices, and back.
 EXCHANGES = {"all-to-all": 2}
 # Dion brings back the update and what it takes out of the buffer, and gathers Q; Dion2 and 3 gather
@@ -35,17 +34,18 @@ _NORMS = {"rows": {"all-reduce": 2}, "columns": {"all-reduce": 2}}
 # The rows' moments, one array.
 _ROWS = {"rows": {"all-gather": 1}, "columns": {"all-gather": 1}}
 # A maximum, a sum of squares, and the mean of the cosh.
-_COSH = {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}, "leaves": {"all-reduce": 3}}
+_COSH = {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}}
 # Sums of channels whose inputs are split over devices, all of them at once.
 _CHANNELS = {"leaves": {"all-reduce": 1}}
 SUMS = {
     **dict.fromkeys(("adago", "adamuon"), _NORMS),
-    **dict.fromkeys(("auon", "hybrid_auon", "scale_by_cosh_rms"), _COSH),
+    "hybrid_auon": _COSH,
     **dict.fromkeys(("normuon", "normuon_dion"), _ROWS),
     **dict.fromkeys(("namo", "scale_by_norm_ratio", "mars_m", "mars_shampoo"), _NORMS),
     # The direction's maximum, its sum with that of the weights, and the sum after the step.
     "hyperp": {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}},
-    # Whole matrices for the next choice, and active entries of each leaf on every device.
+    "namo_d": {"rows": {"all-reduce": 1, "all-gather": 1}, "columns": {"all-reduce": 2}},
+}
 # One step of the leaves of test_sharding.py, measured: two matrices cut by rows and one by columns,
 # which are one shape group where a method does not tell rows from columns; a stack; vectors.
 _BOTH_WAYS = {"all-to-all": 4}
@@ -76,11 +76,8 @@ STEP = {
     "galore_adafactor": _REFRESH | {"all-gather": 5},
     # Groups of neighbouring inputs that are cut over devices, 3 a leaf; whole ones stay.
     **dict.fromkeys(("add_masked_decay", "cast_adams"), {"all-gather": 6}),
-}
-    "lift": {"leaves": {"all-gather": 6, "all-to-all": 1}},
-    # Groups of neighbouring inputs that are cut over devices; whole ones stay where they are.
-    "cast_adams": {"leaves": {"all-gather": 3}},
-    "namo_d": {"rows": {"all-reduce": 1, "all-gather": 1}, "columns": {"all-reduce": 2}},
+    # Whole matrices for the next choice, and active entries of each leaf on every device.
+    "lift": {"all-gather": 6, "all-to-all": 1},
 }
 
 
@@ -88,11 +85,13 @@ def _many(count: int, size: tuple[int, ...], spec: P) -> dict:
     return {f"layer{i}/kernel": (size, spec) for i in range(count)}
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_elementwise_methods_exchange_a_few_numbers_only(name: str) -> None:
-    assert collectives(sharded(name, "auto").compiled) == SUMS.get(name, {}).get("leaves", {})
+def test_a_step_exchanges_what_it_needs(method: Method) -> None:
+    name = method.entry.name
+    usual = EXCHANGES if name in MATRIX else {}
+    assert collectives(sharded(name, "auto").compiled) == STEP.get(name, usual)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("name", MATRIX)
 def test_sharded_stacks_exchange_nothing(name: str, kind: str) -> None:
@@ -100,6 +99,7 @@ def test_sharded_stacks_exchange_nothing(name: str, kind: str) -> None:
     assert collectives(case.compiled) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["rows", "columns"])
 @pytest.mark.parametrize("name", MATRIX)
 def test_exchanges_do_not_grow_with_the_number_of_leaves(name: str, split: str) -> None:
@@ -113,7 +113,14 @@ def test_exchanges_do_not_grow_with_the_number_of_leaves(name: str, split: str) 
 
 
 @pytest.mark.parametrize("kind", AXES)
-@pytest.mark.parametrize("name", ["hyperp", "lion", "muon", "orthogonalize", "skip_spikes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lion",
+        "muon",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("hyperp", "skip_spikes")),
+    ],
+)
 def test_two_mesh_axes_give_the_same_numbers(name: str, kind: str) -> None:
     check_equal(Sharded(method_named(name), LEAVES_4X2, kind, (4, 2)))
 

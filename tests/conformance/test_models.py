@@ -71,6 +71,19 @@ def _fresh_model() -> Any:
     return nnx.merge(graph, *jax.tree.map(jnp.copy, parts))
 
 
+def test_nnx_parameters_make_the_program_of_the_plain_tree(recipe: Method) -> None:
+    _, (params, _), grads = nnx_case()
+    programs = []
+    for of_params, of_grads in (
+        (params, grads),
+        (nnx.to_pure_dict(params), nnx.to_pure_dict(grads)),
+    ):
+        state = jax.eval_shape(recipe.tx.init, of_params)
+        programs.append(str(jax.make_jaxpr(recipe.tx.update)(of_grads, state, of_params)))
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.slow
 def test_nnx_optimizer_steps_like_the_plain_tree(recipe: Method) -> None:
     _, (params, _), grads = nnx_case()
     model = _fresh_model()
@@ -101,6 +114,7 @@ def test_nnx_optimizer_under_nnx_jit(name: str) -> None:
     assert_close(results[1], results[0])
 
 
+@pytest.mark.slow
 def test_linen_parameters(recipe: Method) -> None:
     params, grads = linen_case()
     state = recipe.tx.init(params)

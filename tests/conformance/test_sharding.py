@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optkit
-from tests.conformance.methods import Method, update
+from tests.conformance.methods import Method
 from tests.conformance.methods import method as method_named
 from tests.conformance.trees import assert_close, copy, filled
 
@@ -19,6 +19,7 @@ AXES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 # Row-, column- and stack-sharded leaves and a replicated vector.
 LEAVES = {
     "rows/kernel": ((8, 3), P("x", None)),
+    "more/kernel": ((8, 3), P("x", None)),
     "columns/kernel": ((3, 8), P(None, "x")),
     "layers/kernel": ((8, 2, 3), P("x", None, None)),
     "rows/bias": ((8,), P("x")),
@@ -59,23 +60,37 @@ class Sharded:
         self, method: Method, leaves: dict, kind: str, shape: tuple[int, ...] = (8,)
     ) -> None:
         given = method.shapes({path: size for path, (size, _) in leaves.items()})
-        self.tx, self.mesh = method.tx, mesh_of(kind, shape)
+        self.method, self.tx, self.mesh = method, method.tx, mesh_of(kind, shape)
         specs = {path: spec for path, (_, spec) in leaves.items()}
         first = jax.tree.map(well_conditioned, filled(given, 1))
         second = jax.tree.map(lambda x, y: x + 0.1 * y, first, filled(given, 2))
         self.plain = [filled(given, 0), first, second]
         self.placed = [place(tree, specs, self.mesh) for tree in self.plain]
-        with jax.set_mesh(self.mesh):
-            self.state = self.tx.init(self.placed[0])
-            arguments = (self.placed[1], self.state, self.placed[0])
-            # Auto: the compiler would else choose how updates and state leave.
-            out = (self._shardings(self.placed[0]), None)
-            jitted = jax.jit(self.tx.update, out_shardings=None if kind == "explicit" else out)
-            self.compiled = jitted.lower(*arguments).compile()
+        # Auto: the compiler would else choose how updates and state leave.
+        out = None if kind == "explicit" else (self._shardings(self.placed[0]), None)
+        self.step = jax.jit(self.tx.update, out_shardings=out)
 
     @staticmethod
     def _shardings(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.sharding, tree)
+
+    @functools.cached_property
+    def traced(self) -> tuple:
+        """Types of the fresh state, and of the updates and the state after a step."""
+        with jax.set_mesh(self.mesh):
+            state = jax.eval_shape(self.tx.init, self.placed[0])
+            after = jax.eval_shape(self.tx.update, self.placed[1], state, self.placed[0])
+        return state, *after
+
+    @functools.cached_property
+    def state(self) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.tx.init(self.placed[0])
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.step.lower(self.placed[1], self.state, self.placed[0]).compile()
 
     def run(self) -> tuple[list, list]:
         """Updates and states of two steps."""
@@ -90,7 +105,7 @@ class Sharded:
     def unsharded(self) -> list:
         updates, state = [], self.tx.init(self.plain[0])
         for grads in self.plain[1:]:
-            out, state = update(self.tx, grads, state, self.plain[0])
+            out, state = self.method.update(self.tx, grads, state, self.plain[0])
             updates.append(out)
         return updates
 
@@ -107,23 +122,36 @@ def check_equal(case: Sharded) -> None:
         assert_close(copy(jax.device_get(got)), jax.device_get(want))
 
 
-def _check_stable(case: Sharded) -> None:
-    _, states = case.run()
-    wanted = optkit.state_sharding(case.state, case.placed[0])
+def _check_stable(case: Sharded, states: list) -> None:
+    wanted = optkit.state_sharding(states[0], case.placed[0])
     for state in states:
         jax.tree.map(_assert_placed, state, wanted)
 
 
 def _assert_placed(x: jax.Array, want: NamedSharding) -> None:
     if x.ndim and x.size > 1:
-        assert x.sharding.is_equivalent_to(want, x.ndim), (x.sharding, want)
+        concrete = NamedSharding(want.mesh, x.sharding.spec)  # what was traced has no devices
+        assert concrete.is_equivalent_to(want, x.ndim), (x.sharding, want)
 
 
-@pytest.mark.parametrize("kind", AXES)
-def test_sharded_equals_unsharded(method: Method, kind: str) -> None:
-    check_equal(sharded(method.entry.name, kind))
+def test_sharded_equals_unsharded(method: Method) -> None:
+    check_equal(sharded(method.entry.name, "auto"))
 
 
-@pytest.mark.parametrize("kind", AXES)
-def test_state_stays_sharded_like_its_parameters(method: Method, kind: str) -> None:
-    _check_stable(sharded(method.entry.name, kind))
+def test_state_stays_sharded_like_its_parameters(method: Method) -> None:
+    case = sharded(method.entry.name, "auto")
+    _check_stable(case, case.run()[1])
+
+
+def test_types_of_an_explicit_mesh_are_kept(method: Method) -> None:
+    case = sharded(method.entry.name, "explicit")
+    state, updates, after = case.traced
+    _check_stable(case, [state, after])
+    jax.tree.map(_assert_placed, updates, case._shardings(case.placed[0]))
+
+
+@pytest.mark.slow
+def test_an_explicit_mesh_runs(method: Method) -> None:
+    case = sharded(method.entry.name, "explicit")
+    check_equal(case)
+    _check_stable(case, case.run()[1])

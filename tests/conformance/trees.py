@@ -10,14 +10,17 @@ import numpy as np
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# One leaf for each treatment that a method may give.
+# One leaf for each treatment that a method may give. Without jit each operation compiles once for
+# each shape: tests share these, the sharded ones too.
 SMALL: Shapes = {
-    "embed/embedding": (5, 4),
-    "up/kernel": (4, 6),
-    "up/bias": (6,),
-    "down/kernel": (6, 4),
-    "norm/scale": (4,),
+    "embed/embedding": (5, 3),
+    "up/kernel": (3, 8),
+    "up/bias": (8,),
+    "down/kernel": (8, 3),
+    "norm/scale": (3,),
 }
+# What suffices where shapes are of another batch or dtype.
+PAIR: Shapes = {"up/kernel": (3, 8), "up/bias": (8,)}
 # Every role, every rank from 0 to 5, empty axes.
 ZOO: Shapes = {
     **SMALL,
@@ -37,6 +40,14 @@ ZOO: Shapes = {
     "layers/norm/scale": (2, 4),
     "attention/query/kernel": (4, 2, 3),
     "attention/out/kernel": (2, 3, 4),
+}
+# What of it runs, rather than being traced.
+LEAN: Shapes = {
+    **SMALL,
+    "gain": (),
+    "empty/bias": (0,),
+    "conv2/kernel": (2, 2, 2, 4),
+    "layers/up/kernel": (8, 2, 3),
 }
 
 
@@ -85,6 +96,11 @@ def numbers(tree: Any) -> Any:
         return np.asarray(x)
 
     return jax.tree.map(leaf, tree)
+
+
+def described(tree: Any) -> list[tuple]:
+    """Shape, dtype and weak type of each leaf: what jit's cache is keyed by."""
+    return [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(tree)]
 
 
 def assert_close(got: Any, want: Any, *, units: float = 64.0, dtype: Any = jnp.float32) -> None:
