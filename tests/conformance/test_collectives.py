@@ -54,6 +54,7 @@ _BOTH_WAYS = {"all-to-all": 4}
 _A_NORM = {"all-reduce": 2}
 _THREE = {"all-reduce": 3}
 _CHANNELS = {"all-reduce": 2}
+_GROUPS = {"all-gather": 6}
 # A refresh moves whole gradients to single devices, and bases back.
 _REFRESH = {"all-to-all": 2, "all-gather": 2}
 STEP = {
@@ -75,7 +76,7 @@ STEP = {
     "adafactor": {"all-gather": 3, "all-reduce": 3},
     "galore_adafactor": _REFRESH | {"all-gather": 5},
     # Groups of neighbouring inputs that are cut over devices, 3 a leaf; whole ones stay.
-    **dict.fromkeys(("add_masked_decay", "cast_adams"), {"all-gather": 6}),
+    **dict.fromkeys(("add_masked_decay", "cast_adams"), _GROUPS),
     # Whole matrices for the next choice, and active entries of each leaf on every device.
     "lift": {"all-gather": 6, "all-to-all": 1},
 }

@@ -122,10 +122,14 @@ def check_equal(case: Sharded) -> None:
         assert_close(copy(jax.device_get(got)), jax.device_get(want))
 
 
-def _check_stable(case: Sharded, states: list) -> None:
+def _check_placed(case: Sharded, states: list) -> None:
     wanted = optkit.state_sharding(states[0], case.placed[0])
     for state in states:
         jax.tree.map(_assert_placed, state, wanted)
+
+
+def check_stable(case: Sharded) -> None:
+    _check_placed(case, case.run()[1])
 
 
 def _assert_placed(x: jax.Array, want: NamedSharding) -> None:
@@ -139,14 +143,13 @@ def test_sharded_equals_unsharded(method: Method) -> None:
 
 
 def test_state_stays_sharded_like_its_parameters(method: Method) -> None:
-    case = sharded(method.entry.name, "auto")
-    _check_stable(case, case.run()[1])
+    check_stable(sharded(method.entry.name, "auto"))
 
 
 def test_types_of_an_explicit_mesh_are_kept(method: Method) -> None:
     case = sharded(method.entry.name, "explicit")
     state, updates, after = case.traced
-    _check_stable(case, [state, after])
+    _check_placed(case, [state, after])
     jax.tree.map(_assert_placed, updates, case._shardings(case.placed[0]))
 
 
@@ -154,4 +157,4 @@ def test_types_of_an_explicit_mesh_are_kept(method: Method) -> None:
 def test_an_explicit_mesh_runs(method: Method) -> None:
     case = sharded(method.entry.name, "explicit")
     check_equal(case)
-    _check_stable(case, case.run()[1])
+    check_stable(case)

@@ -8,7 +8,7 @@ import pytest
 
 import optkit
 from tests.conformance.methods import Method
-from tests.conformance.test_sharding import AXES, LEAVES, Sharded, _check_stable, check_equal
+from tests.conformance.test_sharding import AXES, LEAVES, Sharded, check_equal, check_stable
 from tests.conformance.trees import filled
 from tests.transforms.driver import gradients, run
 
@@ -108,7 +108,7 @@ def test_given_trees_are_placed_like_the_parameters(kind):
     method.tx = optkit.elastic_prior(0.5, fisher=fisher, anchor=anchor)
     case = Sharded(method, LEAVES, kind)
     check_equal(case)
-    _check_stable(case)
+    check_stable(case)
 
 
 def test_statistics_of_16_bit_parameters_are_float32():
