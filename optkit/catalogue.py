@@ -60,6 +60,28 @@ class StateBytes(float):
         return f"{float(self):g} + {self.label}"
 
 
+class LeafBytes(float):
+    """Bytes per float32 parameter of a large leaf, and what a leaf of any size takes.
+
+    Args:
+      parameter: bytes per parameter of a large leaf.
+      leaf: bytes of a leaf, from its number of parameters.
+      label: what is different, in words.
+    """
+
+    def __new__(cls, parameter: float, leaf: Callable[[int], float], label: str) -> "LeafBytes":
+        """Makes the number that holds for large leaves."""
+        out = super().__new__(cls, parameter)
+        out.leaf, out.label = leaf, label
+        return out
+
+    leaf: Callable[[int], float]
+    label: str
+
+    def __str__(self) -> str:
+        return f"{float(self):g}, {self.label}"
+
+
 @dataclass(frozen=True)
 class Entry:
     """One method.
@@ -117,7 +139,7 @@ class Entry:
           Bytes.
         """
         each = self.bytes_per_parameter(role)
-        total = each * size
+        total = each.leaf(size) if isinstance(each, LeafBytes) else each * size
         if isinstance(each, StateBytes):
             total += sum(count * each.matrix(rows, columns) for count, rows, columns in matrices)
         return total

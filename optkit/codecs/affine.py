@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optkit.codecs.base import Codec, Parts, Random, Shape, check_positive, uniforms
+from optkit.codecs.base import Codec, Parts, Random, Shape, check_options, check_positive, uniforms
 from optkit.codecs.blocks import (
     Layout,
     blocks_shape,
@@ -57,6 +58,7 @@ class AffineCodec(Codec):
         """Refuses what bytes cannot hold."""
         check_positive("group", self.group)
         check_positive("bits", self.bits)
+        check_options(self, layout=get_args(Layout), rounding=get_args(Rounding))
         if self.bits > 8 or (self.packed and (self.bits > 4 or self.group % 2)):
             raise ValueError(
                 f"bits={self.bits} with packed={self.packed} and group={self.group}: codes have at "

@@ -121,3 +121,11 @@ def check_positive(name: str, value: Any) -> None:
     """Raises ValueError unless a value is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
+def check_options(codec: Codec, **choices: Any) -> None:
+    """Raises ValueError unless each attribute is one of its choices."""
+    for name, allowed in choices.items():
+        value = getattr(codec, name)
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")

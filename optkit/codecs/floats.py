@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
-from optkit.codecs.base import Codec, Parts, Random, Shape, check_positive, uniforms
+from optkit.codecs.base import Codec, Parts, Random, Shape, check_options, check_positive, uniforms
 from optkit.codecs.blocks import Layout, blocks_shape, largest, merge_blocks, split_blocks
 from optkit.codecs.table import Rounding, as_float32, divisor, kept_share
 
@@ -140,6 +141,10 @@ class Bf16Codec(Codec):
 
     rounding: Rounding = "nearest"
 
+    def __post_init__(self) -> None:
+        """Refuses another rounding."""
+        check_options(self, rounding=get_args(Rounding))
+
     @property
     def name(self) -> str:
         """Its dtype."""
@@ -185,7 +190,7 @@ class Fp8Codec(Codec):
     Attributes:
       block: entries that share a scale.
       layout: see ``optkit.codecs.blocks``.
-      floor: least ``max|x|``; torchao's is 1e-12.
+      floor: least ``max|x|`` of a block that is not all zeros; torchao's is 1e-12.
       rounding: "nearest" (even) or "stochastic".
     """
 
@@ -197,6 +202,7 @@ class Fp8Codec(Codec):
     def __post_init__(self) -> None:
         """Refuses a block of no entries."""
         check_positive("block", self.block)
+        check_options(self, layout=get_args(Layout), rounding=get_args(Rounding))
 
     @property
     def name(self) -> str:
@@ -220,7 +226,9 @@ class Fp8Codec(Codec):
         """Stores codes and scales."""
         blocks = split_blocks(as_float32(x), self.block, self.layout)
         most = largest(blocks)
-        scale = (jnp.maximum(most, self.floor) if self.floor > 0.0 else most) / _FP8_MAX
+        if self.floor > 0.0:
+            most = jnp.where(most == 0.0, 0.0, jnp.maximum(most, self.floor))
+        scale = most / _FP8_MAX
         y = blocks / divisor(scale)
         if self.is_random:
             codes = fp8_stochastic(y, uniforms(random, y.shape, self))

@@ -15,8 +15,8 @@ class _Cells(NamedTuple):
 
     shift: int  # bits that do not tell cells apart
     first: int  # leading bits of the first cell
-    count: int  # cells of one sign
-    packed: np.ndarray  # int32 (2*count,), see ``count_below``; negative floats last
+    size: int  # number of cells of one sign
+    packed: np.ndarray  # int32 (2*size,), see ``count_below``; negative floats last
 
 
 def _edges(shift: int, first: int, count: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def count_below(x: jax.Array, thresholds: np.ndarray, *, ties: bool = False) -> 
     cells = _cells(np.asarray(thresholds, np.float32).tobytes(), ties)
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     least = jnp.int32(cells.first << cells.shift)
-    most = jnp.int32(((cells.first + cells.count) << cells.shift) - 1)
+    most = jnp.int32(((cells.first + cells.size) << cells.shift) - 1)
     both = bool(thresholds[0] < 0)
     # Without negative thresholds a sign bit is left to lead into the first cell.
     size = jax.lax.clamp(least, bits & 0x7FFFFFFF if both else bits, most)
@@ -82,8 +82,8 @@ def count_below(x: jax.Array, thresholds: np.ndarray, *, ties: bool = False) -> 
     packed = cells.packed
     if both:
         sign = bits >> 31  # -1 for negative numbers
-        cell, low = cell + (sign & cells.count), (low ^ sign) - sign
+        cell, low = cell + (sign & cells.size), (low ^ sign) - sign
     else:
-        packed = packed[: cells.count]
+        packed = packed[: cells.size]
     # 32-bit indices known to be inside: that compiles to vectors.
     return (jnp.asarray(packed).at[cell].get(mode="promise_in_bounds") + low) >> cells.shift

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optkit.codecs.base import Codec, Parts, Random, Shape, check_positive, uniforms
+from optkit.codecs.base import Codec, Parts, Random, Shape, check_options, check_positive, uniforms
 from optkit.codecs.blocks import (
     Layout,
     blocks_shape,
@@ -61,7 +61,8 @@ class TableCodec(Codec):
       block: entries that share a scale; at least 2.
       layout: see ``optkit.codecs.blocks``.
       scale: "magnitude" or "extreme", see above.
-      floor: least scale; torchao's is 1e-12.
+      floor: least scale of a block that is not all zeros; torchao's is 1e-12. A block of zeros
+        is read as zeros (torchao's only before the first update).
       ties: "lower" entry (bitsandbytes), or the "upper" (torchao).
       keep_sign: an entry of the other sign (also 0) is replaced by its neighbour, as in
         bitsandbytes' CUDA kernels for first moments.
@@ -84,6 +85,13 @@ class TableCodec(Codec):
     def __post_init__(self) -> None:
         """Refuses options that fit no table."""
         check_positive("block", self.block)
+        check_options(
+            self,
+            layout=get_args(Layout),
+            scale=get_args(Scale),
+            ties=("lower", "upper"),
+            rounding=get_args(Rounding),
+        )
         if self.block < 2 or (self.bits == 4 and self.block % 2):
             raise ValueError(
                 f"block={self.block} cannot be served: a block of 1 stores only signs, and codes "
@@ -148,7 +156,7 @@ class TableCodec(Codec):
         blocks = split_blocks(as_float32(x), self.block, self.layout)
         scale = largest(blocks)
         if self.floor > 0.0:
-            scale = jnp.maximum(scale, self.floor)
+            scale = jnp.where(scale == 0.0, 0.0, jnp.maximum(scale, self.floor))
         if self.scale == "extreme":
             top = jnp.max(blocks, axis=-1)
             # Should the largest magnitude be there with both signs, either is exact.

@@ -74,7 +74,7 @@ def dynamic_map(signed: bool = True, exponent_bits: int = 7, bits: int = 8) -> n
     parts = [_midpoints(count) * scale for count, scale in decades]
     if signed:
         parts += [-part for part in parts]
-    return np.sort(np.concatenate([*parts, np.float32([0.0, 1.0])])).astype(np.float32)
+    return np.sort(np.concatenate([*parts, np.array([0.0, 1.0], np.float32)])).astype(np.float32)
 
 
 def linear_map(signed: bool = True, bits: int = 8) -> np.ndarray:

@@ -7,6 +7,7 @@ from optkit.optimizers.adago import adago
 from optkit.optimizers.adamp import adamp
 from optkit.optimizers.adamuon import adamuon
 from optkit.optimizers.adamw import adamw
+from optkit.optimizers.adamw_low_bits import adamw_4bit, adamw_8bit, adamw_fp8
 from optkit.optimizers.am_adamw import am_adamw
 from optkit.optimizers.am_msgd import am_msgd
 from optkit.optimizers.amsgrad import amsgrad
@@ -38,6 +39,7 @@ from optkit.optimizers.id3 import id3
 from optkit.optimizers.langevin import adam_sgld, langevin_adam, psgld, sgld
 from optkit.optimizers.lift import lift
 from optkit.optimizers.lion import lion, lion_k
+from optkit.optimizers.lion_8bit import lion_8bit
 from optkit.optimizers.mars_adamw import mars_adamw
 from optkit.optimizers.mars_lion import mars_lion
 from optkit.optimizers.mars_m import mars_m
@@ -65,6 +67,9 @@ __all__ = [
     "adamp",
     "adamuon",
     "adamw",
+    "adamw_4bit",
+    "adamw_8bit",
+    "adamw_fp8",
     "am_adamw",
     "am_msgd",
     "amsgrad",
@@ -93,6 +98,7 @@ __all__ = [
     "langevin_adam",
     "lift",
     "lion",
+    "lion_8bit",
     "lion_k",
     "mars_adamw",
     "mars_lion",

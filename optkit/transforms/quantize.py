@@ -25,6 +25,7 @@ from optkit.transforms.base import (
     keep_dtypes,
     update_inner,
 )
+from optkit.transforms.hyperparams import check_static_int
 from optkit.transforms.stored_leaves import leaf_by_leaf, readers_of, write
 from optkit.tree import PyTree, Selector, match_state, selects
 from optkit.tree.paths import full_path_string
@@ -110,6 +111,13 @@ def _check_rules(rules: StateRules) -> None:
             )
 
 
+def _key(given: int | jax.Array) -> jax.Array:
+    """A fresh PRNG key, from a seed or a copy of one."""
+    if isinstance(given, jax.Array) and jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+        return jnp.copy(given)
+    return jax.random.key(given)
+
+
 def _is_moment(leaf: Any, param: Any) -> bool:
     floating = jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.floating)
     return param is not None and floating and np.shape(leaf) == np.shape(param)
@@ -191,8 +199,7 @@ def quantize_state(
     inner = check_transformation("inner", inner)
     codecs = codecs_of(codec)
     _check_rules(rules)
-    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 0:
-        raise ValueError(f"min_size={min_size!r} must be a whole number of entries, from 0")
+    check_static_int("min_size", min_size, low=0)
     by_name = {own.name: own for own in codecs.values()}
     is_random = any(own.is_random for own in by_name.values())
 
@@ -225,7 +232,7 @@ def quantize_state(
         state = inner.init(params)
         fresh, count = None, None
         if is_random:
-            fresh = jnp.copy(key) if isinstance(key, jax.Array) else jax.random.key(int(key))
+            fresh = _key(key)
             count = jnp.zeros((), jnp.int32)
         leaves = []
         for match in match_state(state, params):
@@ -237,7 +244,9 @@ def quantize_state(
     def update_fn(
         updates: PyTree, state: QuantizeState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, QuantizeState]:
-        random = None if state.key is None else jax.random.fold_in(state.key, state.count)
+        random = None
+        if state.key is not None and state.count is not None:
+            random = jax.random.fold_in(state.key, state.count)
         nodes, structure = jax.tree.flatten(state.inner, is_leaf=is_stored)
         readers = readers_of(state.inner, updates, by_name)
 
