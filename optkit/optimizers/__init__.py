@@ -16,6 +16,10 @@ from optkit.optimizers.apollo import (
     apollo,
     apollo_mini,
 )
+from optkit.optimizers.auon import auon, hybrid_auon
+from optkit.optimizers.badam import (
+    badam,
+)
 from optkit.optimizers.cast_adams import cast_adams
 from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_muon
 from optkit.optimizers.classp import classp
@@ -24,10 +28,13 @@ from optkit.optimizers.dion import dion
 from optkit.optimizers.dion2 import dion2, dion3
 from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.ewc_online import ewc_online
-from optkit.optimizers.galore import (
 from optkit.optimizers.fira import (
     fira,
 )
+from optkit.optimizers.frugal import (
+    frugal,
+)
+from optkit.optimizers.galore import (
     galore_adamw,
 )
 from optkit.optimizers.galore_adafactor import (
@@ -74,12 +81,13 @@ __all__ = [
     "am_msgd",
     "amsgrad",
     "auon",
+    "apollo",
+    "apollo_mini",
     "cast_adams",
+    "badam",
     "cautious_adamw",
     "cautious_lion",
     "cautious_muon",
-    "apollo",
-    "apollo_mini",
     "classp",
     "cwd_adamw",
     "cwd_lion",
@@ -89,11 +97,12 @@ __all__ = [
     "drop_muon",
     "ewc_online",
     "galore_adafactor",
+    "fira",
+    "frugal",
     "galore_adamw",
     "grams",
     "hybrid_auon",
     "hyperp",
-    "fira",
     "id3",
     "langevin_adam",
     "lift",

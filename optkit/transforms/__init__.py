@@ -6,6 +6,10 @@ from optkit.transforms.adaptive_memory import AdaptiveMemoryState, adaptive_memo
 from optkit.transforms.alignment_brake import AlignmentBrakeState, alignment_brake
 from optkit.transforms.balls import NormBall
 from optkit.transforms.base import Transformation
+from optkit.transforms.blocks import (
+    RotateBlocksState,
+    rotate_blocks,
+)
 from optkit.transforms.cautious import cautious, sign_from_grad
 from optkit.transforms.clip import clip_by_global_norm
 from optkit.transforms.clip_leaf import clip_leaf_norm
@@ -45,6 +49,8 @@ from optkit.transforms.low_rank import (
 )
     scale_by_subspace_norm,
 from optkit.transforms.masked_decay import MaskedDecayState, add_masked_decay
+    split,
+)
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
 from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
 from optkit.transforms.normal_plane import normal_plane, project_away
@@ -102,6 +108,7 @@ __all__ = [
     "QuantizeState",
     "RouteState",
     "ScaleByAdamState",
+    "RotateBlocksState",
     "ScaleByAmsgradState",
     "ScaleByDionState",
     "ScaleByEntryMomentState",
@@ -160,6 +167,7 @@ __all__ = [
     "route",
     "scale_by_adam",
     "scale_by_cosh_rms",
+    "rotate_blocks",
     "scale_by_dion",
     "scale_by_entry_moment",
     "scale_by_ess",
@@ -173,8 +181,8 @@ __all__ = [
     "scale_by_shape",
     "select_submatrix",
     "sign_from_grad",
-    "scale_by_subspace_norm",
     "sine_modulation",
+    "scale_by_subspace_norm",
     "skip_nonfinite",
     "skip_spikes",
     "sphere_project",
@@ -182,5 +190,6 @@ __all__ = [
     "stochastic_round",
     "threshold_gate",
     "utility_gate",
+    "split",
     "variance_reduce",
 ]

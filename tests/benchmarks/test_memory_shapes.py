@@ -75,3 +75,21 @@ def test_adafactor_keeps_rows_and_columns(model, published):
     want = 4 * sum(sum(shape) for shape in shapes)
     assert owned_bytes(optkit.adafactor(), model) == want
     assert round(want / 1e9, 4) == published
+
+
+@pytest.mark.parametrize(("model", "published"), [("gpt2", 0.486), ("llama", 15.05)])
+def test_frugal_keeps_its_density(model, published):
+    total, matrices = sizes(model)
+    held = sum(rows * columns for rows, columns in matrices)
+    want = 8 * held // 4 + 8 * (total - held)
+    assert owned_bytes(optkit.frugal(), model) == want
+    assert float(f"{want / 1e9:.4g}") == pytest.approx(published, rel=2e-3)
+
+
+@pytest.mark.parametrize(("model", "layers"), [("gpt2", 12), ("llama", 32)])
+def test_badam_keeps_one_layer(model, layers):
+    """Its table counts a float32 copy of the active layer too, which is master_weights' here."""
+    _, matrices = sizes(model)
+    held = sum(rows * columns for rows, columns in matrices)
+    state = owned_bytes(optkit.badam(), model)
+    assert 8 * held // layers <= state <= 8 * held // layers * 1.01

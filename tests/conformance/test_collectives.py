@@ -71,6 +71,8 @@ STEP = {
     **dict.fromkeys(("adamp", "project_radial", "sgdp"), _CHANNELS),
     "scale_by_row_moment": {"all-gather": 1, "all-reduce": 1},
     **dict.fromkeys(("fira", "galore_adamw", "low_rank"), _REFRESH),
+    # Projections of sides that lie on several devices.
+    **dict.fromkeys(("frugal", "split"), {"all-reduce": 1}),
     # Sums over rows or columns that lie on several devices, and statistics that lie on all.
     "scale_by_factored_rms": {"all-gather": 3, "all-reduce": 1},
     "adafactor": {"all-gather": 3, "all-reduce": 3},

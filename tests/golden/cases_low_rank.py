@@ -1,5 +1,6 @@
 """Cases of the low-rank subspace methods."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -164,3 +165,101 @@ def fira(golden: Golden) -> Iterator[Comparison]:
     draw = recorded_bases(golden, hyper["update_proj_gap"])
     for own in (draw, None) if END_TO_END else (draw,):
         yield from trajectory(golden, optkit.fira(hyper["lr"], draw=own, **options))
+
+
+_SELECT = {"random": "orthonormal", "randperm": "permutation"}
+_FREE = {"sign_sgd": "sign", "sgd": "sgd", "no": "drop"}
+
+
+def _selection(golden: Golden, select: str, every: int) -> Callable[..., Any]:
+    """What a file recorded: bases, indices of columns, rows or entries, or active leaves."""
+    if select == "blocks":
+        leaves = sorted(k for k, v in golden.tree("p0").items() if v.ndim >= 2)
+        flags = [_periods(golden, f"active/{leaf}", every) for leaf in leaves]
+        return lambda turn: jnp.asarray(np.stack(flags, axis=-1))[turn]
+    if select in ("columns", "rows", "randk"):
+
+        def draw(path: str, side: str, shape: tuple[int, ...], refresh: jax.Array) -> jax.Array:
+            if select != "randk":
+                return jnp.asarray(_periods(golden, f"idx/{path}", every))[refresh]
+            rows, columns = (_periods(golden, f"{k}/{path}", every) for k in ("rows", "cols"))
+            width = golden.arrays[f"p0/{path}"].shape[1]
+            return jnp.asarray(rows * width + columns, jnp.int32)[refresh]
+
+        return draw
+    return recorded_bases(golden, every)
+
+
+@case(
+    "frugal_svd",
+    "frugal_svd_full",
+    "frugal_random",
+    "frugal_randperm",
+    "frugal_columns",
+    "frugal_rows",
+    "frugal_randk",
+    "frugal_block",
+    "frugal_block_descending",
+    "frugal_columns_lion",
+    "frugal_columns_sgdm",
+)
+def frugal(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    kind = hyper.get("proj_type") or hyper.get("coord_choice") or "blocks"
+    select = _SELECT.get(kind, kind)
+    inner = "sgdm" if "momentum" in hyper else "adam" if "eps" in hyper else "lion"
+    b1, b2 = hyper.get("betas", (hyper.get("momentum"), None))
+    every = hyper["update_gap"]
+    options = {
+        "density": float(hyper["density"]),
+        "select": select,
+        "free": _FREE[hyper.get("inactive_update_rule", "sign_sgd")],
+        "inner": inner,
+        "b1": b1,
+        "b2": b2,
+        "eps": hyper.get("eps", 1e-8),
+        "dampening": hyper.get("dampening", 0.0),
+        "full_scale": float(hyper.get("proj_params_lr_scale", 1.0)),
+        "free_scale": float(hyper.get("inactive_lr_scale", 1.0)),
+        "refresh_every": every,
+        "state_on_refresh": "reset" if hyper.get("reset_statistics", True) else "keep",
+        "side": hyper.get("proj_side", "std"),
+        "order": hyper.get("block_order", "random"),
+        "weight_decay": hyper["weight_decay"],
+        "dims": torch_dims,
+    }
+    if inner == "sgdm":
+        # The reference begins other leaves' momentum with a copy of the parameter.
+        kept = {k: v for k, v in golden.arrays.items() if not k.endswith("/bias")}
+        golden = dataclasses.replace(golden, arrays=kept)
+    draw = _selection(golden, select, every)
+    yield from trajectory(golden, optkit.frugal(hyper["lr"], draw=draw, **options))
+    if END_TO_END and select == "svd" and options["side"] != "full":
+        yield from trajectory(golden, optkit.frugal(hyper["lr"], **options))
+
+
+@case("badam")
+def badam(golden: Golden) -> Iterator[Comparison]:
+    """Fed the recorded turns, and, where they follow an order, from end to end."""
+    hyper = golden.hyper
+    b1, b2 = hyper["betas"]
+    every, blocks = hyper["switch_block_every"], hyper["blocks"]
+    options = {
+        "blocks": tuple(map(tuple, blocks)),
+        "refresh_every": every,
+        "first_short": True,
+        "b1": b1,
+        "b2": b2,
+        "eps": hyper["eps"],
+        "weight_decay": hyper["weight_decay"],
+        "mask": "**",
+    }
+    turns = [0, *range(every - 1, golden.steps, every)]
+    turns = turns[1:] if every == 1 else turns
+    flags = [[golden.arrays[f"active/{t}/{block[0]}"] for block in blocks] for t in turns]
+    flags = [flags[0], *flags] if every == 1 else flags
+    draw = lambda turn: jnp.asarray(np.asarray(flags))[turn]  # noqa: E731
+    yield from trajectory(golden, optkit.badam(hyper["lr"], draw=draw, **options))
+    if hyper["switch_mode"] in ("ascending", "descending"):
+        tx = optkit.badam(hyper["lr"], order=hyper["switch_mode"], **options)
+        yield from trajectory(golden, tx)

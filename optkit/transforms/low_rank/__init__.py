@@ -2,6 +2,7 @@
 
 from optkit.transforms.low_rank.engine import LowRankState
 from optkit.transforms.low_rank.growth import LimitNormGrowthState, limit_norm_growth
+from optkit.transforms.low_rank.split import split
 from optkit.transforms.low_rank.subspace_norm import scale_by_subspace_norm
 from optkit.transforms.low_rank.wrapper import low_rank
 
@@ -11,4 +12,5 @@ __all__ = [
     "limit_norm_growth",
     "low_rank",
     "scale_by_subspace_norm",
+    "split",
 ]
