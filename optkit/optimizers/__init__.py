@@ -11,7 +11,6 @@ from optkit.optimizers.adamw_low_bits import adamw_4bit, adamw_8bit, adamw_fp8
 from optkit.optimizers.am_adamw import am_adamw
 from optkit.optimizers.am_msgd import am_msgd
 from optkit.optimizers.amsgrad import amsgrad
-from optkit.optimizers.auon import auon, hybrid_auon
 from optkit.optimizers.apollo import (
     apollo,
     apollo_mini,
@@ -80,11 +79,11 @@ __all__ = [
     "am_adamw",
     "am_msgd",
     "amsgrad",
-    "auon",
     "apollo",
     "apollo_mini",
-    "cast_adams",
+    "auon",
     "badam",
+    "cast_adams",
     "cautious_adamw",
     "cautious_lion",
     "cautious_muon",
@@ -96,9 +95,9 @@ __all__ = [
     "dion3",
     "drop_muon",
     "ewc_online",
-    "galore_adafactor",
     "fira",
     "frugal",
+    "galore_adafactor",
     "galore_adamw",
     "grams",
     "hybrid_auon",

@@ -28,6 +28,7 @@ from optkit.transforms.elastic import (
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
 from optkit.transforms.ess import ScaleByEssState, effective_share, opob_baseline, scale_by_ess
 from optkit.transforms.factored import (
+    ScaleByFactoredRmsState,
     scale_by_factored_rms,
 )
 from optkit.transforms.guards import (
@@ -46,11 +47,10 @@ from optkit.transforms.low_rank import (
     LowRankState,
     limit_norm_growth,
     low_rank,
-)
     scale_by_subspace_norm,
-from optkit.transforms.masked_decay import MaskedDecayState, add_masked_decay
     split,
 )
+from optkit.transforms.masked_decay import MaskedDecayState, add_masked_decay
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
 from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
 from optkit.transforms.normal_plane import normal_plane, project_away
@@ -106,13 +106,14 @@ __all__ = [
     "ProjectRadialState",
     "ProjectToNormState",
     "QuantizeState",
+    "RotateBlocksState",
     "RouteState",
     "ScaleByAdamState",
-    "RotateBlocksState",
     "ScaleByAmsgradState",
     "ScaleByDionState",
     "ScaleByEntryMomentState",
     "ScaleByEssState",
+    "ScaleByFactoredRmsState",
     "ScaleByGradientSumState",
     "ScaleByLearningRateState",
     "ScaleByNormRatioState",
@@ -163,11 +164,11 @@ __all__ = [
     "project_radial",
     "project_to_norm",
     "quantize_state",
+    "rotate_blocks",
     "round_stochastically",
     "route",
     "scale_by_adam",
     "scale_by_cosh_rms",
-    "rotate_blocks",
     "scale_by_dion",
     "scale_by_entry_moment",
     "scale_by_ess",
@@ -179,17 +180,17 @@ __all__ = [
     "scale_by_row_col",
     "scale_by_row_moment",
     "scale_by_shape",
+    "scale_by_subspace_norm",
     "select_submatrix",
     "sign_from_grad",
     "sine_modulation",
-    "scale_by_subspace_norm",
     "skip_nonfinite",
     "skip_spikes",
     "sphere_project",
+    "split",
     "split_matrices",
     "stochastic_round",
     "threshold_gate",
     "utility_gate",
-    "split",
     "variance_reduce",
 ]
