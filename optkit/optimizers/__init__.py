@@ -7,6 +7,7 @@ from optkit.optimizers.adago import adago
 from optkit.optimizers.adamp import adamp
 from optkit.optimizers.adamuon import adamuon
 from optkit.optimizers.adamw import adamw
+from optkit.optimizers.adamw_kahan import adamw_kahan
 from optkit.optimizers.adamw_low_bits import adamw_4bit, adamw_8bit, adamw_fp8
 from optkit.optimizers.am_adamw import am_adamw
 from optkit.optimizers.am_msgd import am_msgd
@@ -76,6 +77,7 @@ __all__ = [
     "adamw_4bit",
     "adamw_8bit",
     "adamw_fp8",
+    "adamw_kahan",
     "am_adamw",
     "am_msgd",
     "amsgrad",

@@ -39,6 +39,7 @@ from optkit.transforms.guards import (
     skip_spikes,
 )
 from optkit.transforms.hyperparams import ScaleByLearningRateState, get_hyperparam, hyperparams
+from optkit.transforms.kahan import KahanState, kahan
 from optkit.transforms.kappa import scale_by_kappa
 from optkit.transforms.langevin import LangevinNoiseState, langevin_noise
 from optkit.transforms.lmo import lmo
@@ -94,6 +95,7 @@ __all__ = [
     "DelayGradientsState",
     "DropLayersState",
     "ElasticPriorState",
+    "KahanState",
     "LangevinNoiseState",
     "LimitNormGrowthState",
     "LowRankState",
@@ -148,6 +150,7 @@ __all__ = [
     "global_norm",
     "hyperparams",
     "in_float32",
+    "kahan",
     "langevin_noise",
     "limit_norm_growth",
     "lmo",

@@ -52,7 +52,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "upgd": {"profile": "safe"},
 }
 # Their updates of 16-bit leaves are float32: a 16-bit difference cannot carry the step.
-FLOAT32_UPDATES = ("master_weights", "stochastic_round")
+FLOAT32_UPDATES = ("adamw_kahan", "kahan", "master_weights", "stochastic_round")
+# What rounding withholds from 16-bit parameters has their dtype.
+COMPENSATED = ("adamw_kahan", "kahan")
 # Their steps are arcs of spheres: weights keep their norm, and half the learning rate is half the
 # step only up to its square.
 ON_SPHERES = ("hyperp",)

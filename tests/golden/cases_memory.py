@@ -186,3 +186,35 @@ def ao_adamw(golden: Golden) -> Iterator[Comparison]:
         **options,
     )
     yield from _low_bits(golden, tx)
+
+
+@case("adamw_kahan_bf16")
+def adamw_kahan_bf16(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    b1, b2 = hyper["betas"]
+    tx = optkit.adamw_kahan(
+        hyper["lr"],
+        b1=b1,
+        b2=b2,
+        eps=hyper["eps"],
+        weight_decay=hyper.get("weight_decay", 0.0),
+        state_dtype=jnp.bfloat16,
+    )
+    step = jax.jit(tx.update)
+    params: Any = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), golden.tree("p0"))
+    state = tx.init(params)
+    for t in range(golden.steps):
+        grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), golden.tree(f"g/{t}"))
+        updates, state = step(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        for name, want in golden.tree(f"p/{t}").items():
+            got = np.asarray(params[name], np.float32)
+            # The last bit of a parameter, or of the way it went, which is a sum of bfloat16, too.
+            size = np.maximum(np.abs(want), hyper["lr"] * (t + 1))
+            ulp = 2.0 ** (np.floor(np.log2(size)) - 7)
+            yield Comparison(float(np.max(np.abs(got - want) / ulp)), 2.0)
+            # What counts is the sum with the compensation.
+            if f"comp/{t}/{name}" in golden.arrays:
+                whole = got + np.asarray(state.compensation[name], np.float32)
+                expected = want + golden.arrays[f"comp/{t}/{name}"]
+                yield Comparison(float(np.max(np.abs(whole - expected))), 0.1 * hyper["lr"])
