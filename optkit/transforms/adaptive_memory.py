@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, map_leaves, unzip
-from optkit.transforms.guards import global_norm
+from optkit.transforms.base import Transformation, check_same_leaves, map_leaves, unzip
+from optkit.transforms.guards import global_distance, global_norm
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_number, recorded, value_at
 from optkit.tree import PyTree, upcast, zeros_like_params
 
@@ -104,8 +104,8 @@ def adaptive_memory(
         del params, extra_args
         bound, weight = (value_at(value, state.count) for value in (b1, lam))
         first = state.count == 0
-        apart = map_leaves(lambda g, d: upcast(d) - upcast(g), updates, state.memory)
-        length, distance = global_norm(updates), global_norm(apart)
+        check_same_leaves(updates, state.memory, "state", shapes=True)
+        length, distance = global_norm(updates), global_distance(state.memory, updates)
         ratio = jnp.square(length / jnp.where(distance > 0.0, distance, 1.0))
         beta = jnp.clip((1.0 + weight) * ratio - weight, 0.0, bound)
         # At the first update d is taken for g.

@@ -27,12 +27,24 @@ def global_norm(tree: PyTree) -> jax.Array:
       >>> round(float(norm) / 1e25, 4)
       2.0
     """
-    leaves = [upcast(x) for x in jax.tree.leaves(tree) if x.size]
+    return _norm_of(tree, tree)
+
+
+def global_distance(one: PyTree, other: PyTree) -> jax.Array:
+    """Returns the ``global_norm`` of the difference of two trees of the same structure."""
+    # Written in two ways: one difference that two sums read would be an array of its own.
+    ahead = jax.tree.map(lambda a, b: upcast(a) - upcast(b), one, other)
+    return _norm_of(ahead, jax.tree.map(lambda a, b: upcast(b) - upcast(a), one, other))
+
+
+def _norm_of(tree: PyTree, same: PyTree) -> jax.Array:
+    """The norm of a tree; ``same`` has its magnitudes."""
+    leaves, twins = ([upcast(x) for x in jax.tree.leaves(t) if x.size] for t in (tree, same))
     if not leaves:
         return jnp.zeros(())
     largest = jnp.stack([jnp.max(jnp.abs(x)).astype(jnp.float32) for x in leaves]).max()
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    total = sum(jnp.sum(jnp.square(x / scale)).astype(jnp.float32) for x in leaves)
+    total = sum(jnp.sum(jnp.square(x / scale)).astype(jnp.float32) for x in twins)
     return jnp.sqrt(total) * scale
 
 
