@@ -1,6 +1,8 @@
 """Exactly k of many entries, the largest: a cutoff found by counting, without a sort."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jax import lax
 __all__ = ["MOST", "largest_in", "largest_of", "largest_of_each"]
 
 # Counts of several arrays are added up in int32.
-MOST = 2**30
+MOST = 2**30 - 1
 _BITS = 32
 
 
@@ -21,12 +23,59 @@ def _keys(score: jax.Array, eligible: jax.Array | None, smallest: bool) -> jax.A
     return keys if eligible is None else jnp.where(eligible, keys, jnp.uint32(0))
 
 
+def _broadcast(values: jax.Array, like: jax.Array) -> jax.Array:
+    """One number for each array of a stack, against the stack."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _sums(masks: jax.Array) -> jax.Array:
+    """How many are True in each array of a stack."""
+    return jnp.sum(masks, axis=tuple(range(1, masks.ndim)), dtype=jnp.int32)
+
+
 def _total(masks: Sequence[jax.Array], most: jax.Array) -> jax.Array:
-    """How many are True in all, or ``most`` if they are more."""
+    """How many are True in all stacks, or ``most`` if they are more."""
     total = jnp.zeros((), jnp.int32)
     for mask in masks:
-        total = jnp.minimum(total + jnp.minimum(jnp.sum(mask, dtype=jnp.int32), most), most)
+        # A scan of a few numbers, so that no sum is above twice what is asked for.
+        counts = jnp.minimum(_sums(mask), most)
+        add = lambda held, count: (jnp.minimum(held + count, most), None)  # noqa: E731
+        total, _ = lax.scan(add, total, counts)
     return total
+
+
+class _Stacks:
+    """Arrays of one shape and partition together: many leaves are a few loops once compiled."""
+
+    def __init__(self, arrays: Sequence[jax.Array]) -> None:
+        found: dict[Any, list[int]] = {}
+        for index, x in enumerate(arrays):
+            sharding = getattr(jax.typeof(x), "sharding", None)
+            found.setdefault((x.shape, getattr(sharding, "spec", None)), []).append(index)
+        self.members = list(found.values())
+
+    def stack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        """Returns ``(arrays, *shape)`` for each shape."""
+        return [jnp.stack([arrays[i] for i in members]) for members in self.members]
+
+    def split(self, stacks: Sequence[jax.Array]) -> list[jax.Array]:
+        """Undoes ``stack``."""
+        out = {
+            index: stack[place]
+            for members, stack in zip(self.members, stacks, strict=True)
+            for place, index in enumerate(members)
+        }
+        return [out[index] for index in range(len(out))]
+
+    def numbers(self, values: jax.Array) -> list[jax.Array]:
+        """Returns the numbers of the arrays in each stack."""
+        return [values[jnp.asarray(members)] for members in self.members]
+
+    def joined(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Undoes ``numbers``."""
+        order = [index for members in self.members for index in members]
+        places = [order.index(index) for index in range(len(order))]
+        return jnp.concatenate(parts)[jnp.asarray(places)]
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:
@@ -38,27 +87,29 @@ def _places(shape: tuple[int, ...]) -> jax.Array:
     return place
 
 
-def _first(masks: Sequence[jax.Array], counts: jax.Array) -> list[jax.Array]:
-    """The first so many True entries of each mask, in row-major order."""
-    places = [_places(mask.shape) for mask in masks]
+def _first(masks: Sequence[jax.Array], counts: Sequence[jax.Array]) -> list[jax.Array]:
+    """The first so many True entries of each array of each stack, in row-major order."""
+    places = [_places(mask.shape[1:])[None] for mask in masks]
+    sizes = [math.prod(mask.shape[1:]) for mask in masks]
 
-    def narrow(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = carry
-        middle = low + (high - low) // 2
-        below = [
-            jnp.sum(mask & (place < middle[i]), dtype=jnp.int32)
-            for i, (mask, place) in enumerate(zip(masks, places, strict=True))
-        ]
-        enough = jnp.stack(below) >= counts
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+    def narrow(ends: list[tuple[jax.Array, jax.Array]]) -> list[tuple[jax.Array, jax.Array]]:
+        out = []
+        for mask, place, count, (low, high) in zip(masks, places, counts, ends, strict=True):
+            middle = low + (high - low) // 2
+            enough = _sums(mask & (place < _broadcast(middle, mask))) >= count
+            out.append((jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)))
+        return out
 
     # Equal scores at a cutoff are rare: without them there is nothing to search.
-    whole = jnp.stack([jnp.sum(mask, dtype=jnp.int32) for mask in masks]) <= counts
-    end = jnp.asarray([mask.size for mask in masks], jnp.uint32)
-    start = jnp.where(whole, end, jnp.uint32(0))
-    low, _ = lax.while_loop(lambda carry: jnp.any(carry[0] < carry[1]), narrow, (start, end))
+    ends = []
+    for mask, size, count in zip(masks, sizes, counts, strict=True):
+        end = jnp.full_like(count, size, dtype=jnp.uint32)
+        ends.append((jnp.where(_sums(mask) <= count, end, jnp.uint32(0)), end))
+    open_ = lambda ends: jnp.any(jnp.stack([jnp.any(low < high) for low, high in ends]))  # noqa: E731
+    ends = lax.while_loop(open_, narrow, ends)
     return [
-        mask & (place < low[i]) for i, (mask, place) in enumerate(zip(masks, places, strict=True))
+        mask & (place < _broadcast(low, mask))
+        for mask, place, (low, _) in zip(masks, places, ends, strict=True)
     ]
 
 
@@ -86,7 +137,7 @@ def largest_of(
     Args:
       scores: arrays of any shapes; magnitudes are compared in float32, NaN counts as larger than
         any number.
-      count: how many, at most 2**30; an int32 scalar may differ from call to call.
+      count: how many, fewer than 2**30; an int32 scalar may differ from call to call.
       eligible: bool arrays of the same shapes, what may be chosen; None for everything.
       smallest: choose the smallest magnitudes.
 
@@ -99,9 +150,9 @@ def largest_of(
       >>> [x.tolist() for x in largest_of([jnp.array([3.0, -5.0, 1.0]), jnp.array([3.0])], 2)]
       [[True, True, False], [False]]
     """
-    keys = _all_keys(scores, eligible, smallest)
-    if not keys:
+    if not scores:
         return []
+    stacks, keys = _all_keys(scores, eligible, smallest)
     wanted = jnp.minimum(jnp.asarray(count, jnp.int32), MOST)
 
     def raise_bit(index: jax.Array, cutoff: jax.Array) -> jax.Array:
@@ -112,12 +163,16 @@ def largest_of(
     cutoff = lax.fori_loop(0, _BITS, raise_bit, jnp.zeros((), jnp.uint32))
     above = [key > cutoff for key in keys]
     ties = [(key == cutoff) & (key > 0) for key in keys]
-    left, allowed = wanted - _total(above, wanted), []
-    for tie in ties:
-        allowed.append(jnp.minimum(jnp.sum(tie, dtype=jnp.int32), left))
-        left = left - allowed[-1]
-    chosen = _first(ties, jnp.stack(allowed))
-    return [over | some for over, some in zip(above, chosen, strict=True)]
+    left = wanted - _total(above, wanted)
+    # Ties are given out in the order of the arrays.
+    found = jnp.minimum(stacks.joined([_sums(tie) for tie in ties]), left)
+
+    def give(left: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return left - jnp.minimum(left, count), jnp.minimum(left, count)
+
+    _, allowed = lax.scan(give, left, found)
+    chosen = _first(ties, stacks.numbers(allowed))
+    return stacks.split([over | some for over, some in zip(above, chosen, strict=True)])
 
 
 def largest_of_each(
@@ -133,7 +188,7 @@ def largest_of_each(
 
     Args:
       scores: arrays of any shapes.
-      counts: how many of each, at most 2**30; int32 scalars may differ from call to call.
+      counts: how many of each, fewer than 2**30; int32 scalars may differ from call to call.
       eligible: bool arrays of the same shapes, what may be chosen; None for everything.
       smallest: choose the smallest magnitudes.
 
@@ -147,21 +202,27 @@ def largest_of_each(
       >>> [x.tolist() for x in largest_of_each([x, x], [1, 2])]
       [[False, True, False], [True, True, False]]
     """
-    keys = _all_keys(scores, eligible, smallest)
-    if not keys:
+    if not scores:
         return []
-    wanted = jnp.stack([jnp.asarray(count, jnp.int32) for count in counts])
+    stacks, keys = _all_keys(scores, eligible, smallest)
+    wanted = stacks.numbers(jnp.stack([jnp.asarray(count, jnp.int32) for count in counts]))
 
-    def raise_bit(index: jax.Array, cutoffs: jax.Array) -> jax.Array:
-        higher = _raised(cutoffs, index)
-        found = [jnp.sum(key >= higher[i], dtype=jnp.int32) for i, key in enumerate(keys)]
-        return jnp.where(jnp.stack(found) >= wanted, higher, cutoffs)
+    def raise_bit(index: jax.Array, cutoffs: list[jax.Array]) -> list[jax.Array]:
+        out = []
+        for key, count, cutoff in zip(keys, wanted, cutoffs, strict=True):
+            higher = _raised(cutoff, index)
+            reached = _sums(key >= _broadcast(higher, key)) >= count
+            out.append(jnp.where(reached, higher, cutoff))
+        return out
 
-    cutoffs = lax.fori_loop(0, _BITS, raise_bit, jnp.zeros(len(keys), jnp.uint32))
-    above = [key > cutoffs[i] for i, key in enumerate(keys)]
-    ties = [(key == cutoffs[i]) & (key > 0) for i, key in enumerate(keys)]
-    left = wanted - jnp.stack([jnp.sum(over, dtype=jnp.int32) for over in above])
-    return [over | some for over, some in zip(above, _first(ties, left), strict=True)]
+    begin = [jnp.zeros_like(count, dtype=jnp.uint32) for count in wanted]
+    cutoffs = lax.fori_loop(0, _BITS, raise_bit, begin)
+    ends = [_broadcast(cutoff, key) for cutoff, key in zip(cutoffs, keys, strict=True)]
+    above = [key > end for key, end in zip(keys, ends, strict=True)]
+    ties = [(key == end) & (key > 0) for key, end in zip(keys, ends, strict=True)]
+    left = [count - _sums(over) for count, over in zip(wanted, above, strict=True)]
+    chosen = _first(ties, left)
+    return stacks.split([over | some for over, some in zip(above, chosen, strict=True)])
 
 
 def largest_in(scores: jax.Array, count: int, *, smallest: bool = False) -> jax.Array:
@@ -196,6 +257,8 @@ def largest_in(scores: jax.Array, count: int, *, smallest: bool = False) -> jax.
 
 def _all_keys(
     scores: Sequence[jax.Array], eligible: Sequence[jax.Array] | None, smallest: bool
-) -> list[jax.Array]:
+) -> tuple[_Stacks, list[jax.Array]]:
     may = [None] * len(scores) if eligible is None else list(eligible)
-    return [_keys(x, free, smallest) for x, free in zip(scores, may, strict=True)]
+    keys = [_keys(x, free, smallest) for x, free in zip(scores, may, strict=True)]
+    stacks = _Stacks(keys)
+    return stacks, stacks.stack(keys)

@@ -11,7 +11,10 @@ from optkit.masks.lift import lift
 from optkit.masks.paca import paca
 from optkit.masks.policy import Active, Look, Policy
 from optkit.masks.progressive import decayed_weights
-from optkit.masks.s2ft import s2ft
+from optkit.masks.s2ft import (
+    s2ft,
+    s2ft_permute,
+)
 from optkit.masks.snella import SnellaState, snella, snella_share
 from optkit.masks.wrapper import UpdateMaskState, update_mask
 
@@ -36,6 +39,7 @@ __all__ = [
     "paca",
     "random",
     "s2ft",
+    "s2ft_permute",
     "snella",
     "snella_share",
     "update_mask",

@@ -62,6 +62,12 @@ class Lines:
         """Returns ``(matrices, lines, entries of a line)`` of a leaf, or of a mask of lines."""
         return jnp.transpose(x, self._order).reshape(self.batch, self.count, -1)
 
+    def leaf(self, flat: jax.Array) -> jax.Array:
+        """Undoes ``flat`` of a leaf."""
+        order = self._order
+        moved = flat.reshape([self.view.shape[axis] for axis in order])
+        return jnp.transpose(moved, [order.index(axis) for axis in range(len(order))])
+
     def mask(self, chosen: jax.Array) -> jax.Array:
         """Returns the mask of the leaf from that of its lines, ``(matrices, lines)``."""
         order = self._order

@@ -23,6 +23,7 @@ from optkit.masks.policy import (
 from optkit.transforms.hyperparams import check_choice, check_static_int
 from optkit.transforms.noise import Key, check_seed, fresh_key
 from optkit.tree import (
+    MATRIX_ROLES,
     Dims,
     PyTree,
     RuleLike,
@@ -30,8 +31,9 @@ from optkit.tree import (
     leaves_with_paths,
     upcast,
 )
+from optkit.tree.roles import rule_of
 
-__all__ = ["COUPLINGS", "s2ft"]
+__all__ = ["COUPLINGS", "s2ft", "s2ft_permute"]
 
 # Names of Flax models and of the common JAX code bases: what the one writes the other reads.
 COUPLINGS: tuple[tuple[tuple[str, Side], ...], ...] = (
@@ -48,6 +50,7 @@ class _Coupled(NamedTuple):
 
     name: str
     members: dict[str, Lines]  # path -> its rows or columns
+    vectors: list[str]  # paths of biases and the like that have one number a channel
 
 
 def _couple(
@@ -56,17 +59,24 @@ def _couple(
     """Finds matrices below one parent whose names are coupled."""
     named = dims_by_path(params, dims)
     groups: dict[str, dict[str, Lines]] = {}
+    vectors: dict[str, list[str]] = {}
     for path, leaf in leaves_with_paths(params):
         parts = path.split("/")
         for number, coupling in enumerate(couplings):
             sides = dict(coupling)
             at = next((i for i, part in enumerate(parts) if part in sides), None)
-            if at is None or np.ndim(leaf) < 2 or not np.size(leaf):
+            if at is None or not np.size(leaf):
                 continue
-            own = Lines(view_of(path, leaf, dims, named, roles), sides[parts[at]])
-            groups.setdefault(f"{'/'.join(parts[:at])}#{number}", {})[path] = own
+            name, side = f"{'/'.join(parts[:at])}#{number}", sides[parts[at]]
+            if rule_of(path, leaf, roles).role not in MATRIX_ROLES:
+                vectors.setdefault(name, []).extend([path] if side == "out" else [])
+            else:
+                own = Lines(view_of(path, leaf, dims, named, roles), side)
+                groups.setdefault(name, {})[path] = own
             break
-    out = [_Coupled(name, own) for name, own in groups.items() if len(own) > 1]
+    out = [
+        _Coupled(name, own, vectors.get(name, [])) for name, own in groups.items() if len(own) > 1
+    ]
     for group in out:
         sizes = {path: (own.batch, own.count) for path, own in group.members.items()}
         if len(set(sizes.values())) > 1:
@@ -185,3 +195,44 @@ def s2ft(
         return jax.tree.unflatten(jax.tree.structure(look.params), out), state
 
     return Policy("s2ft", active, mask, lambda params: fresh_key(key))
+
+
+def s2ft_permute(
+    params: PyTree,
+    kept: PyTree,
+    *,
+    couplings: Sequence[Mapping[str, Side] | Sequence[tuple[str, Side]]] = COUPLINGS,
+    dims: Dims = None,
+    roles: Sequence[RuleLike] = (),
+) -> PyTree:
+    """Moves the channels that ``s2ft`` chose to the front, so that they are one slice.
+
+    Coupled matrices, and the biases of those that write, are permuted alike: a model whose layers
+    act on each channel by itself between them computes what it did.
+
+    Args:
+      params: parameters.
+      kept: the masks, ``state.kept`` of ``optkit.update_mask`` with "hold" or "zero".
+      couplings: as given to ``s2ft``.
+      dims: as given to ``s2ft``.
+      roles: as given to ``s2ft``.
+
+    Returns:
+      A tree like ``params``.
+
+    Raises:
+      ValueError: coupled matrices of different numbers of channels.
+    """
+    leaves = dict(leaves_with_paths(params))
+    chosen = dict(leaves_with_paths(kept))
+    for group in _couple(params, couplings, dims, roles):
+        path, first = next(iter(group.members.items()))
+        order = jnp.argsort(~first.flat(chosen[path])[..., 0], axis=-1, stable=True)
+        for name, lines in group.members.items():
+            flat = jnp.take_along_axis(lines.flat(leaves[name]), order[..., None], axis=1)
+            leaves[name] = lines.leaf(flat)
+        for name in group.vectors:
+            flat = leaves[name].reshape(first.batch, first.count)
+            moved = jnp.take_along_axis(flat, order, axis=1)
+            leaves[name] = moved.reshape(leaves[name].shape)
+    return jax.tree.unflatten(jax.tree.structure(params), list(leaves.values()))

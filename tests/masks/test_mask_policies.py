@@ -205,6 +205,29 @@ def test_s2ft_of_heads_and_what_it_refuses():
             kept(masks.s2ft(3, **options), MODEL)
 
 
+def mlp(params, x):
+    for block in params.values():
+        up = x @ block["up"]["kernel"] + block["up"]["bias"][None]
+        x = x + (jnp.tanh(up) * (x @ block["gate"]["kernel"])) @ block["down"]["kernel"]
+    return x
+
+
+def test_chosen_channels_moved_to_the_front_leave_the_model_what_it_is():
+    ones = kept(masks.s2ft(3), MODEL)
+    moved = masks.s2ft_permute(MODEL, ones)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)), jnp.float32)
+    np.testing.assert_allclose(mlp(moved, x), mlp(MODEL, x), rtol=1e-4, atol=1e-4)
+    for name, block in MODEL.items():
+        columns = np.flatnonzero(ones[name]["up"]["kernel"][0])
+        np.testing.assert_array_equal(
+            moved[name]["gate"]["kernel"][:, :3], block["gate"]["kernel"][:, columns]
+        )
+        np.testing.assert_array_equal(moved[name]["up"]["bias"][:3], block["up"]["bias"][columns])
+        np.testing.assert_array_equal(
+            moved[name]["down"]["kernel"][:3], block["down"]["kernel"][columns]
+        )
+
+
 LAYERS = {f"dense_{i}": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)} for i in range(6)}
 
 
