@@ -51,7 +51,7 @@ _UNITS = "in units that cannot overflow"
 NEEDS = {
     "adam_sgld": Needs(8.0, 8.0, 0.0, _NOISE),
     "adamp": Needs(12.0, 0.0, 20.0, f"u; weights and gradient {_UNITS}"),
-    "am_adamw": Needs(8.0, 4.0, 12.0, "old v and the metric, for the coefficient and the step"),
+    "am_adamw": Needs(8.0, 4.0, 12.0, "the metric, and its damping, for the sums and the step"),
     "am_msgd": Needs(0.0, 8.0, 8.0, f"gradients and differences {_UNITS}"),
     "auon": Needs(8.0, 4.0, 24.0, f"the look-ahead, and it {_UNITS}"),
     "cast_adams": Needs(4.0, 0.0, 0.0, "what enters the second moment, and the mask"),

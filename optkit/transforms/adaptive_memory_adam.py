@@ -157,9 +157,10 @@ def _metric(
     numbers: _Numbers, kept: jax.Array, g: jax.Array, nu: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The new second moment of a leaf, and what its steps are divided by."""
-    v = numbers.b2 * nu + (1.0 - numbers.b2) * jnp.square(g)
-    # An infinite one would make 0 times infinity of the sums, and never end.
-    v = jnp.minimum(v, jnp.finfo(v.dtype).max)
+    # An infinite one would make 0 times infinity of the sums, and never end. The square is bounded
+    # and not v: compilers would compute a bounded v twice, from a copy of what it overwrites.
+    square = jnp.minimum(jnp.square(g), 0.5 * jnp.finfo(nu.dtype).max)
+    v = numbers.b2 * nu + (1.0 - numbers.b2) * square
     root = jnp.sqrt(v) / jnp.sqrt(debias(numbers.b2, numbers.finished + 1)) + numbers.eps
     scale = (1.0 - numbers.b1 * kept) * root
     # 1 in place of 0; a constant to choose from would be written out as an array on CPU.
