@@ -44,6 +44,9 @@ from optkit.optimizers.grams import grams
 from optkit.optimizers.hyperp import hyperp
 from optkit.optimizers.id3 import id3
 from optkit.optimizers.langevin import adam_sgld, langevin_adam, psgld, sgld
+from optkit.optimizers.ldadam import (
+    ldadam,
+)
 from optkit.optimizers.lift import lift
 from optkit.optimizers.lion import lion, lion_k
 from optkit.optimizers.lion_8bit import lion_8bit
@@ -106,6 +109,7 @@ __all__ = [
     "hyperp",
     "id3",
     "langevin_adam",
+    "ldadam",
     "lift",
     "lion",
     "lion_8bit",

@@ -26,6 +26,7 @@ from optkit.transforms.elastic import (
     online_elastic_prior,
 )
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
+)
 from optkit.transforms.ess import ScaleByEssState, effective_share, opob_baseline, scale_by_ess
 from optkit.transforms.factored import (
     ScaleByFactoredRmsState,
@@ -46,8 +47,10 @@ from optkit.transforms.lmo import lmo
 from optkit.transforms.low_rank import (
     LimitNormGrowthState,
     LowRankState,
+    ScaleByLdadamState,
     limit_norm_growth,
     low_rank,
+    scale_by_ldadam,
     scale_by_subspace_norm,
     split,
 )
@@ -117,6 +120,7 @@ __all__ = [
     "ScaleByEssState",
     "ScaleByFactoredRmsState",
     "ScaleByGradientSumState",
+    "ScaleByLdadamState",
     "ScaleByLearningRateState",
     "ScaleByNormRatioState",
     "ScaleByRowMomentState",
@@ -178,6 +182,7 @@ __all__ = [
     "scale_by_factored_rms",
     "scale_by_gradient_sum",
     "scale_by_kappa",
+    "scale_by_ldadam",
     "scale_by_learning_rate",
     "scale_by_norm_ratio",
     "scale_by_row_col",

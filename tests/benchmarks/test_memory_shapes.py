@@ -93,3 +93,13 @@ def test_badam_keeps_one_layer(model, layers):
     held = sum(rows * columns for rows, columns in matrices)
     state = owned_bytes(optkit.badam(), model)
     assert 8 * held // layers <= state <= 8 * held // layers * 1.01
+
+
+@pytest.mark.parametrize(("model", "published"), [("gpt2", 0.920), ("llama", 32.2)])
+def test_ldadam_keeps_an_error(model, published):
+    total, matrices = sizes(model)
+    held = sum(rows * columns for rows, columns in matrices)
+    low = sum(256 * (2 * max(shape) + min(shape)) for shape in matrices)
+    want = 4 * low + 4 * held + 8 * (total - held)
+    assert owned_bytes(optkit.ldadam(rank=256), model) == want
+    assert float(f"{want / 1e9:.3g}") == published

@@ -71,6 +71,8 @@ STEP = {
     **dict.fromkeys(("adamp", "project_radial", "sgdp"), _CHANNELS),
     "scale_by_row_moment": {"all-gather": 1, "all-reduce": 1},
     **dict.fromkeys(("fira", "galore_adamw", "low_rank"), _REFRESH),
+    # Direction and what the error loses come back; the moments lie on all devices.
+    **dict.fromkeys(("ldadam", "scale_by_ldadam"), {"all-to-all": 3, "all-gather": 3}),
     # Projections of sides that lie on several devices.
     **dict.fromkeys(("frugal", "split"), {"all-reduce": 1}),
     # Sums over rows or columns that lie on several devices, and statistics that lie on all.

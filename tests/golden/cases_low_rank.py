@@ -263,3 +263,22 @@ def badam(golden: Golden) -> Iterator[Comparison]:
     if hyper["switch_mode"] in ("ascending", "descending"):
         tx = optkit.badam(hyper["lr"], order=hyper["switch_mode"], **options)
         yield from trajectory(golden, tx)
+
+
+@case("ldadam")
+def ldadam(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    b1, b2 = hyper["betas"]
+    tx = optkit.ldadam(
+        hyper["lr"],
+        rank=hyper["rank"],
+        b1=b1,
+        b2=b2,
+        eps=hyper["eps"],
+        rho=hyper["rho"],
+        error_feedback=hyper["error_feedback"],
+        tracking=hyper["proj_method"],
+        weight_decay=hyper["weight_decay"],
+        dims=torch_dims,
+    )
+    yield from trajectory(golden, tx)

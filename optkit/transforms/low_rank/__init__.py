@@ -2,6 +2,7 @@
 
 from optkit.transforms.low_rank.engine import LowRankState
 from optkit.transforms.low_rank.growth import LimitNormGrowthState, limit_norm_growth
+from optkit.transforms.low_rank.ldadam import ScaleByLdadamState, scale_by_ldadam
 from optkit.transforms.low_rank.split import split
 from optkit.transforms.low_rank.subspace_norm import scale_by_subspace_norm
 from optkit.transforms.low_rank.wrapper import low_rank
@@ -9,8 +10,10 @@ from optkit.transforms.low_rank.wrapper import low_rank
 __all__ = [
     "LimitNormGrowthState",
     "LowRankState",
+    "ScaleByLdadamState",
     "limit_norm_growth",
     "low_rank",
+    "scale_by_ldadam",
     "scale_by_subspace_norm",
     "split",
 ]

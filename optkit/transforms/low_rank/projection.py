@@ -189,3 +189,9 @@ def _rank_of(
 Draw = Callable[[str, str, tuple[int, ...], jax.Array], Any]
 SIDES = get_args(Side)
 KINDS = get_args(BasisKind)
+
+
+def rank_of(path: str, view: MatrixView, rank: Rank) -> int:
+    """Returns the rank of a subspace of a matrix's shorter side; refuses one that it has not."""
+    sides = sides_of("std", view.fan_out, view.fan_in)
+    return _rank_of(path, view, sides, rank, "svd", 1)
