@@ -26,7 +26,6 @@ from optkit.transforms.elastic import (
     online_elastic_prior,
 )
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
-)
 from optkit.transforms.ess import ScaleByEssState, effective_share, opob_baseline, scale_by_ess
 from optkit.transforms.factored import (
     ScaleByFactoredRmsState,
