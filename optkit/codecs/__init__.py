@@ -10,8 +10,11 @@ from optkit.codecs.floats import (
     fp8_nearest,
     fp8_stochastic,
 )
+from optkit.codecs.signs import SignCodec
+from optkit.codecs.sparse import RandomK, TopK
 from optkit.codecs.table import TableCodec
 from optkit.codecs.tables import dynamic_map, float_map, linear_map
+from optkit.codecs.uniform import UniformCodec
 
 __all__ = [
     "AffineCodec",
@@ -19,7 +22,11 @@ __all__ = [
     "Codec",
     "Fp8Codec",
     "IdentityCodec",
+    "RandomK",
+    "SignCodec",
     "TableCodec",
+    "TopK",
+    "UniformCodec",
     "bf16_stochastic",
     "dynamic_map",
     "float_map",

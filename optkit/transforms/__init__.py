@@ -26,6 +26,12 @@ from optkit.transforms.elastic import (
     online_elastic_prior,
 )
 from optkit.transforms.entry_moment import ScaleByEntryMomentState, scale_by_entry_moment
+from optkit.transforms.error_feedback import (
+    Ef21State,
+    ErrorFeedbackState,
+    ef21,
+    error_feedback,
+)
 from optkit.transforms.ess import ScaleByEssState, effective_share, opob_baseline, scale_by_ess
 from optkit.transforms.factored import (
     ScaleByFactoredRmsState,
@@ -96,7 +102,9 @@ __all__ = [
     "DecayState",
     "DelayGradientsState",
     "DropLayersState",
+    "Ef21State",
     "ElasticPriorState",
+    "ErrorFeedbackState",
     "KahanState",
     "LangevinNoiseState",
     "LimitNormGrowthState",
@@ -146,8 +154,10 @@ __all__ = [
     "delay_gradients",
     "descend",
     "drop_layers",
+    "ef21",
     "effective_share",
     "elastic_prior",
+    "error_feedback",
     "freeze",
     "get_hyperparam",
     "global_norm",

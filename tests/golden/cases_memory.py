@@ -11,7 +11,10 @@ import optax
 
 import optkit
 from optkit.codecs import (
+    IdentityCodec,
+    SignCodec,
     TableCodec,
+    TopK,
     bf16_stochastic,
     dynamic_map,
     float_map,
@@ -218,3 +221,48 @@ def adamw_kahan_bf16(golden: Golden) -> Iterator[Comparison]:
                 whole = got + np.asarray(state.compensation[name], np.float32)
                 expected = want + golden.arrays[f"comp/{t}/{name}"]
                 yield Comparison(float(np.max(np.abs(whole - expected))), 0.1 * hyper["lr"])
+
+
+@case("ef_sgd_scaled_sign", "ef_signsgd")
+def ef_sgd(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    rate, comp = hyper["lr"], hyper.get("comp", "scaled_sign")
+    codecs = {"scaled_sign": SignCodec(), "sign": SignCodec(scaled=False)}
+    inner = [optax.add_decayed_weights(hyper.get("weight_decay", 0.0))]
+    if hyper.get("momentum", 0):
+        inner.append(optax.trace(hyper["momentum"], nesterov=hyper.get("nesterov", False)))
+    tx = optkit.error_feedback(
+        codecs.get(comp, IdentityCodec()),
+        optax.chain(*inner, optax.scale(-rate)),
+        memory=hyper.get("memory", True),
+        scale=rate if comp == "sign" else 1.0,
+    )
+    step = jax.jit(tx.update)
+    params: Any = jax.tree.map(jnp.asarray, golden.tree("p0"))
+    state = tx.init(params)
+    for t in range(golden.steps):
+        updates, state = step(golden.tree(f"g/{t}"), state, params)
+        params = optax.apply_updates(params, updates)
+        for name, want in golden.tree(f"p/{t}").items():
+            yield Comparison(difference(params[name], want), TOLERANCE)
+        for name, want in golden.tree(f"err/{t}").items():
+            # Ours has the sign of the step, theirs that of the gradient.
+            yield Comparison(difference(-state.error[name], want), TOLERANCE)
+
+
+@case("ef21_topk")
+def ef21_topk(golden: Golden) -> Iterator[Comparison]:
+    hyper, grads = golden.hyper, golden.arrays["grads"]
+    with jax.enable_x64(True):
+        tx = optkit.ef21(TopK(int(hyper["k"])))
+        step = jax.jit(jax.vmap(tx.update))
+        x = jnp.asarray(golden.arrays["x0"], jnp.float64)
+        state = jax.vmap(lambda _: tx.init(x))(jnp.arange(grads.shape[1]))
+        for c in range(len(golden.arrays["x"])):
+            sent, state = step(jnp.asarray(grads[c], jnp.float64), state)
+            if c > 0:
+                want = golden.arrays["g_workers"][c - 1]
+                yield Comparison(difference(state.estimate, want), 1e-12)
+            if c + 1 < len(golden.arrays["x"]):
+                x = x - hyper["lr"] * jnp.mean(sent, axis=0)
+                yield Comparison(difference(x, golden.arrays["x"][c + 1]), 1e-12)
