@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optkit
+from benchmarks.quantized_states import gpt2_small, llama_7b
 from optkit.codecs import Codec, Fp8Codec, TableCodec
 from optkit.transforms import quantize_state
 from tests.conformance.hlo import collectives
@@ -324,62 +325,21 @@ def _gathered(text: str) -> list[int]:
 
 # ---- memory
 
-GPT2 = {
-    "wte/embedding": (50257, 768),
-    "wpe/embedding": (1024, 768),
-    **{
-        f"h{i}_{name}/{kind}": shape
-        for i in range(12)
-        for name, kind, shape in (
-            ("ln1", "scale", (768,)),
-            ("ln1", "bias", (768,)),
-            ("qkv", "kernel", (768, 2304)),
-            ("qkv", "bias", (2304,)),
-            ("out", "kernel", (768, 768)),
-            ("out", "bias", (768,)),
-            ("ln2", "scale", (768,)),
-            ("ln2", "bias", (768,)),
-            ("up", "kernel", (768, 3072)),
-            ("up", "bias", (3072,)),
-            ("down", "kernel", (3072, 768)),
-            ("down", "bias", (768,)),
-        )
-    },
-    "lnf/scale": (768,),
-    "lnf/bias": (768,),
-}
-LLAMA = {
-    "embed/embedding": (32000, 4096),
-    "head/kernel": (4096, 32000),
-    **{
-        f"h{i}_{name}/kernel": shape
-        for i in range(32)
-        for name, shape in (
-            *((k, (4096, 4096)) for k in "qkvo"),
-            ("gate", (4096, 11008)),
-            ("up", (4096, 11008)),
-            ("down", (11008, 4096)),
-        )
-    },
-    **{f"h{i}_ln{j}/scale": (4096,) for i in range(32) for j in (1, 2)},
-    "norm/scale": (4096,),
-}
-
 
 @pytest.mark.parametrize(
-    ("shapes", "size", "codec", "formula"),
+    ("model", "size", "codec", "formula"),
     [
-        (GPT2, 124_439_808, "dynamic8", lambda n: 2 * n * (1 + 4 / 256)),
-        (GPT2, 124_439_808, TableCodec(block=2048, layout="flat"), None),
-        (GPT2, 124_439_808, "fp8", lambda n: 2 * n * (1 + 4 / 256)),
-        (GPT2, 124_439_808, "dynamic4", lambda n: n + 8 * n / 128),
-        (LLAMA, 6_738_415_616, "dynamic8", lambda n: 2 * n * (1 + 4 / 256)),
+        (gpt2_small, 124_439_808, "dynamic8", lambda n: 2 * n * (1 + 4 / 256)),
+        (gpt2_small, 124_439_808, TableCodec(block=2048, layout="flat"), None),
+        (gpt2_small, 124_439_808, "fp8", lambda n: 2 * n * (1 + 4 / 256)),
+        (gpt2_small, 124_439_808, "dynamic4", lambda n: n + 8 * n / 128),
+        (llama_7b, 6_738_415_616, "dynamic8", lambda n: 2 * n * (1 + 4 / 256)),
     ],
 )
 def test_bytes_are_exactly_those_of_the_formula(
-    shapes: dict, size: int, codec: Any, formula: Any
+    model: Any, size: int, codec: Any, formula: Any
 ) -> None:
-    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    params = model()
     leaves = [p.size for p in jax.tree.leaves(params)]
     formula = formula or (lambda n: 2 * n + 8 * -(-n // 2048))
     assert sum(leaves) == size

@@ -1,0 +1,199 @@
+"""Time, memory and bytes of low-bit states: ``python -m benchmarks.quantized_states``.
+
+Time: a step of ``quantize_state(adamw)`` against ``adamw`` on the GPT-like tree of
+``benchmarks.step_time`` (29.5 million parameters), in turns within one process; the ratio is that
+of the best times. Memory: scratch that the compiled steps need, beside what the moments would take
+in float32: with leaves decoded one after another it is a few leaves. Bytes: the states of models of
+the shapes of GPT-2 small and Llama-7B under ``jax.eval_shape``, against the formulas that they
+should equal (all leaves stored, and with leaves below 4096 entries in float32).
+
+On CPUs the order of leaves holds on a single device only: run this without emulated devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optkit
+from benchmarks import common
+from benchmarks.step_time import Contestant
+
+RATE = 1e-3
+TARGET_TIME, TARGET_BYTES = 2.5, 2.9
+NAMES = ("dynamic8", "fp8", "dynamic4", "bf16")
+MOMENTS = 8  # bytes of Adam's in float32
+FORMULAS: dict[str, Callable[[int], float]] = {
+    "dynamic8": lambda n: 2 * n * (1 + 4 / 256),
+    "fp8": lambda n: 2 * n * (1 + 4 / 256),
+    "dynamic4": lambda n: n + 8 * n / 128,
+    "bf16": lambda n: 4 * n,
+}
+
+
+def _shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+
+
+def gpt2_small() -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of GPT-2 small: 124,439,808 parameters."""
+    block = {
+        "ln_1/scale": (768,),
+        "ln_1/bias": (768,),
+        "qkv/kernel": (768, 2304),
+        "qkv/bias": (2304,),
+        "out/kernel": (768, 768),
+        "out/bias": (768,),
+        "ln_2/scale": (768,),
+        "ln_2/bias": (768,),
+        "up/kernel": (768, 3072),
+        "up/bias": (3072,),
+        "down/kernel": (3072, 768),
+        "down/bias": (768,),
+    }
+    ends = {
+        "wte/embedding": (50257, 768),
+        "wpe/embedding": (1024, 768),
+        "ln_f/scale": (768,),
+        "ln_f/bias": (768,),
+    }
+    blocks = {f"h{i}/{path}": shape for i in range(12) for path, shape in block.items()}
+    return _shapes({**ends, **blocks})
+
+
+def llama_7b() -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of Llama-7B: 6,738,415,616 parameters."""
+    block = {
+        **{f"{name}/kernel": (4096, 4096) for name in ("query", "key", "value", "out")},
+        "gate/kernel": (4096, 11008),
+        "up/kernel": (4096, 11008),
+        "down/kernel": (11008, 4096),
+        "norm_1/scale": (4096,),
+        "norm_2/scale": (4096,),
+    }
+    ends = {
+        "embed/embedding": (32000, 4096),
+        "head/kernel": (4096, 32000),
+        "norm/scale": (4096,),
+    }
+    blocks = {f"h{i}/{path}": shape for i in range(32) for path, shape in block.items()}
+    return _shapes({**ends, **blocks})
+
+
+def state_bytes(codec: Any, shapes: Any, min_size: int) -> int:
+    """Returns the bytes of Adam's moments, the counter left out; allocates nothing."""
+    tx = optkit.quantize_state(optax.scale_by_adam(), codec, min_size=min_size)
+    plan = optkit.plan(tx, shapes)
+    return plan.state_bytes - plan.shared_bytes
+
+
+def wanted_bytes(name: str, shapes: Any, min_size: int) -> float:
+    """Returns what the formula says."""
+    sizes = [leaf.size for leaf in jax.tree.leaves(shapes)]
+    return sum(FORMULAS[name](n) if n >= min_size else MOMENTS * n for n in sizes)
+
+
+def bytes_rows(names: tuple[str, ...], models: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns one row a codec, model and least size."""
+    rows = []
+    for model, shapes in models.items():
+        size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        for name in names:
+            for least in (0, 4096):
+                found = state_bytes(name, shapes, least)
+                rows.append(
+                    {
+                        "model": model,
+                        "codec": name,
+                        "min_size": least,
+                        "bytes": found,
+                        "formula": wanted_bytes(name, shapes, least),
+                        "smaller": MOMENTS * size / found,
+                    }
+                )
+    return rows
+
+
+def time_rows(names: tuple[str, ...], shapes: Any, rounds: int, clock: str) -> list[dict[str, Any]]:
+    """Returns one row a codec, ``adamw`` in float32 first."""
+    makers: dict[str, Callable[[], Any]] = {"adamw": lambda: optkit.adamw(RATE)}
+    for name in names:
+        makers[name] = lambda name=name: optkit.quantize_state(optkit.adamw(RATE), name)
+    grads = common.random_like(shapes, seed=2)
+    runs = {label: Contestant(make(), shapes, grads) for label, make in makers.items()}
+    seconds = common.interleave(runs, rounds, clock)
+    full = MOMENTS * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return [
+        {
+            "name": label,
+            "milliseconds": 1e3 * min(seconds[label]),
+            "ratio": min(seconds[label]) / min(seconds["adamw"]),
+            "scratch": run.compiled.memory_analysis().temp_size_in_bytes / full,
+            "peak_bytes": common.peak_bytes(run.compiled),
+            "state_bytes": optkit.tree.tree_bytes(run.state),
+        }
+        for label, run in runs.items()
+    ]
+
+
+def _text(times: list[dict[str, Any]], sizes: list[dict[str, Any]]) -> str:
+    first = common.table(
+        ("adamw's moments in", "best ms", "ratio", "peak MiB", "state MiB", "scratch/moments"),
+        [
+            (
+                row["name"],
+                f"{row['milliseconds']:.1f}",
+                f"{row['ratio']:.2f}",
+                f"{row['peak_bytes'] / 2**20:.1f}",
+                f"{row['state_bytes'] / 2**20:.1f}",
+                f"{row['scratch']:.2f}",
+            )
+            for row in times
+        ],
+    )
+    second = common.table(
+        ("model, codec", "stored from", "bytes", "formula", "smaller"),
+        [
+            (
+                f"{row['model']}, {row['codec']}",
+                str(row["min_size"]),
+                f"{row['bytes']:,}",
+                "equal" if row["bytes"] == row["formula"] else f"NOT {row['formula']:,}",
+                f"{row['smaller']:.2f} x",
+            )
+            for row in sizes
+        ],
+    )
+    return f"{first}\n\n{second}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs both measurements and prints tables and verdicts."""
+    parser = common.parser("quantized_states", __doc__)
+    parser.add_argument("--repeats", type=int, default=15, help="rounds of the times")
+    parser.add_argument("--only", action="append", choices=NAMES, help="codecs")
+    args = parser.parse_args(arguments)
+    names = tuple(args.only or NAMES)
+    shapes = common.gpt_like(128, 1, 64, 16) if args.quick else common.gpt_like()
+    models = {"GPT-2 small": gpt2_small(), "Llama-7B": llama_7b()}
+    if args.quick:
+        models = {"tiny": shapes}
+    times = time_rows(names, shapes, 2 if args.quick else args.repeats, args.clock)
+    sizes = bytes_rows(names, models)
+    lines = []
+    if not args.quick and "dynamic8" in names:
+        ratio = next(row["ratio"] for row in times if row["name"] == "dynamic8")
+        lines.append(f"time {common.verdict(ratio, TARGET_TIME, at_least=False)}")
+        share = min(row["smaller"] for row in sizes if row["codec"] == "dynamic8")
+        lines.append(f"bytes {common.verdict(share, TARGET_BYTES, at_least=True)}")
+    common.report(
+        {"times": times, "bytes": sizes},
+        "\n".join([_text(times, sizes), *lines]),
+        as_json=args.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
