@@ -44,14 +44,21 @@ def _total(masks: Sequence[jax.Array], most: jax.Array) -> jax.Array:
     return total
 
 
-class _Stacks:
-    """Arrays of one shape and partition together: many leaves are a few loops once compiled."""
+class Stacks:
+    """Arrays of one shape and partition together: many leaves are a few loops once compiled.
 
-    def __init__(self, arrays: Sequence[jax.Array]) -> None:
+    Args:
+      arrays: the arrays.
+      labels: what else must be equal, one value an array.
+    """
+
+    def __init__(self, arrays: Sequence[jax.Array], labels: Sequence[Any] | None = None) -> None:
         found: dict[Any, list[int]] = {}
         for index, x in enumerate(arrays):
             sharding = getattr(jax.typeof(x), "sharding", None)
-            found.setdefault((x.shape, getattr(sharding, "spec", None)), []).append(index)
+            label = None if labels is None else labels[index]
+            key = (x.shape, x.dtype, getattr(sharding, "spec", None), label)
+            found.setdefault(key, []).append(index)
         self.members = list(found.values())
 
     def stack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -257,8 +264,8 @@ def largest_in(scores: jax.Array, count: int, *, smallest: bool = False) -> jax.
 
 def _all_keys(
     scores: Sequence[jax.Array], eligible: Sequence[jax.Array] | None, smallest: bool
-) -> tuple[_Stacks, list[jax.Array]]:
+) -> tuple[Stacks, list[jax.Array]]:
     may = [None] * len(scores) if eligible is None else list(eligible)
     keys = [_keys(x, free, smallest) for x, free in zip(scores, may, strict=True)]
-    stacks = _Stacks(keys)
+    stacks = Stacks(keys)
     return stacks, stacks.stack(keys)

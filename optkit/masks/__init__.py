@@ -1,7 +1,10 @@
 """Which entries train: the wrapper ``update_mask`` and the policies that it takes."""
 
 from optkit.masks.entries import fixed, magnitude, own, random
-from optkit.masks.greedy import greedy_blocks
+from optkit.masks.greedy import (
+    curvature_search,
+    greedy_blocks,
+)
 from optkit.masks.id3 import (
     Id3State,
     id3,
@@ -26,6 +29,7 @@ __all__ = [
     "Policy",
     "SnellaState",
     "UpdateMaskState",
+    "curvature_search",
     "decayed_weights",
     "fixed",
     "greedy_blocks",

@@ -2,14 +2,16 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from optkit.masks.policy import Active
-from optkit.tree import PyTree, match_state
+from optkit.tree import PyTree, map_groups, match_state
 from optkit.tree.paths import path_string
 from optkit.tree.sharding import mesh_of, place_stack, spec_of
 
@@ -21,9 +23,25 @@ def whole(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _places(mask: jax.Array, count: int) -> jax.Array:
-    (found,) = jnp.nonzero(mask.reshape(-1), size=count, fill_value=0)
-    return found.astype(jnp.int32)
+def _places_of(mask: jax.Array, count: int) -> jax.Array:
+    def one(mask: jax.Array) -> jax.Array:
+        (found,) = jnp.nonzero(mask.reshape(-1), size=count, fill_value=0)
+        return found.astype(jnp.int32)
+
+    return jnp.vectorize(one, signature="(m,n)->(k)")(mask)
+
+
+def indices(masks: Sequence[jax.Array], counts: Sequence[int]) -> list[jax.Array]:
+    """Returns the places of the True entries of each mask, (count,) int32, in increasing order."""
+    out: list[jax.Array] = [*masks]
+    for count in set(counts):
+        own = [i for i, other in enumerate(counts) if other == count]
+        # From here a mask is a leaf of its own shape; any matrix of its entries will do.
+        flat = [whole(masks[i]).reshape(1, -1) for i in own]
+        function = functools.partial(_places_of, count=count)
+        for i, found in zip(own, map_groups(function, flat, move=False), strict=True):
+            out[i] = found
+    return out
 
 
 @dataclass(frozen=True)
@@ -101,9 +119,14 @@ class Slot:
         mesh, spec = mesh_of(like), spec_of(like)
         return full if mesh is None or spec is None else place_stack(full[None], mesh, spec)[0]
 
-    def index(self, mask: jax.Array) -> jax.Array:
-        """Returns the places of the True entries of a mask, int32, in increasing order."""
-        return _places(whole(mask), self.count)
+    def rows(self, stored: jax.Array) -> jax.Array:
+        """Returns a stored array as ``(others, active entries)``."""
+        return jnp.moveaxis(stored, self.axis, -1).reshape(-1, self.count)
+
+    def unrows(self, rows: jax.Array) -> jax.Array:
+        """Undoes ``rows``."""
+        others = [n for axis, n in enumerate(self.stored) if axis != self.axis]
+        return jnp.moveaxis(rows.reshape(*others, self.count), -1, self.axis)
 
     def placeholder(self) -> jax.Array:
         """Returns indices to begin with."""
@@ -131,26 +154,39 @@ def carry_over(
     Raises:
       ValueError: a statistic of a partly stored leaf has another shape.
     """
-    leaves = []
-    for match, new in zip(match_state(state, stored), jax.tree.leaves(fresh), strict=True):
-        path = match.param_path
-        slot = None if path is None else slots.get(path)
-        if slot is None or path is None or jnp.ndim(match.leaf) == 0:
-            leaves.append(match.leaf)
+    matches = match_state(state, stored)
+    leaves: list[Any] = [match.leaf for match in matches]
+    begun = jax.tree.leaves(fresh)
+    moving: list[tuple[int, str, Slot]] = []
+    for at, match in enumerate(matches):
+        slot = None if match.param_path is None else slots.get(match.param_path)
+        if slot is None or match.param_path is None or jnp.ndim(match.leaf) == 0:
             continue
         if match.leaf.shape != slot.stored:
             raise ValueError(
                 f"state='drop' cannot move {path_string(match.key_path)!r} of shape "
-                f"{match.leaf.shape} to other entries of leaf {path!r}: it is no number per entry; "
-                "use state='hold', or a policy that chooses once"
+                f"{match.leaf.shape} to other entries of leaf {match.param_path!r}: it is no "
+                "number per entry; use state='hold', or a policy that chooses once"
             )
-        old, wanted = before[path], after[path]
-        place = jnp.minimum(jnp.searchsorted(old, wanted), slot.count - 1)
-        stays = old[place] == wanted
-        shape = [slot.count if axis == slot.axis else 1 for axis in range(len(slot.stored))]
-        moved = jnp.take(match.leaf, place, axis=slot.axis)
-        leaves.append(jnp.where(stays.reshape(shape), moved, new))
+        moving.append((at, match.param_path, slot))
+    if not moving:
+        return state
+    given = zip(moving, (leaves[at] for at, _, _ in moving), strict=True)
+    held = [slot.rows(leaf) for (_, _, slot), leaf in given]
+    new = [slot.rows(begun[at]) for at, _, slot in moving]
+    old, wanted = ([values[path] for _, path, _ in moving] for values in (before, after))
+    moved = map_groups(_move, held, new, old, wanted, move=False)
+    for (at, _, slot), rows in zip(moving, moved, strict=True):
+        leaves[at] = slot.unrows(rows)
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-__all__ = ["Slot", "carry_over", "whole"]
+@functools.partial(jnp.vectorize, signature="(m,n),(m,n),(n),(n)->(m,n)")
+def _move(held: jax.Array, new: jax.Array, old: jax.Array, wanted: jax.Array) -> jax.Array:
+    """State at other places: what was held, or the new one."""
+    place = jnp.minimum(jnp.searchsorted(old, wanted), old.size - 1)
+    stays = old[place] == wanted
+    return jnp.where(stays[None], held[:, place], new)
+
+
+__all__ = ["Slot", "carry_over", "indices", "whole"]

@@ -1,7 +1,7 @@
 """Gauss-Southwell rules: the blocks that promise the largest decrease."""
 
-import math
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optkit._calls import cached_factory
-from optkit.linalg.largest import largest_of
-from optkit.masks.lines import Lines, view_of
+from optkit.linalg.largest import Stacks, largest_of
+from optkit.masks.blocks import Blocks, blocks_of, check_blocks
+from optkit.masks.compact import whole
 from optkit.masks.policy import (
     Active,
     Look,
@@ -27,72 +28,57 @@ from optkit.tree import (
     PyTree,
     RuleLike,
     Selector,
-    dims_by_path,
-    leaves_with_paths,
     upcast,
 )
 from optkit.tree.paths import values_by_path
+from optkit.tree.sharding import spec_of
 
-__all__ = ["greedy_blocks"]
+__all__ = ["curvature_search", "greedy_blocks"]
 
 Rule = Literal["gs", "gsl", "gsd", "gsq"]
 
 
-class _Blocks:
-    """How one leaf is cut into blocks."""
-
-    def __init__(self, path: str, leaf: Any, blocks: str | int, lines: Lines | None) -> None:
-        self.path, self.shape, self.lines = path, tuple(np.shape(leaf)), lines
-        self.chunk = blocks if isinstance(blocks, int) else None
-        self.size = math.prod(self.shape)
-        if self.chunk is not None:
-            self.number = -(-self.size // self.chunk)
-        else:
-            self.number = 1 if lines is None else lines.batch * lines.count
-
-    @property
-    def mask_shape(self) -> tuple[int, ...]:
-        if self.chunk is not None:
-            return self.shape
-        return (1,) * len(self.shape) if self.lines is None else self.lines.shape
-
-    def rows(self, x: jax.Array) -> jax.Array:
-        """Returns ``(blocks, entries)``; a last chunk is filled up with zeros."""
-        if self.lines is not None:
-            return self.lines.flat(x).reshape(self.number, -1)
-        if self.chunk is None:
-            return x.reshape(1, -1)
-        missing = self.number * self.chunk - self.size
-        return jnp.pad(x.reshape(-1), (0, missing)).reshape(self.number, self.chunk)
-
-    def mask(self, chosen: jax.Array) -> jax.Array:
-        """Returns the leaf's mask from one bool a block."""
-        if self.lines is not None:
-            return self.lines.mask(chosen.reshape(self.lines.batch, -1))
-        if self.chunk is None:
-            return chosen.reshape(self.mask_shape)
-        return jnp.repeat(chosen, self.chunk)[: self.size].reshape(self.shape)
-
-
-def _score(rule: Rule, block: _Blocks, g: jax.Array, bound: Any) -> jax.Array:
+def _score(rule: Rule, block: Blocks, g: jax.Array, bound: jax.Array) -> jax.Array:
     """Twice the decrease that is promised, one number a block."""
-    rows = block.rows(g)
-    if rule in ("gs", "gsl"):
-        norms = jnp.sum(jnp.square(rows), axis=-1)
-        if rule == "gs":
-            return norms
-        return norms / _fit(bound, (block.number,), block, "a number, or one a block")
     if rule == "gsd":
-        wide = _fit(bound, block.shape, block, "a number, or one an entry")
-        return jnp.sum(block.rows(jnp.square(g) / wide), axis=-1)
-    size = rows.shape[-1]
-    matrix = _fit(bound, (block.number, size, size), block, "a matrix a block")
-    factor = jnp.linalg.cholesky(matrix)
+        return jnp.sum(block.rows(jnp.square(g) / bound), axis=-1)
+    rows = block.rows(g)
+    if rule != "gsq":
+        return jnp.sum(jnp.square(rows), axis=-1) / bound
+    factor = jnp.linalg.cholesky(bound)
     half = jax.lax.linalg.triangular_solve(factor, rows[..., None], left_side=True, lower=True)
     return jnp.sum(jnp.square(half[..., 0]), axis=-1)
 
 
-def _fit(bound: Any, shape: tuple[int, ...], block: _Blocks, what: str) -> jax.Array:
+def _bound(rule: Rule, block: Blocks, given: Any) -> jax.Array:
+    """The bound of a leaf's curvature in the shape that its rule takes."""
+    if rule == "gs":
+        return jnp.ones((), jnp.float32)
+    if rule == "gsl":
+        return _fit(given, (block.number,), block, "a number, or one a block")
+    if rule == "gsd":
+        return _fit(given, block.shape, block, "a number, or one an entry")
+    size = -(-block.size // block.number) if block.chunk is None else block.chunk
+    return _fit(given, (block.number, size, size), block, "a matrix a block")
+
+
+def _scores(
+    rule: Rule, cuts: list[Blocks], grads: list[jax.Array], bounds: list[jax.Array]
+) -> list[jax.Array]:
+    """The scores of all leaves, those of one shape together."""
+    stacks = Stacks(grads, [(block.lines, block.chunk, np.shape(bound))
+                            for block, bound in zip(cuts, bounds, strict=True)])  # fmt: skip
+    stacked = stacks.stack(grads)
+    most = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in stacked]))
+    scale = jnp.where((most > 0) & jnp.isfinite(most), most, 1.0)
+    out = []
+    for members, g, bound in zip(stacks.members, stacked, stacks.stack(bounds), strict=True):
+        score = functools.partial(_score, rule, cuts[members[0]])
+        out.append(jax.vmap(score)(g / scale, bound))
+    return stacks.split(out)
+
+
+def _fit(bound: Any, shape: tuple[int, ...], block: Blocks, what: str) -> jax.Array:
     given = jnp.asarray(bound, jnp.float32)
     if given.ndim and given.shape != shape:
         raise ValueError(
@@ -137,7 +123,8 @@ def greedy_blocks(
         entries that are neighbours in memory (1 chooses single coordinates).
       curvature: the bound, a tree like the parameters or a prefix of one: for "gsl" numbers or
         ``(blocks,)``, for "gsd" numbers or arrays like the parameters, for "gsq" numbers (times
-        the identity) or ``(blocks, size, size)``.
+        the identity) or ``(blocks, size, size)``. ``update(..., curvature=tree)`` takes another
+        one, such as what ``optkit.masks.curvature_search`` finds.
       interval: steps between two choices, the first at step 0.
       where: leaves that are masked.
       rest: what becomes of other leaves, "train" or "freeze".
@@ -148,8 +135,8 @@ def greedy_blocks(
       A policy for ``optkit.update_mask``, by itself with ``state="hold"``; it keeps nothing.
 
     Raises:
-      ValueError: an option out of range, a curvature where none is used or none where it is; at
-        init more blocks than there are, or a curvature that does not fit.
+      ValueError: an option out of range, or a curvature where none is used; at init more blocks
+        than there are; at update no curvature where one is needed, or one that does not fit.
 
     Example:
       >>> import jax.numpy as jnp, optax, optkit
@@ -166,26 +153,16 @@ def greedy_blocks(
     check_static_int("count", count)
     check_static_int("interval", interval)
     check_choice("rule", rule, get_args(Rule))
-    if isinstance(blocks, str):
-        check_choice("blocks", blocks, ("leaf", "row"))
-    else:
-        check_static_int("blocks", blocks)
-    if (curvature is None) != (rule == "gs"):
+    check_blocks(blocks)
+    if curvature is not None and rule == "gs":
         raise ValueError(
-            f"rule={rule!r} with curvature={'None' if curvature is None else 'given'}: 'gs' "
-            "compares gradients alone, the other rules need a bound of the curvature"
+            "rule='gs' compares gradients alone and has no use for a curvature; leave it out, or "
+            "give rule='gsl'"
         )
     area = scope(where, rest, roles)
 
-    def cut(params: PyTree) -> list[_Blocks]:
-        named = dims_by_path(params, dims)
-        out = []
-        for (path, leaf), on in zip(leaves_with_paths(params), area.masked(params), strict=True):
-            if not on:
-                continue
-            is_row = blocks == "row" and np.ndim(leaf) >= 2
-            lines = Lines(view_of(path, leaf, dims, named, roles), "out") if is_row else None
-            out.append(_Blocks(path, leaf, blocks, lines))
+    def cut(params: PyTree) -> list[Blocks]:
+        out = blocks_of(params, area.masked(params), blocks, dims, roles)
         total = sum(block.number for block in out)
         if out and count > total:
             raise ValueError(
@@ -202,23 +179,103 @@ def greedy_blocks(
     def mask(state: PyTree, look: Look) -> tuple[PyTree, PyTree]:
         slots = active(look.params)
         (grads,) = masked_leaves(slots, look.params, look.grads)[1:]
-        bounds = {} if curvature is None else values_by_path(look.params, curvature)
+        given = look.extra.get("curvature", curvature)
+        bounds = {} if given is None else values_by_path(look.params, given)
         lost = [p for p in masked_paths_of(slots, look.params) if p not in bounds]
-        if curvature is not None and lost:
-            raise ValueError(f"the curvature has no entry for leaf {lost[0]!r}; add one")
-        wide = [upcast(g) for g in grads]
+        if rule != "gs" and lost:
+            raise ValueError(
+                f"rule={rule!r} needs a bound of the curvature, and there is none for leaf "
+                f"{lost[0]!r}; give curvature=, here or to update"
+            )
+        # On an Explicit mesh blocks that are cut over devices come together first.
+        wide = [upcast(g if spec_of(g) is None else whole(g)) for g in grads]
         if not wide:
             return look.kept, state
-        most = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in wide]))
-        scale = jnp.where((most > 0) & jnp.isfinite(most), most, 1.0)
         cuts = cut(look.params)
-        scores = [
-            _score(rule, block, g / scale, bounds.get(block.path))
-            for block, g in zip(cuts, wide, strict=True)
-        ]
-        chosen = largest_of(scores, count)
+        limits = [_bound(rule, block, bounds.get(block.path)) for block in cuts]
+        chosen = largest_of(_scores(rule, cuts, wide, limits), count)
         masks = [block.mask(own) for block, own in zip(cuts, chosen, strict=True)]
         return at_masked(look.params, slots, masks), state
 
     due: Any = True if interval == 1 else lambda step: step % interval == 0
-    return Policy("greedy_blocks", active, mask, due=due, needs_gradients=True)
+    return Policy(
+        "greedy_blocks", active, mask, due=due, needs_gradients=True, extra=("curvature",)
+    )
+
+
+def curvature_search(
+    loss: Callable[[PyTree], jax.Array],
+    params: PyTree,
+    grads: PyTree,
+    curvature: PyTree,
+    *,
+    blocks: Literal["leaf", "row"] | int = "leaf",
+    most: int = 60,
+    dims: Dims = None,
+    roles: Sequence[RuleLike] = (),
+) -> tuple[PyTree, PyTree]:
+    """Doubles the curvature of the blocks that train until their step keeps its promise.
+
+    While ``loss(p - g_b/L_b) > loss(p) - sum(norm(g_b)**2 / (2*L_b))``, but for rounding,
+    ``L_b <- 2*L_b`` of all blocks with a gradient that is not zero.
+
+      >>> import jax, jax.numpy as jnp, optax, optkit
+      >>> loss = lambda p: 50.0 * jnp.sum(p["w"] ** 2)  # of curvature 100
+      >>> params, L = {"w": jnp.ones(4)}, {"w": jnp.ones(2)}
+      >>> tx = optkit.update_mask(
+      ...   optax.identity(), optkit.masks.greedy_blocks(1, rule="gsl", blocks=2))
+      >>> g, state = tx.update(jax.grad(loss)(params), tx.init(params), params, curvature=L)
+      >>> L, step = optkit.masks.curvature_search(loss, params, g, L, blocks=2)
+      >>> L["w"].tolist(), optax.apply_updates(params, step)["w"].tolist()
+      ([128.0, 1.0], [0.21875, 0.21875, 1.0, 1.0])
+
+    Args:
+      loss: function of the parameters to a scalar.
+      params: the parameters.
+      grads: masked gradients: zero in blocks that do not train.
+      curvature: a tree like the parameters of ``(blocks,)`` arrays of positive numbers.
+      blocks: as given to ``greedy_blocks``.
+      most: doublings at most.
+      dims: as given to ``greedy_blocks``.
+      roles: as given to ``greedy_blocks``.
+
+    Returns:
+      The new curvature, and the step ``-g_b/L_b``, a tree like the parameters.
+
+    Raises:
+      ValueError: a curvature that does not fit.
+    """
+    check_blocks(blocks)
+    leaves: list[jax.Array] = jax.tree.leaves(params)
+    structure: Any = jax.tree.structure(params)
+    cuts = blocks_of(params, [True] * len(leaves), blocks, dims, roles)
+    wide = [upcast(g) for g in jax.tree.leaves(grads)]
+    start = [
+        _fit(bound, (cut.number,), cut, "one number a block")
+        for bound, cut in zip(structure.flatten_up_to(curvature), cuts, strict=True)
+    ]
+    squares = [jnp.sum(cut.rows(g) ** 2, axis=-1) for cut, g in zip(cuts, wide, strict=True)]
+    before = loss(params)
+    slack = 4.0 * jnp.finfo(jnp.float32).eps * jnp.abs(before)
+
+    def steps(bounds: list[jax.Array]) -> list[jax.Array]:
+        return [
+            (-g / cut.mask(bound)).astype(leaf.dtype)
+            for g, cut, bound, leaf in zip(wide, cuts, bounds, leaves, strict=True)
+        ]
+
+    def fails(carry: tuple[jax.Array, list[jax.Array]]) -> jax.Array:
+        count, bounds = carry
+        moved = [leaf + step for leaf, step in zip(leaves, steps(bounds), strict=True)]
+        parts = [jnp.sum(s / (2.0 * b)) for s, b in zip(squares, bounds, strict=True)]
+        reached = loss(structure.unflatten(moved)) <= before - sum(parts) + slack
+        return ~reached & (count < most)
+
+    def double(carry: tuple[jax.Array, list[jax.Array]]) -> tuple[jax.Array, list[jax.Array]]:
+        count, bounds = carry
+        return count + 1, [
+            jnp.where(s > 0, 2.0 * b, b) for s, b in zip(squares, bounds, strict=True)
+        ]
+
+    _, found = jax.lax.while_loop(fails, double, (jnp.zeros((), jnp.int32), start))
+    return structure.unflatten(found), structure.unflatten(steps(found))

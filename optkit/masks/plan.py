@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optkit.masks.compact import Slot
+from optkit.masks.compact import Slot, indices
 from optkit.masks.policy import Active, Policy
 from optkit.tree import PyTree, leaves_with_paths, match_state
 from optkit.tree.sharding import place_stack, spec_of, zeros_beside
@@ -100,7 +100,7 @@ class Plan:
         checked = self.checked(masks)
         if not self.drops:
             return checked
-        return [self.slot(at).index(x) for at, x in zip(self.partial, checked, strict=True)]
+        return indices(checked, [self.slots[at].count for at in self.partial])
 
     def is_like(self, tree: PyTree) -> bool:
         """Tells whether a tree has the leaves and shapes of this one."""

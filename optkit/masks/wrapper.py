@@ -179,5 +179,6 @@ def update_mask(
 def _if(due: Any, fresh: Any, keep: Any) -> Any:
     """``lax.cond`` where the answer is not known when the program is built."""
     if not isinstance(due, jax.core.Tracer):
-        return fresh() if bool(due) else keep()
+        # Made once: else compilers make masks again in whatever uses them.
+        return jax.lax.optimization_barrier(fresh()) if bool(due) else keep()
     return jax.lax.cond(due, fresh, keep)

@@ -133,8 +133,9 @@ def test_bad_curvature_is_refused():
     params = {"w": jnp.ones((2, 3))}
     with pytest.raises(ValueError, match="'gs' compares gradients alone"):
         masks.greedy_blocks(1, curvature=2.0)
-    with pytest.raises(ValueError, match="rule='gsl' with curvature=None"):
-        masks.greedy_blocks(1, rule="gsl")
+    tx = optkit.update_mask(optax.sgd(1.0), masks.greedy_blocks(1, rule="gsl"))
+    with pytest.raises(ValueError, match=r"needs a bound.*none for leaf 'w'; give curvature="):
+        tx.update(params, tx.init(params), params)
     with pytest.raises(ValueError, match="rule='gqs' is not one of"):
         masks.greedy_blocks(1, rule="gqs")
     policy = masks.greedy_blocks(1, rule="gsl", blocks="row", curvature={"w": jnp.ones(2)})
@@ -182,3 +183,28 @@ def test_greedy_coordinates_need_fewer_steps_than_random_ones():
     assert greedy("gsl") < 0.7 * random
     assert greedy("gsd") < min(random, cyclic)
     assert greedy("gs") < random
+
+
+def test_curvatures_found_by_doubling_are_less_than_twice_too_large_and_descend():
+    a, x, _, top, _ = quadratic(1)
+    wide = jnp.asarray(a, jnp.float32)
+    loss = lambda p: 0.5 * p["x"] @ (wide @ p["x"])  # noqa: E731
+    policy = masks.greedy_blocks(1, rule="gsl", blocks=CHUNK)
+    tx = optkit.update_mask(optax.identity(), policy)
+    params = {"x": jnp.asarray(x, jnp.float32)}
+    found = {"x": jnp.full(BLOCKS, 1e-3)}
+
+    @jax.jit
+    def step(params, state, found):
+        g, state = tx.update(jax.grad(loss)(params), state, params, curvature=found)
+        found, move = masks.curvature_search(loss, params, g, found, blocks=CHUNK)
+        return optax.apply_updates(params, move), state, found
+
+    state, before = tx.init(params), float(loss(params))
+    for _ in range(40):
+        params, state, found = step(params, state, found)
+        now = float(loss(params))
+        assert now <= before * (1 + 1e-5)
+        before = now
+    assert np.all(np.asarray(found["x"]) < 2 * top)
+    assert before < 0.1 * float(loss({"x": jnp.asarray(x, jnp.float32)}))
