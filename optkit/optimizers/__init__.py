@@ -60,6 +60,9 @@ from optkit.optimizers.muon_randomized import muon_randomized
 from optkit.optimizers.muon_rms import muon_rms
 from optkit.optimizers.namo import namo
 from optkit.optimizers.namo_d import namo_d
+from optkit.optimizers.natural_galore import (
+    natural_galore,
+)
 from optkit.optimizers.normalized_momentum import normalized_momentum
 from optkit.optimizers.normuon import normuon, normuon_dion
 from optkit.optimizers.reg import reg
@@ -124,6 +127,7 @@ __all__ = [
     "muon_rms",
     "namo",
     "namo_d",
+    "natural_galore",
     "normalized_momentum",
     "normuon",
     "normuon_dion",

@@ -61,6 +61,10 @@ from optkit.transforms.low_rank import (
 )
 from optkit.transforms.masked_decay import MaskedDecayState, add_masked_decay
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
+from optkit.transforms.natural_fisher import (
+    ScaleByNaturalFisherState,
+    scale_by_natural_fisher,
+)
 from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
 from optkit.transforms.normal_plane import normal_plane, project_away
 from optkit.transforms.orthogonalize import orthogonalize
@@ -129,6 +133,7 @@ __all__ = [
     "ScaleByGradientSumState",
     "ScaleByLdadamState",
     "ScaleByLearningRateState",
+    "ScaleByNaturalFisherState",
     "ScaleByNormRatioState",
     "ScaleByRowMomentState",
     "SelectSubmatrixState",
@@ -193,6 +198,7 @@ __all__ = [
     "scale_by_kappa",
     "scale_by_ldadam",
     "scale_by_learning_rate",
+    "scale_by_natural_fisher",
     "scale_by_norm_ratio",
     "scale_by_row_col",
     "scale_by_row_moment",

@@ -71,6 +71,9 @@ STEP = {
     **dict.fromkeys(("adamp", "project_radial", "sgdp"), _CHANNELS),
     "scale_by_row_moment": {"all-gather": 1, "all-reduce": 1},
     **dict.fromkeys(("fira", "galore_adamw", "low_rank"), _REFRESH),
+    # A product of histories, and what is made of it.
+    "natural_galore": _REFRESH | {"all-reduce": 1},
+    "scale_by_natural_fisher": {"all-gather": 1, "all-reduce": 1},
     # Direction and what the error loses come back; the moments lie on all devices.
     **dict.fromkeys(("ldadam", "scale_by_ldadam"), {"all-to-all": 3, "all-gather": 3}),
     # Projections of sides that lie on several devices.
@@ -83,8 +86,6 @@ STEP = {
     **dict.fromkeys(("add_masked_decay", "cast_adams"), _GROUPS),
     # Whole matrices for the next choice, and active entries of each leaf on every device.
     "lift": {"all-gather": 6, "all-to-all": 1},
-    # Counts that find the cutoff of all leaves.
-    "id3": {"all-reduce": 3},
 }
 
 

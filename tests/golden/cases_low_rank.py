@@ -10,7 +10,15 @@ import numpy as np
 from optax.contrib import MuonDimensionNumbers
 
 import optkit
-from tests.golden.replay import Comparison, Golden, case, torch_dims, trajectory
+from tests.golden.replay import (
+    TOLERANCE,
+    Comparison,
+    Golden,
+    case,
+    difference,
+    torch_dims,
+    trajectory,
+)
 
 # Whether singular vectors are computed as well, beside those that a file recorded.
 END_TO_END = True
@@ -282,3 +290,20 @@ def ldadam(golden: Golden) -> Iterator[Comparison]:
         dims=torch_dims,
     )
     yield from trajectory(golden, tx)
+
+
+@case("natural_galore_transform", "natural_fisher_woodbury")
+def natural_galore_transform(golden: Golden) -> Iterator[Comparison]:
+    """Sizes up to 1/damping: errors are those of units of it."""
+    hyper = golden.hyper
+    damping = hyper["lambda_damping"]
+    tx = optkit.scale_by_natural_fisher(hyper["natural_history"], damping=damping)
+    update = jax.jit(tx.update)
+    keys = sorted(
+        (k for k in golden.arrays if k.startswith("g/")), key=lambda k: int(k.split("/")[1])
+    )
+    state = tx.init(jnp.asarray(golden.arrays[keys[0]]))
+    for key in keys:
+        got, state = update(jnp.asarray(golden.arrays[key]), state)
+        want = golden.arrays["out" + key[1:]]
+        yield Comparison(difference(got, want) * damping, TOLERANCE)
