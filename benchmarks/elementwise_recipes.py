@@ -72,7 +72,7 @@ NOISY = tuple(name for name, needs in NEEDS.items() if needs.why == _NOISE)
 
 
 def recipes() -> list[str]:
-    """Returns all recipes without matrix work; ``benchmarks.quantized_states`` has the coded ones."""
+    """Returns all recipes without matrix work; ``quantized_states`` measures those with codes."""
     entries = [e for e in optkit.catalogue.entries(kind="recipe") if e.family in FAMILIES]
     return [entry.name for entry in entries if "quantization" not in entry.tags]
 
