@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import optkit
+from optkit import masks
 from tests.conformance.methods import ON_SPHERES, RATE, Method, step
 from tests.conformance.trees import SMALL, assert_close, assert_same, copy, filled
 
@@ -133,6 +134,25 @@ def test_freezing_takes_the_decay_along(base: str) -> None:
     assert not np.any(got["embed"]["embedding"]) and not np.any(got["up"]["bias"])
     # Decay outside of the freeze, and not masked, shrinks what is frozen.
     np.testing.assert_allclose(shrunk["up"]["bias"], -RATE * DECAY * params["up"]["bias"], 1e-6)
+
+
+@pytest.mark.parametrize("state", ["hold", "zero", "drop"])
+@pytest.mark.parametrize("base", ["momentum", "adam", "lion"])
+def test_masked_entries_take_the_decay_along(base: str, state: str) -> None:
+    """Decay inside of an update mask acts where the mask trains; outside of it, everywhere."""
+    params, grads, direction = filled(SMALL, 0), filled(SMALL, 1), DIRECTIONS[base]()
+    mask = jax.tree.map(lambda x: np.asarray(x) > 0, filled(SMALL, 2))
+    policy = masks.fixed(mask)
+    whole = optkit.descend(direction, RATE, weight_decay=DECAY)
+    inside = masks.update_mask(whole, policy, state=state)
+    masked = masks.update_mask(direction, policy, state=state)
+    outside = optkit.descend(masked, RATE, weight_decay=DECAY)
+    plain, got, shrunk = (
+        tx.update(grads, tx.init(params), params)[0] for tx in (whole, inside, outside)
+    )
+    assert_close(got, jax.tree.map(lambda on, u: np.where(on, u, np.float32(0)), mask, plain))
+    share = jax.tree.map(lambda on, p: np.where(on, np.float32(0), -RATE * DECAY * p), mask, params)
+    assert_close(shrunk, jax.tree.map(np.add, got, share))
 
 
 # Recipe without its strength, and what it is then.
