@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optkit._calls import cached_factory
+from optkit.masks.compact import whole
 from optkit.masks.lines import Lines, Side, top, view_of
 from optkit.masks.policy import (
     Active,
@@ -181,7 +182,7 @@ def s2ft(
             first = next(iter(group.members.values()))
             if select == "weight":
                 parts = [
-                    jnp.sum(jnp.abs(upcast(lines.flat(leaves[path]))), axis=-1)
+                    whole(jnp.sum(jnp.abs(upcast(lines.flat(leaves[path]))), axis=-1))
                     for path, lines in group.members.items()
                 ]
                 scores = functools.reduce(jnp.add, parts)

@@ -86,6 +86,8 @@ STEP = {
     **dict.fromkeys(("add_masked_decay", "cast_adams"), _GROUPS),
     # Whole matrices for the next choice, and active entries of each leaf on every device.
     "lift": {"all-gather": 6, "all-to-all": 1},
+    # Counts that find the cutoff of all leaves.
+    "id3": {"all-reduce": 3},
 }
 
 
