@@ -20,6 +20,9 @@ from optkit.optimizers.auon import auon, hybrid_auon
 from optkit.optimizers.badam import (
     badam,
 )
+from optkit.optimizers.came import (
+    came,
+)
 from optkit.optimizers.cast_adams import cast_adams
 from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_muon
 from optkit.optimizers.classp import classp
@@ -70,6 +73,9 @@ from optkit.optimizers.scion import scion
 from optkit.optimizers.scion_init import scion_init
 from optkit.optimizers.sgdp import sgdp
 from optkit.optimizers.signsgd import signsgd, signum
+from optkit.optimizers.sm3 import (
+    sm3,
+)
 from optkit.optimizers.superpositional import superpositional
 from optkit.optimizers.upgd import upgd, upgd_adam
 
@@ -91,6 +97,7 @@ __all__ = [
     "apollo_mini",
     "auon",
     "badam",
+    "came",
     "cast_adams",
     "cautious_adamw",
     "cautious_lion",
@@ -139,6 +146,7 @@ __all__ = [
     "sgld",
     "signsgd",
     "signum",
+    "sm3",
     "superpositional",
     "upgd",
     "upgd_adam",

@@ -10,6 +10,10 @@ from optkit.transforms.blocks import (
     RotateBlocksState,
     rotate_blocks,
 )
+from optkit.transforms.came import (
+    ScaleByCameState,
+    scale_by_came,
+)
 from optkit.transforms.cautious import cautious, sign_from_grad
 from optkit.transforms.clip import clip_by_global_norm
 from optkit.transforms.clip_leaf import clip_leaf_norm
@@ -85,6 +89,10 @@ from optkit.transforms.row_moment import ScaleByRowMomentState, scale_by_row_mom
 from optkit.transforms.shape_scale import scale_by_shape
 from optkit.transforms.sine_modulation import SineModulationState, sine_modulation
 from optkit.transforms.sketching import OrthogonalizeState
+from optkit.transforms.sm3 import (
+    ScaleBySm3State,
+    scale_by_sm3,
+)
 from optkit.transforms.sphere import SphereProjectState, sphere_project
 from optkit.transforms.split import freeze, split_matrices
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
@@ -126,6 +134,7 @@ __all__ = [
     "RouteState",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
+    "ScaleByCameState",
     "ScaleByDionState",
     "ScaleByEntryMomentState",
     "ScaleByEssState",
@@ -136,6 +145,7 @@ __all__ = [
     "ScaleByNaturalFisherState",
     "ScaleByNormRatioState",
     "ScaleByRowMomentState",
+    "ScaleBySm3State",
     "SelectSubmatrixState",
     "SineModulationState",
     "SkipNonfiniteState",
@@ -189,6 +199,7 @@ __all__ = [
     "round_stochastically",
     "route",
     "scale_by_adam",
+    "scale_by_came",
     "scale_by_cosh_rms",
     "scale_by_dion",
     "scale_by_entry_moment",
@@ -203,6 +214,7 @@ __all__ = [
     "scale_by_row_col",
     "scale_by_row_moment",
     "scale_by_shape",
+    "scale_by_sm3",
     "scale_by_subspace_norm",
     "select_submatrix",
     "sign_from_grad",

@@ -30,6 +30,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adafactor": {"scale_parameter": False},
     "fira": {"refresh_every": 2},
     "galore_adafactor": {"scale_parameter": False, "refresh_every": 2},
+    # Averages that are not corrected: as a float32 array a rate near 1 is another rate.
+    "came": {"b2": 0.999, "b3": 0.9999},
     # Of small matrices they choose one or two rows, where Polar Express is ill-conditioned.
     "dion2": {"fraction": 0.5, "coefficients": "jordan"},
     "dion3": {"fraction": 0.5, "coefficients": "jordan"},
@@ -55,7 +57,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "upgd": {"profile": "safe"},
 }
 # Their updates of 16-bit leaves are float32: a 16-bit difference cannot carry the step.
-FLOAT32_UPDATES = ("adamw_kahan", "kahan", "master_weights", "stochastic_round")
+FLOAT32_UPDATES = ("adamw_kahan", "eco", "kahan", "master_weights", "stochastic_round")
 # What rounding withholds from 16-bit parameters has their dtype.
 COMPENSATED = ("adamw_kahan", "kahan")
 # Their steps are arcs of spheres: weights keep their norm, and half the learning rate is half the

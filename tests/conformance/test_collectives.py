@@ -81,6 +81,8 @@ STEP = {
     # Sums over rows or columns that lie on several devices, and statistics that lie on all.
     "scale_by_factored_rms": {"all-gather": 3, "all-reduce": 1},
     "adafactor": {"all-gather": 3, "all-reduce": 3},
+    **dict.fromkeys(("came", "scale_by_came"), {"all-gather": 6, "all-reduce": 4}),
+    **dict.fromkeys(("scale_by_sm3", "sm3"), {"all-gather": 3, "all-reduce": 1}),
     "galore_adafactor": _REFRESH | {"all-gather": 5},
     # Groups of neighbouring inputs that are cut over devices, 3 a leaf; whole ones stay.
     **dict.fromkeys(("add_masked_decay", "cast_adams"), _GROUPS),

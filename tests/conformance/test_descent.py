@@ -13,7 +13,14 @@ from tests.conformance.trees import filled
 # what normalized momentum moves all parameters together.
 REMAINS = {"adago": 0.9, "normalized_momentum": 0.8}
 # Of cast_adams it is 1/(1-b1) of the later ones.
-FIRST_MOVE = {"adago": 0.2, "apollo": 0.2, "cast_adams": 0.5, "classp": 0.2, "psgld": 0.3}
+FIRST_MOVE = {
+    "adago": 0.2,
+    "apollo": 0.2,
+    "cast_adams": 0.5,
+    "classp": 0.2,
+    "psgld": 0.3,
+    "sm3": 0.3,
+}
 
 
 def test_quadratic(recipe: Method) -> None:

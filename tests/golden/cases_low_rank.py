@@ -307,3 +307,29 @@ def natural_galore_transform(golden: Golden) -> Iterator[Comparison]:
         got, state = update(jnp.asarray(golden.arrays[key]), state)
         want = golden.arrays["out" + key[1:]]
         yield Comparison(difference(got, want) * damping, TOLERANCE)
+
+
+@case("came")
+def came(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    eps, eps2 = hyper["eps"]
+    b1, b2, b3 = hyper["betas"]
+    tx = optkit.came(
+        hyper["lr"],
+        b1=b1,
+        b2=b2,
+        b3=b3,
+        eps=eps,
+        eps2=eps2,
+        clip_threshold=hyper["clip_threshold"],
+        weight_decay=hyper["weight_decay"],
+        dims=last_two_axes,
+    )
+    yield from trajectory(golden, tx)
+
+
+@case("sm3")
+def sm3(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    options = {"b1": hyper["momentum"], "b2": hyper["beta"] or None, "eps": hyper["eps"]}
+    yield from trajectory(golden, optkit.sm3(hyper["lr"], **options, dims=last_two_axes))
