@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", action="append", choices=NAMES, help="codecs")
     args = parser.parse_args(arguments)
     names = tuple(args.only or NAMES)
-    shapes = common.gpt_like(128, 1, 64, 16) if args.quick else common.gpt_like()
+    shapes = common.gpt_like(256, 1, 64, 16) if args.quick else common.gpt_like()
     models = {"GPT-2 small": gpt2_small(), "Llama-7B": llama_7b()}
     if args.quick:
         models = {"tiny": shapes}

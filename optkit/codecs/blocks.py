@@ -14,26 +14,30 @@ Layout = Literal["auto", "rows", "flat"]
 _RUN = 32
 
 
-def in_rows(shape: Shape, block: int, layout: Layout) -> bool:
-    """Tells whether the blocks of a shape lie along its rows."""
+def in_rows(shape: Shape, block: int | None, layout: Layout) -> bool:
+    """Tells whether the blocks of a shape lie along its rows; None is one block for the leaf."""
+    if block is None:
+        return False
     if layout == "auto":
         return len(shape) > 0 and shape[-1] >= block
     return layout == "rows" and len(shape) > 0
 
 
-def blocks_shape(shape: Shape, block: int, layout: Layout) -> Shape:
+def blocks_shape(shape: Shape, block: int | None, layout: Layout) -> Shape:
     """Returns the shape of an array's blocks: ``(*leading, blocks, block)``."""
+    if block is None:
+        return (1, math.prod(shape))
     if in_rows(shape, block, layout):
         return (*shape[:-1], -(-shape[-1] // block), block)
     return (-(-math.prod(shape) // block), block)
 
 
-def split_blocks(x: jax.Array, block: int, layout: Layout) -> jax.Array:
+def split_blocks(x: jax.Array, block: int | None, layout: Layout) -> jax.Array:
     """Returns an array as ``(*leading, blocks, block)``; a short last block is filled with 0.
 
     Args:
       x: any shape.
-      block: entries of a block.
+      block: entries of a block; None for all of them.
       layout: "flat" cuts the flattened array (row-major), as the references do; "rows" cuts each
         row by itself, so that leading axes stay what they are and may be sharded; "auto" takes rows
         that are as long as a block. Where the block divides the row all three are the same blocks.
@@ -42,7 +46,7 @@ def split_blocks(x: jax.Array, block: int, layout: Layout) -> jax.Array:
       The blocks.
     """
     shape = blocks_shape(x.shape, block, layout)
-    lead, size = shape[:-2], shape[-2] * block
+    lead, size = shape[:-2], shape[-2] * shape[-1]
     if not in_rows(x.shape, block, layout):
         x = x.reshape(-1)
     if x.shape[-1] != size:
@@ -52,6 +56,8 @@ def split_blocks(x: jax.Array, block: int, layout: Layout) -> jax.Array:
 
 def merge_blocks(blocks: jax.Array, shape: Shape, layout: Layout) -> jax.Array:
     """Undoes ``split_blocks``: returns the array of a shape."""
+    if blocks.size == math.prod(shape):
+        return blocks.reshape(shape)
     joined = blocks.reshape(*blocks.shape[:-2], math.prod(blocks.shape[-2:]))
     if in_rows(shape, blocks.shape[-1], layout):
         size = shape[-1]

@@ -188,26 +188,27 @@ class Fp8Codec(Codec):
     an entry.
 
     Attributes:
-      block: entries that share a scale.
+      block: entries that share a scale; None for the whole leaf.
       layout: see ``optkit.codecs.blocks``.
       floor: least ``max|x|`` of a block that is not all zeros; torchao's is 1e-12.
       rounding: "nearest" (even) or "stochastic".
     """
 
-    block: int = 256
+    block: int | None = 256
     layout: Layout = "auto"
     floor: float = 0.0
     rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         """Refuses a block of no entries."""
-        check_positive("block", self.block)
+        if self.block is not None:
+            check_positive("block", self.block)
         check_options(self, layout=get_args(Layout), rounding=get_args(Rounding))
 
     @property
     def name(self) -> str:
         """Its dtype, block and layout."""
-        return f"e4m3fn_{self.block}_{self.layout}"
+        return f"e4m3fn_{self.block or 'leaf'}_{self.layout}"
 
     @property
     def is_random(self) -> bool:
@@ -224,20 +225,28 @@ class Fp8Codec(Codec):
 
     def encode(self, x: jax.Array, random: Random | None = None) -> Parts:
         """Stores codes and scales."""
-        blocks = split_blocks(as_float32(x), self.block, self.layout)
-        most = largest(blocks)
+        if self.block is None:  # a leaf that is sharded stays where it is
+            blocks = as_float32(x)
+            most = jnp.max(jnp.abs(blocks), initial=0.0).reshape(1)
+        else:
+            blocks = split_blocks(as_float32(x), self.block, self.layout)
+            most = largest(blocks)
         if self.floor > 0.0:
             most = jnp.where(most == 0.0, 0.0, jnp.maximum(most, self.floor))
         scale = most / _FP8_MAX
-        y = blocks / divisor(scale)
+        y = blocks / (divisor(scale)[0, 0] if self.block is None else divisor(scale))
         if self.is_random:
             codes = fp8_stochastic(y, uniforms(random, y.shape, self))
         else:
             codes = fp8_nearest(y)
+        if self.block is None:
+            return {"codes": codes, "scale": scale}
         return {"codes": merge_blocks(codes, x.shape, self.layout), "scale": scale}
 
     def decode(self, parts: Mapping[str, jax.Array], shape: Shape) -> jax.Array:
         """Reads the codes as floats, times their scales."""
+        if self.block is None:
+            return parts["codes"].astype(jnp.float32) * parts["scale"][0]
         blocks = split_blocks(parts["codes"].astype(jnp.float32), self.block, self.layout)
         return merge_blocks(blocks * parts["scale"][..., None], shape, self.layout)
 

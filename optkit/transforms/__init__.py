@@ -23,6 +23,7 @@ from optkit.transforms.cuts import partial_value_and_grad
 from optkit.transforms.delay import DelayGradientsState, delay_gradients
 from optkit.transforms.dion import ScaleByDionState, scale_by_dion
 from optkit.transforms.drop_layers import DropLayersState, drop_layers, next_cut
+from optkit.transforms.eco import EcoState, eco
 from optkit.transforms.elastic import (
     ElasticPriorState,
     OnlineElasticPriorState,
@@ -114,6 +115,7 @@ __all__ = [
     "DecayState",
     "DelayGradientsState",
     "DropLayersState",
+    "EcoState",
     "Ef21State",
     "ElasticPriorState",
     "ErrorFeedbackState",
@@ -169,6 +171,7 @@ __all__ = [
     "delay_gradients",
     "descend",
     "drop_layers",
+    "eco",
     "ef21",
     "effective_share",
     "elastic_prior",

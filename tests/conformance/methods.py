@@ -36,6 +36,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dion2": {"fraction": 0.5, "coefficients": "jordan"},
     "dion3": {"fraction": 0.5, "coefficients": "jordan"},
     "select_submatrix": {"fraction": 0.5, "coefficients": "jordan"},
+    # A grid of all numbers: rounding to a coarse one jumps, and tests of its own see to that.
+    "eco": {"codec": optkit.codecs.IdentityCodec()},
     # The library's other setting: Polar Express lifts a rounding of small singular values a
     # thousandfold, and the moments that are compared are squares of what comes out.
     "normuon_dion": {"coefficients": "quintic_you"},

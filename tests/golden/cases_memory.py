@@ -11,6 +11,8 @@ import optax
 
 import optkit
 from optkit.codecs import (
+    Bf16Codec,
+    Fp8Codec,
     IdentityCodec,
     SignCodec,
     TableCodec,
@@ -266,3 +268,26 @@ def ef21_topk(golden: Golden) -> Iterator[Comparison]:
             if c + 1 < len(golden.arrays["x"]):
                 x = x - hyper["lr"] * jnp.mean(sent, axis=0)
                 yield Comparison(difference(x, golden.arrays["x"][c + 1]), 1e-12)
+
+
+@case("eco_adamw_thirdparty")
+def eco_adamw_thirdparty(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    b1, b2 = hyper["betas"]
+    inner = optkit.adamw(
+        hyper["lr"], b1=b1, b2=b2, eps=hyper["eps"], weight_decay=hyper.get("weight_decay", 0.0)
+    )
+    grids = {"fp8": Fp8Codec(block=None), "bf16": Bf16Codec()}
+    tx = optkit.eco(inner, grids[hyper["quant_dtype"]], rounding="nearest")
+    step = jax.jit(tx.update)
+    params: Any = jax.tree.map(jnp.asarray, golden.tree("p0"))
+    state = tx.init(params)
+    for t in range(golden.steps):
+        updates, state = step(golden.tree(f"g/{t}"), state, params)
+        params = optax.apply_updates(params, updates)
+        held = _moment(state, "mu")
+        for name, want in golden.tree(f"p/{t}").items():
+            yield Comparison(difference(params[name], want), TOLERANCE)
+        for name, want in golden.tree(f"m/{t}").items():
+            # The momentum carries errors over the learning rate.
+            yield Comparison(difference(held[name], want), TOLERANCE / hyper["lr"])
