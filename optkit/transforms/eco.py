@@ -142,7 +142,7 @@ def eco(
         owners = _momenta(state.inner, params, choose)
         places = list(owners)
 
-        def run(momenta: list[jax.Array]) -> tuple[list, list]:
+        def run(momenta: list[jax.Array]) -> tuple[list[Any], list[Any]]:
             held = list(flat)
             for place, m in zip(places, momenta, strict=True):
                 held[place] = m
@@ -194,7 +194,7 @@ def eco(
 
 def _with_derivatives(
     run: Any, primals: list[jax.Array], places: list[int], owners: dict[int, int]
-) -> tuple[list, list, list, list]:
+) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
     """Updates, what they change by with the old momentum, the new state, and what that changes by.
 
     Of an element-wise optimizer the derivative along ones is each entry's own.
@@ -212,15 +212,17 @@ def _momenta(state: PyTree, params: PyTree, choose: Selector) -> dict[int, int]:
     numbers = {path: i for i, (path, _) in enumerate(leaves_with_paths(params))}
     out: dict[int, int] = {}
     for i, match in enumerate(match_state(state, params)):
-        field = match.owner.rsplit("/", 1)[-1]
-        fits = match.param is not None and np.shape(match.leaf) == np.shape(match.param)
-        if fits and field in RULES["signed"] and selects(choose, match.param_path, match.param):
-            if numbers[match.param_path] in out.values():
+        path, field = match.param_path, match.owner.rsplit("/", 1)[-1]
+        if path is None:
+            continue
+        fits = np.shape(match.leaf) == np.shape(match.param)
+        if fits and field in RULES["signed"] and selects(choose, path, match.param):
+            if numbers[path] in out.values():
                 raise ValueError(
-                    f"leaf {match.param_path!r} has two momenta, the second one {match.owner!r}; "
+                    f"leaf {path!r} has two momenta, the second one {match.owner!r}; "
                     "put eco around one optimizer with one momentum"
                 )
-            out[i] = numbers[match.param_path]
+            out[i] = numbers[path]
     for path, leaf in leaves_with_paths(params):
         if selects(choose, path, leaf) and numbers[path] not in out.values():
             raise ValueError(
