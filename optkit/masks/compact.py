@@ -25,14 +25,19 @@ def whole(x: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="count")
 def _places_of(mask: jax.Array, count: int) -> jax.Array:
     def one(mask: jax.Array) -> jax.Array:
-        (found,) = jnp.nonzero(mask.reshape(-1), size=count, fill_value=0)
-        return found.astype(jnp.int32)
+        (found,) = jnp.nonzero(mask.reshape(-1), size=count, fill_value=mask.size)
+        # Places that are left over lie behind the end: nothing is read or written there.
+        spare = mask.size + jnp.arange(count)
+        return jnp.where(found < mask.size, found, spare).astype(jnp.int32)
 
     return jnp.vectorize(one, signature="(m,n)->(k)")(mask)
 
 
 def indices(masks: Sequence[jax.Array], counts: Sequence[int]) -> list[jax.Array]:
-    """Returns the places of the True entries of each mask, (count,) int32, in increasing order."""
+    """Returns the places of the True entries of each mask, (count,) int32, in increasing order.
+
+    Of more than count the first; of fewer, the places behind them are beyond the mask's end.
+    """
     out: list[jax.Array] = [*masks]
     for count in set(counts):
         own = [i for i, other in enumerate(counts) if other == count]
@@ -101,7 +106,9 @@ class Slot:
         if not self.shape:
             return leaf
         _, back = self._order()
-        return jnp.transpose(self._flat(whole(leaf))[index], back).reshape(self.stored)
+        return jnp.transpose(
+            self._flat(whole(leaf)).at[index].get(mode="fill", fill_value=0), back
+        ).reshape(self.stored)
 
     def put(self, stored: jax.Array, index: jax.Array, like: jax.Array) -> jax.Array:
         """Returns a leaf of zeros with the stored entries in their places."""
@@ -113,7 +120,7 @@ class Slot:
         compact = [self.stored[axis] for axis in kept]
         rows = jnp.transpose(stored.reshape(compact), inverse)
         flat = jnp.zeros((math.prod(self.active.shape), *rows.shape[1:]), stored.dtype)
-        flat = flat.at[index].set(rows, unique_indices=True, indices_are_sorted=True)
+        flat = flat.at[index].set(rows, mode="drop", unique_indices=True, indices_are_sorted=True)
         full = flat.reshape([self.shape[axis] for axis in order])
         full = jnp.transpose(full, [order.index(axis) for axis in range(len(order))])
         mesh, spec = mesh_of(like), spec_of(like)

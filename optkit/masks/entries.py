@@ -223,8 +223,9 @@ def own(
       function: (finished updates, gradients, parameters) -> a tree like the parameters of bools
         (Python's: the whole leaf, for good) and bool arrays of the leaf's shape, with 1 for axes
         that are taken whole. It runs inside ``jit``.
-      counts: path -> how many entries of the mask are True, for ``state="drop"``; leaves that are
-        not named have numbers that may change.
+      counts: path -> how many entries of the mask are True at most, for ``state="drop"``, which
+        has state for so many; if more are, the first of them train. Without a number a leaf cannot
+        be dropped.
       interval: steps between two choices, the first at step 0; None chooses once.
       gradients: False says that the function does not look at gradients, which are None for the
         choice that init then makes.

@@ -48,7 +48,8 @@ def paca(
     """Chooses some input columns of each matrix at random, once.
 
     The reference trains ``W[:, columns] / s`` with ``s = alpha / rank``, so that a step of Adam
-    moves the weight by ``s`` times the learning rate: multiply the learning rate by it.
+    moves the weight by ``s`` times the learning rate: multiply the learning rate by it (and divide
+    a decoupled decay, which there is not scaled).
 
     Args:
       rank: columns of each matrix that train: a number, or a share in (0, 1].

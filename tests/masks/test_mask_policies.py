@@ -160,6 +160,22 @@ def test_paca_of_more_columns_than_there_are_is_refused():
         kept(masks.paca(6))
 
 
+def test_paca_with_alpha_is_a_learning_rate_times_alpha_over_rank():
+    """The reference trains ``W[columns] / s``: a trap for who forgets s."""
+    rate, s = 0.01, 4.0 / 2
+    w, grads = {"kernel": PARAMS["kernel"]}, [{"kernel": g["kernel"]} for g in GRADS]
+    tx = optkit.update_mask(
+        optkit.adamw(s * rate, eps=0.0, weight_decay=0.0), masks.paca(2, key=1), state="drop"
+    )
+    _, params, state = run(tx, w, grads)
+    rows = np.asarray(state.kept["kernel"])
+    stored = {"kernel": w["kernel"][rows] / s}
+    theirs = [{"kernel": s * g["kernel"][rows]} for g in grads]
+    _, want, _ = run(optkit.adamw(rate, eps=0.0, weight_decay=0.0), stored, theirs)
+    got = np.asarray(params["kernel"][-1])[rows]
+    np.testing.assert_allclose(got, s * np.asarray(want["kernel"][-1]), atol=1e-5)
+
+
 BLOCKS = {
     f"blocks_{i}": {
         "up": {"kernel": (3, 8), "bias": (8,)},

@@ -260,3 +260,18 @@ def test_statistics_that_are_no_numbers_per_entry_do_not_move():
     _, state = tx.update(params, state, params)
     with pytest.raises(ValueError, match=r"cannot move .* use state='hold'"):
         tx.update(params, state, params)
+
+
+@pytest.mark.parametrize(("held", "trained"), [(2, 2), (3, 3), (5, 3)])
+def test_room_for_more_or_fewer_than_are_active(held, trained):
+    """Three positive gradients: room for two serves the first two, room for five all of them."""
+    policy = masks.own(lambda t, g, p: {"w": g["w"] > 0}, counts={"w": held})
+    inner = optax.chain(optax.clip_by_global_norm(1e9), optax.trace(0.5))
+    tx = optkit.update_mask(inner, policy, state="drop")
+    params, g = {"w": jnp.ones(6)}, {"w": jnp.array([-1.0, 1.0, 2.0, -1.0, 3.0, -1.0])}
+    state, update = tx.init(params), jax.jit(tx.update)
+    for factor in (1.0, 1.5):
+        u, state = update(g, state, params)
+        want = factor * np.array([0.0, 1.0, 2.0, 0.0, 3.0 if trained == 3 else 0.0, 0.0])
+        np.testing.assert_array_equal(u["w"], want)
+    assert state.inner[1].trace["w"].shape == (held,)
