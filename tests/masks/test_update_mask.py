@@ -275,3 +275,14 @@ def test_room_for_more_or_fewer_than_are_active(held, trained):
         want = factor * np.array([0.0, 1.0, 2.0, 0.0, 3.0 if trained == 3 else 0.0, 0.0])
         np.testing.assert_array_equal(u["w"], want)
     assert state.inner[1].trace["w"].shape == (held,)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_mask_costs_no_temporary_copy_of_a_leaf(state):
+    """Held and zeroed masks are part of the loop that Adam is; dropped ones gather what is few."""
+    params = {"kernel": jax.ShapeDtypeStruct((256, 256), jnp.float32)}
+    mask = {"kernel": np.arange(256 * 256).reshape(256, 256) % 20 == 0}
+    tx = optkit.update_mask(adam(), masks.fixed(mask), state=state)
+    arguments = (params, jax.eval_shape(tx.init, params), params)
+    compiled = jax.jit(tx.update).lower(*arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 256 * 256 * 4 / 2
