@@ -30,6 +30,7 @@ from optkit.optimizers.cwd import cwd_adamw, cwd_lion
 from optkit.optimizers.dion import dion
 from optkit.optimizers.dion2 import dion2, dion3
 from optkit.optimizers.drop_muon import drop_muon
+from optkit.optimizers.eco import eco_adamw, eco_sgdm
 from optkit.optimizers.ewc_online import ewc_online
 from optkit.optimizers.fira import (
     fira,
@@ -109,6 +110,8 @@ __all__ = [
     "dion2",
     "dion3",
     "drop_muon",
+    "eco_adamw",
+    "eco_sgdm",
     "ewc_online",
     "fira",
     "frugal",

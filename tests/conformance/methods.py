@@ -38,6 +38,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "select_submatrix": {"fraction": 0.5, "coefficients": "jordan"},
     # A grid of all numbers: rounding to a coarse one jumps, and tests of its own see to that.
     "eco": {"codec": optkit.codecs.IdentityCodec()},
+    "eco_adamw": {"codec": optkit.codecs.IdentityCodec()},
+    # Updates are differences of weights, exact to a last bit of those: an average's are too small.
+    "eco_sgdm": {"codec": optkit.codecs.IdentityCodec(), "kind": "heavy_ball"},
     # The library's other setting: Polar Express lifts a rounding of small singular values a
     # thousandfold, and the moments that are compared are squares of what comes out.
     "normuon_dion": {"coefficients": "quintic_you"},
@@ -59,7 +62,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "upgd": {"profile": "safe"},
 }
 # Their updates of 16-bit leaves are float32: a 16-bit difference cannot carry the step.
-FLOAT32_UPDATES = ("adamw_kahan", "eco", "kahan", "master_weights", "stochastic_round")
+FLOAT32_UPDATES = (
+    "adamw_kahan",
+    "eco",
+    "eco_adamw",
+    "eco_sgdm",
+    "kahan",
+    "master_weights",
+    "stochastic_round",
+)
 # What rounding withholds from 16-bit parameters has their dtype.
 COMPENSATED = ("adamw_kahan", "kahan")
 # Their steps are arcs of spheres: weights keep their norm, and half the learning rate is half the
