@@ -99,10 +99,13 @@ def largest_by_slices(blocks: jax.Array) -> jax.Array:
 def pack_nibbles(codes: jax.Array) -> jax.Array:
     """Returns two 4-bit codes in a byte, the first one in the high half; the last axis is even."""
     pairs = codes.astype(jnp.uint8).reshape(*codes.shape[:-1], codes.shape[-1] // 2, 2)
-    return (pairs[..., 0] << 4) | pairs[..., 1]
+    # As one number of 16 bits, the first code in the low ones: a loop over whole vectors.
+    both = jax.lax.bitcast_convert_type(pairs, jnp.uint16)
+    return ((both << 4) | (both >> 8)).astype(jnp.uint8)
 
 
 def unpack_nibbles(packed: jax.Array) -> jax.Array:
     """Undoes ``pack_nibbles``."""
-    pairs = jnp.stack([packed >> 4, packed & 15], axis=-1)
+    both = packed.astype(jnp.uint16)
+    pairs = jax.lax.bitcast_convert_type((both >> 4) | ((both & 15) << 8), jnp.uint8)
     return pairs.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
