@@ -36,7 +36,7 @@ def _misfit(saved: Any, wanted: Any) -> str | None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         found = shapes.get(_place(path), leaf.shape)
         # Keys are kept as their words.
-        if found != leaf.shape and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if found != leaf.shape and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return f"{_place(path)} has shape {found}, needed is {leaf.shape}"
     return None
 

@@ -3,6 +3,7 @@
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from tests.conformance.exchanges import STEP
 from tests.conformance.hlo import collectives
 from tests.conformance.methods import MATRIX_RECIPES, Method
 from tests.conformance.methods import method as method_named
@@ -46,51 +47,6 @@ SUMS = {
     "hyperp": {"rows": {"all-reduce": 3}, "columns": {"all-reduce": 3}},
     "namo_d": {"rows": {"all-reduce": 1, "all-gather": 1}, "columns": {"all-reduce": 2}},
 }
-# One step of the leaves of test_sharding.py, measured: two matrices cut by rows and one by columns,
-# which are one shape group where a method does not tell rows from columns; a stack; vectors.
-_BOTH_WAYS = {"all-to-all": 4}
-# For all leaves of a shape: a maximum and a sum; one more sum; sums of channels whose inputs are
-# split over devices, and of the others.
-_A_NORM = {"all-reduce": 2}
-_THREE = {"all-reduce": 3}
-_CHANNELS = {"all-reduce": 2}
-_GROUPS = {"all-gather": 6}
-# A refresh moves whole gradients to single devices, and bases back.
-_REFRESH = {"all-to-all": 2, "all-gather": 2}
-STEP = {
-    **MORE,
-    **dict.fromkeys(("drop_muon", "muon_randomized", "reg", "scale_by_row_col"), _BOTH_WAYS),
-    "dion3": {"all-to-all": 4, "all-gather": 2},
-    **dict.fromkeys(("normuon", "normuon_dion"), _BOTH_WAYS | {"all-gather": 2}),
-    **dict.fromkeys(("adago", "adamuon", "mars_m", "mars_shampoo", "namo"), EXCHANGES | _A_NORM),
-    "scale_by_norm_ratio": EXCHANGES | _A_NORM,
-    "namo_d": EXCHANGES | _A_NORM | {"all-gather": 1},
-    **dict.fromkeys(("auon", "scale_by_cosh_rms", "sphere_project"), _THREE),
-    **dict.fromkeys(("hybrid_auon", "hyperp"), EXCHANGES | _THREE),
-    **dict.fromkeys(("alignment_brake", "project_to_norm", "scale_by_entry_moment"), _A_NORM),
-    **dict.fromkeys(("adamp", "project_radial", "sgdp"), _CHANNELS),
-    "scale_by_row_moment": {"all-gather": 1, "all-reduce": 1},
-    **dict.fromkeys(("fira", "galore_adamw", "low_rank"), _REFRESH),
-    # A product of histories, and what is made of it.
-    "natural_galore": _REFRESH | {"all-reduce": 1},
-    "scale_by_natural_fisher": {"all-gather": 1, "all-reduce": 1},
-    # Direction and what the error loses come back; the moments lie on all devices.
-    **dict.fromkeys(("ldadam", "scale_by_ldadam"), {"all-to-all": 3, "all-gather": 3}),
-    # Projections of sides that lie on several devices.
-    **dict.fromkeys(("frugal", "split"), {"all-reduce": 1}),
-    # Sums over rows or columns that lie on several devices, and statistics that lie on all.
-    "scale_by_factored_rms": {"all-gather": 3, "all-reduce": 1},
-    "adafactor": {"all-gather": 3, "all-reduce": 3},
-    **dict.fromkeys(("came", "scale_by_came"), {"all-gather": 6, "all-reduce": 4}),
-    **dict.fromkeys(("scale_by_sm3", "sm3"), {"all-gather": 3, "all-reduce": 1}),
-    "galore_adafactor": _REFRESH | {"all-gather": 5},
-    # Groups of neighbouring inputs that are cut over devices, 3 a leaf; whole ones stay.
-    **dict.fromkeys(("add_masked_decay", "cast_adams"), _GROUPS),
-    # Whole matrices for the next choice, and active entries of each leaf on every device.
-    "lift": {"all-gather": 6, "all-to-all": 1},
-    # Counts that find the cutoff of all leaves.
-    "id3": {"all-reduce": 3},
-}
 
 
 def _many(count: int, size: tuple[int, ...], spec: P) -> dict:
@@ -99,8 +55,7 @@ def _many(count: int, size: tuple[int, ...], spec: P) -> dict:
 
 def test_a_step_exchanges_what_it_needs(method: Method) -> None:
     name = method.entry.name
-    usual = EXCHANGES if name in MATRIX else {}
-    assert collectives(sharded(name, "auto").compiled) == STEP.get(name, usual)
+    assert collectives(sharded(name, "auto").compiled) == STEP.get(name, {})
 
 
 @pytest.mark.slow

@@ -1,0 +1,55 @@
+"""What one step of the leaves of test_sharding.py exchanges between eight devices, as measured.
+
+Those are two matrices cut by rows and one by columns, one shape group where a method does not tell
+rows from columns; a stack; vectors. All-reduces of single numbers are not counted. A method that is
+missing exchanges nothing; the second matrix shows that exchanges are of shapes, and not of leaves.
+"""
+
+
+def _of(names: str, **counts: int) -> dict[str, dict[str, int]]:
+    """Gives several methods the same counts, written all_to_all for all-to-all."""
+    return {name: {k.replace("_", "-"): n for k, n in counts.items()} for name in names.split()}
+
+
+STEP = {
+    # Whole matrices move to single devices, and back.
+    **_of("cautious_muon lmo muon muon_dion muon_rms orthogonalize scion", all_to_all=2),
+    # Rows and columns apart.
+    **_of("drop_muon muon_randomized reg scale_by_row_col", all_to_all=4),
+    # And the moments of rows, or which rows were chosen, a number or two each.
+    **_of("normuon normuon_dion dion3", all_to_all=4, all_gather=2),
+    **_of("dion2 select_submatrix", all_to_all=2, all_gather=1),
+    # What it takes out of the buffer comes back, too; Q is gathered.
+    **_of("dion scale_by_dion", all_to_all=3, all_gather=1),
+    # Norms of matrices that lie on several devices: a maximum and a sum.
+    **_of("adago adamuon mars_m mars_shampoo namo scale_by_norm_ratio", all_to_all=2, all_reduce=2),
+    **_of("namo_d", all_to_all=2, all_reduce=2, all_gather=1),
+    **_of("alignment_brake project_to_norm scale_by_entry_moment", all_reduce=2),
+    # And one sum more: the mean of the cosh, the norm after the step.
+    **_of("auon scale_by_cosh_rms sphere_project", all_reduce=3),
+    **_of("hybrid_auon hyperp", all_to_all=2, all_reduce=3),
+    # Sums of channels whose inputs are split over devices, and of the others.
+    **_of("adamp project_radial sgdp", all_reduce=2),
+    **_of("scale_by_row_moment", all_gather=1, all_reduce=1),
+    # A refresh moves whole gradients to single devices, and bases back.
+    **_of("fira galore_adamw low_rank", all_to_all=2, all_gather=2),
+    **_of("galore_adafactor", all_to_all=2, all_gather=5),
+    # A product of histories, and what is made of it.
+    **_of("natural_galore", all_to_all=2, all_gather=2, all_reduce=1),
+    **_of("scale_by_natural_fisher", all_gather=1, all_reduce=1),
+    # Direction and what the error loses come back; the moments lie on all devices.
+    **_of("ldadam scale_by_ldadam", all_to_all=3, all_gather=3),
+    # Projections of sides that lie on several devices.
+    **_of("frugal split", all_reduce=1),
+    # Sums over rows or columns that lie on several devices, and statistics that lie on all.
+    **_of("scale_by_factored_rms", all_gather=3, all_reduce=1),
+    **_of("adafactor", all_gather=3, all_reduce=3),
+    **_of("came scale_by_came", all_gather=6, all_reduce=4),
+    **_of("scale_by_sm3 sm3", all_gather=3, all_reduce=1),
+    # Groups of neighbouring inputs that are cut over devices, 3 a leaf; whole ones stay.
+    **_of("add_masked_decay cast_adams", all_gather=6),
+    # Whole matrices for the next choice, and active entries of each leaf on every device.
+    **_of("lift", all_to_all=1, all_gather=6),
+    # Counts that find the cutoff of all leaves.
+    **_of("id3", all_reduce=3),
+}
