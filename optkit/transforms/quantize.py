@@ -153,9 +153,12 @@ def quantize_state(
     codec; keep them.
 
     Blocks lie along the last axis of a leaf where it is as long as a block
-    (``optkit.codecs.blocks``), so that they do not depend on how the leaf is sharded. State
-    is as small under jit as it is between steps: leaves are decoded one after another. Without jit
-    all of them are in memory at once, as they are in an ``init`` without jit.
+    (``optkit.codecs.blocks``), so that they do not depend on how the leaf is sharded, and at most
+    maxima travel. Leaves of shorter rows are flattened; their 4-bit codes are whole on each device
+    unless the codec has ``layout="rows"``.
+
+    Under jit leaves are decoded one after another. Without it all of them are in memory at once,
+    as they are in an ``init`` without jit.
 
     A non-finite gradient makes the blocks non-finite that it falls into.
 

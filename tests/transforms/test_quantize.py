@@ -288,7 +288,19 @@ PLACES = {
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(
-    "codec", [TableCodec(), Fp8Codec(), TableCodec(rounding="stochastic")], ids=lambda c: c.name
+    "codec",
+    [
+        TableCodec(),
+        *(
+            pytest.param(codec, marks=pytest.mark.slow)
+            for codec in (
+                TableCodec(rounding="stochastic"),
+                TableCodec(bits=4, exponent_bits=3),
+                Fp8Codec(),
+            )
+        ),
+    ],
+    ids=lambda c: c.name,
 )
 def test_eight_devices_store_what_one_does(codec: Codec, kind: AxisType) -> None:
     tx = quantize_state(optax.adam(0.1), codec, min_size=0)
@@ -313,9 +325,12 @@ def test_eight_devices_store_what_one_does(codec: Codec, kind: AxisType) -> None
     for key in PLACES:
         node = sharded.inner[0].mu[key]
         codes = next(v for name, v in node.items() if name.startswith("codes"))
-        assert codes.sharding.is_equivalent_to(place[key], codes.ndim), key
+        if codes.ndim == len(PLACES[key][0]):  # what is packed flat is whole on each device
+            assert codes.sharding.is_equivalent_to(place[key], codes.ndim), key
     # Only the few maxima of blocks that lie on several devices travel.
-    assert max(_gathered(compiled.as_text()), default=0) <= 16 * 16, collectives(compiled)
+    packed = isinstance(codec, TableCodec) and codec.bits == 4
+    most = 64 * 64 // 2 if packed else 16 * 16  # codes of "rows" and "narrow" are packed flat
+    assert max(_gathered(compiled.as_text()), default=0) <= most, collectives(compiled)
 
 
 def _gathered(text: str) -> list[int]:
@@ -333,7 +348,10 @@ def _gathered(text: str) -> list[int]:
         (gpt2_small, 124_439_808, TableCodec(block=2048, layout="flat"), None),
         (gpt2_small, 124_439_808, "fp8", lambda n: 2 * n * (1 + 4 / 256)),
         (gpt2_small, 124_439_808, "dynamic4", lambda n: n + 8 * n / 128),
-        (llama_7b, 6_738_415_616, "dynamic8", lambda n: 2 * n * (1 + 4 / 256)),
+        pytest.param(
+            *(llama_7b, 6_738_415_616, "dynamic8", lambda n: 2 * n * (1 + 4 / 256)),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bytes_are_exactly_those_of_the_formula(
