@@ -51,7 +51,7 @@ def _first_parameter_fits_the_kind(entry: Entry) -> None:
         assert first.name == "learning_rate"
         assert all(p.kind == p.KEYWORD_ONLY for p in others), entry.name
     if entry.kind == "wrapper":
-        assert first.name in ("inner", "transformations")
+        assert first.name in ("inner", "full", "transformations"), entry.name
 
 
 def test_a_call_that_does_not_fit_says_what_the_factory_takes() -> None:
