@@ -12,7 +12,7 @@ STEPS = 200
 def main() -> None:
     """Fits a small network to a larger one; prints loss and state bytes of each optimizer."""
     keys = jax.random.split(jax.random.key(0), 5)
-    x = jax.random.normal(keys[0], (128, 64))
+    x = jax.random.normal(keys[0], (256, 64))
 
     def network(keys: jax.Array, width: int) -> dict:
         up, down = (jax.random.normal(k, (64, width)) / 8.0 for k in keys)
