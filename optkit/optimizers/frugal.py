@@ -119,7 +119,8 @@ def frugal(
 
     Embeddings, head, norms and biases go to the same optimizer in full, or to ``other``.
 
-    Matrix work of a step: ``4*A*B*r`` operations for r of B columns; none for blocks and entries.
+    Matrix work of a step: none where columns, rows, entries or blocks are selected; ``4*A*B*r``
+    operations for r directions of a basis.
 
     Choose it where state has to be small and updates of full rank: ``density`` is the share of
     Adam's state that stays. Evidence: better than GaLore and BAdam at equal memory and near Adam at

@@ -51,6 +51,7 @@ class Projector(NamedTuple):
     fan_out: int
     sides: tuple[str, ...]  # projected ones; none for single entries
     rank: int  # or the number of entries
+    coordinates: bool  # bases are indices of unit vectors
 
     def size(self, side: str) -> int:
         """Length of a projected side."""
@@ -61,6 +62,8 @@ class Projector(NamedTuple):
         """Shape of the basis of each projected side; of entries, that of their indices."""
         if not self.sides:
             return ((*self.batch, self.rank),)
+        if self.coordinates:
+            return tuple((*self.batch, self.rank) for _ in self.sides)
         return tuple((*self.batch, self.size(side), self.rank) for side in self.sides)
 
     @property
@@ -77,6 +80,9 @@ class Projector(NamedTuple):
             return jnp.take_along_axis(x.mT.reshape(*self.batch, -1), bases[0], -1)
         for side, basis in zip(self.sides, bases, strict=True):
             x = whole_along(x, AXIS[side])
+            if self.coordinates:
+                x = _taken(x, basis, side)
+                continue
             pair = (basis.mT, x) if side == "right" else (x, basis)
             x = jnp.matmul(*pair, precision=precision)
         return x
@@ -88,6 +94,15 @@ class Projector(NamedTuple):
             whole = jnp.put_along_axis(flat, bases[0], x, -1, inplace=False)
             return whole.reshape(*self.batch, self.fan_out, self.fan_in).mT
         for side, basis in zip(self.sides, bases, strict=True):
+            if self.coordinates and self.rank == 0:
+                shape = list(x.shape)
+                shape[AXIS[side]] = self.size(side)
+                x = jnp.zeros(shape, x.dtype)
+                continue
+            if self.coordinates:
+                inside, places = _places(basis, self.size(side))
+                x = jnp.where(_beside(inside, side), _taken(x, places, side), 0.0)
+                continue
             pair = (basis, x) if side == "right" else (x, basis.mT)
             x = jnp.matmul(*pair, precision=precision)
         return x
@@ -95,16 +110,14 @@ class Projector(NamedTuple):
     def outside(self, x: jax.Array, bases: Sequence[jax.Array]) -> jax.Array:
         """Sets what unit vectors span to exactly 0, and leaves the rest exactly as it is."""
         if not self.sides:
-            ones = jnp.ones((*self.batch, self.rank), x.dtype)
-            inside = self.up(ones, bases, None)
-        else:
-            shape = [1] * x.ndim
-            shape[: len(self.batch)] = self.batch
-            inside = jnp.ones(shape, x.dtype)
-            for side, basis in zip(self.sides, bases, strict=True):
-                own = jnp.sum(basis, axis=-1)
-                inside = inside * (own[..., :, None] if side == "right" else own[..., None, :])
-        return jnp.where(inside > 0, 0.0, x)
+            flat = x.mT.reshape(*self.batch, -1)
+            none = jnp.zeros(bases[0].shape, x.dtype)
+            rest = jnp.put_along_axis(flat, bases[0], none, -1, inplace=False)
+            return rest.reshape(*self.batch, self.fan_out, self.fan_in).mT
+        if len(self.sides) == 1 and self.coordinates:
+            inside, _ = _places(bases[0], self.size(self.sides[0]))
+            return jnp.where(_beside(inside, self.sides[0]), 0.0, x)
+        return jnp.where(self.up(jnp.ones(self.shape, x.dtype), bases, None) > 0, 0.0, x)
 
     def carried(
         self,
@@ -115,7 +128,7 @@ class Projector(NamedTuple):
         precision: Any,
     ) -> jax.Array:
         """Takes coordinates of one basis to those of another; variances with squared cosines."""
-        if not self.sides:
+        if not self.sides or self.coordinates:
             return self.down(self.up(x, old, precision), new, precision)
         for side, before, after in zip(self.sides, old, new, strict=True):
             cosines = jnp.matmul(after.mT, before, precision=precision)
@@ -123,6 +136,28 @@ class Projector(NamedTuple):
             pair = (cosines, x) if side == "right" else (x, cosines.mT)
             x = jnp.matmul(*pair, precision=precision)
         return x
+
+
+def _taken(x: jax.Array, indices: jax.Array, side: str) -> jax.Array:
+    """Rows or columns of ``(*batch, fan_in, fan_out)``."""
+    take = lambda x, i: x[i] if side == "right" else x[:, i]  # noqa: E731
+    for _ in x.shape[:-2]:
+        take = jax.vmap(take)
+    return take(x, indices)
+
+
+def _places(indices: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Which of ``size`` places are indexed, and by which index."""
+    found = indices[..., None, :] == jnp.arange(size)[:, None].reshape(
+        (1,) * (indices.ndim - 1) + (size, 1)
+    )
+    numbers = jnp.arange(indices.shape[-1]).reshape((1,) * indices.ndim + indices.shape[-1:])
+    return jnp.any(found, axis=-1), jnp.sum(jnp.where(found, numbers, 0), axis=-1)
+
+
+def _beside(line: jax.Array, side: str) -> jax.Array:
+    """Numbers of rows or columns with an axis for the others."""
+    return line[..., :, None] if side == "right" else line[..., None, :]
 
 
 Rank = int | float
@@ -161,7 +196,8 @@ def projectors(
         sides = () if kind == "randk" else sides_of(side, view.fan_out, view.fan_in)
         part = sum(1 for other in out if other.path == path)
         given = (path, part, view.batch_shape, view.fan_in, view.fan_out, sides)
-        out.append(Projector(*given, _rank_of(path, view, sides, rank, kind, least)))
+        own = _rank_of(path, view, sides, rank, kind, least)
+        out.append(Projector(*given, own, kind in COORDINATES))
     return out
 
 

@@ -13,7 +13,6 @@ from optkit.linalg.bases import (
     random_basis,
     randomized_basis,
     tracked_basis,
-    unit_vectors,
 )
 from optkit.transforms.low_rank.projection import (
     FROM_GRADIENT,
@@ -127,23 +126,25 @@ class Subspaces:
         key = jax.random.fold_in(key, zlib.crc32(part.path.encode()))
         key = jax.random.fold_in(jax.random.fold_in(key, part.part), period)
         if asked.kind == "randk":
-            return (_entries(key, part),)
-        kind = "permutation" if asked.kind in ("columns", "rows") else asked.kind
-        kind = "orthonormal" if kind in FROM_GRADIENT else kind
+            return (_some_of(key, part.fan_in * part.fan_out, part),)
         keys = jax.random.split(key, len(names))
+        if part.coordinates:
+            sizes = map(part.size, part.sides)
+            return tuple(_some_of(k, n, part) for k, n in zip(keys, sizes, strict=True))
+        kind = "orthonormal" if asked.kind in FROM_GRADIENT else asked.kind
         pairs = zip(keys, part.basis_shapes, strict=True)
         return tuple(random_basis(own, shape, kind) for own, shape in pairs)  # type: ignore[arg-type]
 
     def _given(self, part: Projector, name: str, shape: tuple[int, ...], value: Any) -> jax.Array:
         value = jnp.asarray(value)
-        if jnp.issubdtype(value.dtype, jnp.integer) and name != "entries":
-            value = unit_vectors(value, part.size(name))
+        if part.coordinates and not jnp.issubdtype(value.dtype, jnp.integer):
+            value = jnp.argmax(value, axis=-2)  # unit vectors
         if value.shape != shape:
             raise ValueError(
                 f"draw gave leaf {part.path!r} (side {name!r}) shape {value.shape}; needed is "
-                f"{shape}: (*batch, {'entries' if name == 'entries' else 'side, rank'})"
+                f"{shape}: (*batch, {'indices' if part.coordinates else 'side, rank'})"
             )
-        return value if name == "entries" else value.astype(jnp.float32)
+        return value.astype(jnp.int32 if part.coordinates else jnp.float32)
 
     # What is stored.
 
@@ -299,10 +300,9 @@ def _is_unset(basis: jax.Array) -> jax.Array:
     return ~jnp.any(basis[..., :1] != 0, axis=(-2, -1)) & (basis.size > 0)
 
 
-def _entries(key: jax.Array, part: Projector) -> jax.Array:
-    draw: Callable[[jax.Array], jax.Array] = lambda k: jax.random.permutation(  # noqa: E731
-        k, part.fan_in * part.fan_out
-    )
+def _some_of(key: jax.Array, size: int, part: Projector) -> jax.Array:
+    """Different indices below ``size``, as many as the rank, for each matrix."""
+    draw: Callable[[jax.Array], jax.Array] = lambda k: jax.random.permutation(k, size)  # noqa: E731
     keys = jax.random.split(key, part.batch) if part.batch else key
     for _ in part.batch:
         draw = jax.vmap(draw)
