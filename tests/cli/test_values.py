@@ -85,4 +85,5 @@ def test_every_recipe_takes_a_rate_as_text_and_is_recorded_stably(entry):
     assert record == plain(record) == resolved(entry, {"learning_rate": 1.0})
     assert "0x" not in str(record)
     hints = entry.hyperparameters()["learning_rate"].annotation
-    assert expectation(hints) == "a number"
+    # Without a rate Adafactor has one of its own.
+    assert expectation(hints) == "a number" + " or None" * entry.name.endswith("adafactor")
