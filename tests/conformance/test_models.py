@@ -121,9 +121,9 @@ def test_linen_parameters(recipe: Method) -> None:
     updates, _ = update(recipe.tx, grads, state, params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert_finite(updates)
-    # A gradient of exactly 0 (an unused bias) may stay; every kernel must move.
-    for path, u in leaves_with_paths(updates):
-        assert "kernel" not in path or jnp.any(u), path
+    # A gradient of exactly 0 (an unused bias) may stay; every kernel must move, or under ID3 some.
+    moves = {path: bool(jnp.any(u)) for path, u in leaves_with_paths(updates) if "kernel" in path}
+    assert (any if recipe.entry.name == "id3" else all)(moves.values()), moves
 
 
 def test_roles_of_both_models() -> None:
