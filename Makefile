@@ -17,7 +17,7 @@ VENV_LATEST ?= .venv-latest
 DEMO ?= optkit race adamw lion muon cautious_adamw --task bytelm --config benchmarks/demo.toml \
 	--out demo_out
 PYTEST_FLAGS ?= -n $(JOBS) --dist worksteal
-LATEST_TESTS ?= tests/golden tests/conformance
+LATEST_TESTS ?= tests/golden $(patsubst %,tests/conformance/test_%.py,compilation models sharding state)
 LATEST_FLAGS ?= -m "not slow"
 
 # Packages of the user or of another project must not be seen in place of those installed here.
