@@ -90,7 +90,8 @@ def is_stored_name(name: Any) -> bool:
 
 def is_stored(node: Any) -> bool:
     """Tells whether a node of a tree is what ``stored`` gives."""
-    return isinstance(node, dict) and bool(node) and all(map(is_stored_name, node))
+    # A Mapping: flax.nnx hands the dicts of an optimizer's state back as its own.
+    return isinstance(node, Mapping) and bool(node) and all(map(is_stored_name, node))
 
 
 def codec_name(node: Mapping[str, Any]) -> str:

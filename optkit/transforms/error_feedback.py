@@ -49,6 +49,19 @@ def check_codec(name: str, value: Any) -> Codec:
     return value
 
 
+def check_compressor(name: str, value: Any) -> Codec:
+    """Returns a codec that contracts and takes both signs, or raises with the remedy."""
+    codec = check_codec(name, value)
+    if getattr(codec, "unbiased", False):
+        raise ValueError(
+            f"{name}={codec!r} does not contract, so that errors would grow without bound; give it "
+            "unbiased=False"
+        )
+    if codec.for_sign(True) != codec:
+        raise ValueError(f"{name}={codec!r} cuts off negative numbers; give {name}.for_sign(True)")
+    return codec
+
+
 def fresh_key(codec: Codec, key: int | jax.Array) -> jax.Array | None:
     """A PRNG key for a codec that needs one, else None."""
     if not codec.is_random:
@@ -123,7 +136,8 @@ def error_feedback(
 
     Raises:
       TypeError: a compressor that is no codec.
-      ValueError: an unknown placement.
+      ValueError: one that does not contract (it may without ``memory``), or that is for positive
+        numbers only; an unknown placement.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -137,7 +151,8 @@ def error_feedback(
       Karimireddy et al., Error Feedback Fixes SignSGD and other Gradient Compression Schemes,
       arXiv 1901.09847.
     """
-    codec = check_codec("compressor", compressor)
+    check = check_compressor if memory else check_codec
+    codec = check("compressor", compressor)
     check_choice("placement", placement, ("update", "gradient"))
     check_number("scale", scale, low=0.0)
     alone = optax.identity() if inner is None else inner
@@ -212,6 +227,7 @@ def ef21(
 
     Raises:
       TypeError: a compressor that is no codec.
+      ValueError: one that does not contract, or that is for positive numbers only.
       ValueError: an unknown start.
 
     Example:
@@ -225,7 +241,7 @@ def ef21(
     Reference:
       Richtarik, Sokolov and Fatkhullin, EF21, arXiv 2106.05203.
     """
-    codec = check_codec("compressor", compressor)
+    codec = check_compressor("compressor", compressor)
     check_choice("start", start, ("gradient", "compressed"))
 
     def init_fn(params: PyTree) -> Ef21State:

@@ -247,6 +247,11 @@ def quantize_state(
     def update_fn(
         updates: PyTree, state: QuantizeState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, QuantizeState]:
+        if not hasattr(state, "key"):
+            raise ValueError(
+                f"the state is {type(state).__name__} and not that of quantize_state: give what "
+                "tx.init(params) of the wrapped optimizer returned (moments start anew)"
+            )
         random = None
         if state.key is not None and state.count is not None:
             random = jax.random.fold_in(state.key, state.count)

@@ -151,3 +151,11 @@ def test_a_compressor_has_to_be_one(factory: Any) -> None:
         factory("top")
     with pytest.raises(ValueError, match="placement='before'"):
         optkit.error_feedback(TopK(1), placement="before")
+
+
+@pytest.mark.parametrize("make", [optkit.error_feedback, optkit.ef21])
+def test_compressors_that_lose_without_bound_are_refused(make):
+    with pytest.raises(ValueError, match="unbiased=False"):
+        make(optkit.codecs.RandomK(0.5, unbiased=True))
+    with pytest.raises(ValueError, match=r"for_sign\(True\)"):
+        make(optkit.codecs.TableCodec(signed=False))

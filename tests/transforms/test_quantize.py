@@ -384,3 +384,22 @@ def test_moments_are_not_decoded_all_at_once(monkeypatch: Any) -> None:
     compiled = jax.jit(train, donate_argnums=(0, 1)).lower(*arguments).compile()
     full = 2 * optkit.tree.tree_bytes(params)
     assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * full
+
+
+@pytest.mark.parametrize("make", [lambda: optax.adam(1e-3), lambda: optkit.muon(1e-3)])
+def test_nnx_optimizers_hold_stored_states(make):
+    from flax import nnx
+
+    model = nnx.Linear(64, 64, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optkit.quantize_state(make()), wrt=nnx.Param)
+    grads = nnx.grad(lambda model: jnp.sum(jnp.square(model(jnp.ones((1, 64))))))(model)
+    before = np.array(model.kernel[...])
+    for _ in range(2):
+        optimizer.update(model, grads)
+    assert np.any(before != model.kernel[...])
+
+
+def test_a_state_of_the_bare_optimizer_is_refused():
+    params = {"w": jnp.ones((64, 64))}
+    with pytest.raises(ValueError, match=r"not that of quantize_state: give what tx\.init"):
+        optkit.quantize_state(optax.adam(1e-3)).update(params, optax.adam(1e-3).init(params))
