@@ -101,7 +101,8 @@ def eco(
       State bytes: the inner state, and 4 per parameter if ``exact``.
 
     Raises:
-      ValueError: an unknown rounding; params not given to update; a chosen leaf without momentum.
+      ValueError: an unknown rounding; params not given to update; a chosen leaf without momentum,
+        or of a dtype of 8 bits, in which JAX adds no updates.
       TypeError: a codec of another type.
 
     Example:
@@ -126,6 +127,12 @@ def eco(
     choose: Selector = _is_matrix if leaves is None else leaves
 
     def init_fn(params: PyTree) -> EcoState:
+        for path, leaf in leaves_with_paths(params):
+            if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 2:
+                raise ValueError(
+                    f"leaf {path!r} is {leaf.dtype}, in which JAX adds no updates; give it in "
+                    "float32 or bfloat16 with values on the grid: codec.round_trip(leaf)"
+                )
         state = around.init(params)
         _momenta(state, params, choose)
         error = None

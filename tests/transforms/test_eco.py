@@ -144,3 +144,9 @@ def test_wrong_use_is_answered(make: Any, error: type, match: str) -> None:
     with pytest.raises(error, match=match):
         make()
     assert optkit.eco(optax.sgd(0.1, momentum=0.9), Bf16Codec())
+
+
+def test_leaves_of_8_bits_are_refused_by_name():
+    params = {"w": jnp.ones((2, 2), jnp.float8_e4m3fn)}
+    with pytest.raises(ValueError, match=r"leaf 'w' is float8_e4m3fn.*round_trip"):
+        optkit.eco_adamw(1e-3).init(params)
