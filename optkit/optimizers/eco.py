@@ -39,9 +39,9 @@ def eco_sgdm(
     1. ``m <- b1*m + (1-b1)*g``; 2. ``w = p - lr*m``; ``p' = round(w)``; ``e = w - p'``;
     3. ``m <- m + (1/lr)*(1 - 1/b1)*e``.
 
-    No matrix work; ``optkit.eco`` around momentum. Take it where values have to stay on float8's grid
-    and 4 bytes a parameter of master weights are too many; that the loss suffers little is the paper's
-    claim.
+    No matrix work; ``optkit.eco`` around momentum. Take it where values have to stay on float8's
+    grid and 4 bytes a parameter of master weights are too many; that the loss suffers little is the
+    paper's claim.
 
     Args:
       learning_rate: a number or a schedule.
