@@ -29,6 +29,7 @@ from optkit.transforms.hyperparams import check_static_int
 from optkit.transforms.stored_leaves import leaf_by_leaf, readers_of, write
 from optkit.tree import PyTree, Selector, match_state, selects
 from optkit.tree.paths import full_path_string
+from optkit.tree.selection import check_selects
 
 CodecName = Literal["dynamic8", "dynamic4", "fp8", "linear8", "bf16", "float32"]
 CodecLike: TypeAlias = CodecName | Codec | Mapping[str, Codec]
@@ -98,12 +99,31 @@ def _kind(owner: str, rules: StateRules) -> Kind | None:
     """Which kind of moment the state below an owner's path is; None if no rule names it."""
     field = owner.rsplit("/", 1)[-1].lstrip(".")
     for pattern, kind in rules:
-        if fnmatch.fnmatchcase(owner if "/" in pattern else field, pattern):
+        if _names(pattern, owner):
             return kind
     return next((kind for kind, fields in RULES.items() if field in fields), None)
 
 
+def _names(pattern: str, owner: str) -> bool:
+    """Tells whether a rule's pattern names a state: its field, or with a slash its whole path."""
+    field = owner.rsplit("/", 1)[-1].lstrip(".")
+    return fnmatch.fnmatchcase(owner if "/" in pattern else field, pattern)
+
+
+def _check_named(rules: StateRules, owners: set[str]) -> None:
+    """Refuses a rule that names no state: misspelt, it would leave the moment to another one."""
+    lost = [pattern for pattern, _ in rules if not any(_names(pattern, own) for own in owners)]
+    if owners and lost:
+        fields = sorted({own.rsplit("/", 1)[-1].lstrip(".") for own in owners})
+        raise ValueError(
+            f"rules: {', '.join(map(repr, lost))} names no state of a parameter; the fields are "
+            + ", ".join(map(repr, fields))
+        )
+
+
 def _check_rules(rules: StateRules) -> None:
+    if any(not isinstance(rule, tuple | list) or len(rule) != 2 for rule in rules):
+        raise ValueError(f"rules={rules!r} must be a list of pairs, such as [('nu', 'unsigned')]")
     for pattern, kind in rules:
         if kind not in get_args(Kind):
             raise ValueError(
@@ -181,7 +201,7 @@ def quantize_state(
 
     Raises:
       ValueError: an unknown codec, or one of the wrong sign; at init a large moment that no rule
-        names; at update a state that another codec stored.
+        names, a rule or ``keep`` that names nothing; at update a state that another codec stored.
       TypeError: a codec of another type.
 
     Example:
@@ -237,8 +257,12 @@ def quantize_state(
         if is_random:
             fresh = _key(key)
             count = jnp.zeros((), jnp.int32)
+        matches = list(match_state(state, params))
+        _check_named(rules, {m.owner for m in matches if _is_moment(m.leaf, m.param)})
+        if keep is not None:
+            check_selects("keep", keep, params)
         leaves = []
-        for match in match_state(state, params):
+        for match in matches:
             own = chosen(match)
             leaf = match.leaf
             leaves.append(leaf if own is None else encode(own, leaf, match.key_path, fresh))

@@ -149,7 +149,8 @@ def test_a_moment_of_an_unknown_name_needs_a_rule() -> None:
         assert (codec is None) == isinstance(held, jax.Array)
         assert codec is None or codec in next(iter(held))
     nested = quantize_state(odd("mu"), rules=[("*/mu", "keep")], min_size=0)
-    assert isinstance(nested.init(params).inner["mu"]["up"]["kernel"], dict)  # no slash in "mu"
+    with pytest.raises(ValueError, match=r"'\*/mu' names no state"):  # no slash in "mu"
+        nested.init(params)
 
 
 @pytest.mark.parametrize(
@@ -403,3 +404,13 @@ def test_a_state_of_the_bare_optimizer_is_refused():
     params = {"w": jnp.ones((64, 64))}
     with pytest.raises(ValueError, match=r"not that of quantize_state: give what tx\.init"):
         optkit.quantize_state(optax.adam(1e-3)).update(params, optax.adam(1e-3).init(params))
+
+
+def test_what_names_nothing_is_refused():
+    params = {"w": jnp.ones((64, 64))}
+    with pytest.raises(ValueError, match=r"'nuu' names no state.*'mu', 'nu'"):
+        optkit.quantize_state(optax.adam(1e-3), rules=[("nuu", "keep")]).init(params)
+    with pytest.raises(ValueError, match="keep='embeding' names no leaf"):
+        optkit.quantize_state(optax.adam(1e-3), keep="embeding").init(params)
+    with pytest.raises(ValueError, match="must be a list of pairs"):
+        optkit.quantize_state(optax.adam(1e-3), rules=("nu", "keep"))
