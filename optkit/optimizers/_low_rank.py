@@ -1,33 +1,18 @@
 """What the recipes of low-rank subspaces share: their last links, and who serves the rest."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import StateBytes
-from optkit.transforms import (
-    DecayState,
-    Transformation,
-    descend,
-    in_float32,
-    scale_by_adam,
-    split_matrices,
-)
-from optkit.transforms.base import check_gradients, map_updates, need_params
-from optkit.transforms.hyperparams import (
-    ScalarOrSchedule,
-    check_number,
-    debias,
-    recorded,
-    value_at,
-)
-from optkit.transforms.step import Decay, Mask, decay_mask, scale_by_learning_rate
+from optkit.transforms import Transformation, descend, split_matrices
+from optkit.transforms.base import map_updates
+from optkit.transforms.hyperparams import ScalarOrSchedule, debias, value_at
+from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, PyTree, RuleLike
-
-DecayOrAfter = Decay | Literal["after"]
 
 
 def low_bytes(vectors: int, basis: bool, norms: int = 0) -> dict[str, Any]:
@@ -46,70 +31,6 @@ def low_bytes(vectors: int, basis: bool, norms: int = 0) -> dict[str, Any]:
     return dict.fromkeys(("matrix", "stacked", "expert", "conv"), own) | {"*": 8}
 
 
-def decay_after(
-    learning_rate: ScalarOrSchedule, weight_decay: ScalarOrSchedule, mask: Mask = None
-) -> Transformation:
-    """Decays the stepped weights: ``p <- (1 - lr*wd)*(p + u)``, behind the learning rate."""
-    check_number("weight_decay", weight_decay, low=0.0)
-
-    def init_fn(params: PyTree) -> DecayState:
-        decay_mask(mask, params, ())
-        count = jnp.zeros((), jnp.int32)
-        return DecayState(count, recorded(count, weight_decay=weight_decay))
-
-    def update_fn(
-        updates: PyTree, state: DecayState, params: PyTree | None = None, **extra_args: Any
-    ) -> tuple[PyTree, DecayState]:
-        del extra_args
-        params = need_params(params, "weight decay")
-        shrink = value_at(learning_rate, state.count) * value_at(weight_decay, state.count)
-
-        def decay(u: jax.Array, p: jax.Array) -> jax.Array:
-            return u - shrink * (p + u)
-
-        chosen = decay_mask(mask, params, ())
-        out = jax.tree.map(
-            lambda u, p, on: map_updates(decay, u, p) if on else u, updates, params, chosen
-        )
-        new = recorded(state.count, weight_decay=weight_decay)
-        return out, DecayState(state.count + 1, new)
-
-    return Transformation(init_fn, update_fn)
-
-
-def descend_or_after(
-    direction: optax.GradientTransformation,
-    learning_rate: ScalarOrSchedule,
-    *,
-    weight_decay: ScalarOrSchedule,
-    decay: DecayOrAfter,
-    mask: Mask = None,
-    roles: Sequence[RuleLike] = (),
-) -> Transformation:
-    """``optkit.descend`` that knows a decay of the stepped weights, too."""
-    if decay != "after":
-        return descend(
-            direction,
-            learning_rate,
-            weight_decay=weight_decay,
-            decay=decay,
-            mask=mask,
-            roles=roles,
-        )
-    links = [direction, scale_by_learning_rate(learning_rate)]
-    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
-        links.append(decay_after(learning_rate, weight_decay, mask))
-    tx = in_float32(optax.chain(*links))
-
-    def update_fn(
-        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
-    ) -> tuple[PyTree, PyTree]:
-        check_gradients(updates, params)
-        return tx.update(updates, state, params, **extra_args)
-
-    return Transformation(tx.init, update_fn)
-
-
 def low_rank_recipe(
     name: str,
     direction: optax.GradientTransformation,
@@ -118,14 +39,14 @@ def low_rank_recipe(
     other: optax.GradientTransformation | None,
     *,
     weight_decay: ScalarOrSchedule,
-    decay: DecayOrAfter,
+    decay: StepDecay,
     mask: Mask,
     dims: Dims,
     roles: Sequence[RuleLike],
     rest_name: str = "adamw",
 ) -> Transformation:
     """Steps the matrices along a direction, and all other leaves along ``rest``, or ``other``."""
-    matrices = descend_or_after(
+    matrices = descend(
         direction,
         learning_rate,
         weight_decay=weight_decay,
@@ -134,7 +55,7 @@ def low_rank_recipe(
         roles=roles,
     )
     if other is None:
-        other = descend_or_after(rest, learning_rate, weight_decay=weight_decay, decay=decay)
+        other = descend(rest, learning_rate, weight_decay=weight_decay, decay=decay)
     else:
         rest_name = "other"
     return split_matrices(matrices, other, names=(name, rest_name), dims=dims, roles=roles)
@@ -164,14 +85,3 @@ def corrected(b1: ScalarOrSchedule, b2: ScalarOrSchedule) -> Transformation:
         return map_updates(lambda u: u * factor, updates), CorrectionState(n)
 
     return Transformation(init_fn, update_fn)
-
-
-def adam_of(
-    b1: ScalarOrSchedule,
-    b2: ScalarOrSchedule,
-    eps: ScalarOrSchedule,
-    eps_mode: Any,
-    state_dtype: Any,
-) -> Transformation:
-    """Adam's direction in one of its two dialects."""
-    return scale_by_adam(b1, b2, eps, eps_mode=eps_mode, state_dtype=state_dtype)

@@ -1,18 +1,15 @@
 """AdamW with moments of 8 and 4 bits."""
 
-from typing import get_args
-
 import jax
 
 from optkit.catalogue import register
 from optkit.codecs import Fp8Codec, TableCodec
 from optkit.codecs.blocks import Layout
 from optkit.codecs.table import Rounding, Scale
-from optkit.optimizers._low_bits import Dialect, low_bytes, quantized
-from optkit.optimizers._low_rank import DecayOrAfter
+from optkit.optimizers._low_bits import Dialect, low_bytes, quantized, table_of_8_bits
 from optkit.transforms import Transformation, scale_by_adam
-from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_static_int
-from optkit.transforms.step import Mask
+from optkit.transforms.hyperparams import ScalarOrSchedule, check_static_int
+from optkit.transforms.step import Mask, StepDecay
 
 
 @register(
@@ -30,7 +27,7 @@ def adamw_8bit(
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule = 1e-2,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     dialect: Dialect = "bitsandbytes",
     block: int | None = None,
@@ -89,23 +86,12 @@ def adamw_8bit(
       Dettmers et al., 8-bit Optimizers via Block-wise Quantization, arXiv 2110.02861, with blocks
       of 256 as in bitsandbytes 0.50 and torchao 0.18, where the paper has 2048.
     """
-    check_choice("dialect", dialect, get_args(Dialect))
-    block = 256 if block is None else block
-    check_static_int("block", block)
-    codec = TableCodec(
-        block=block,
-        layout=layout,
-        scale=scale,
-        rounding=rounding,
-        floor=1e-12 if dialect == "torchao" else 0.0,
-        ties="upper" if dialect == "torchao" else "lower",
-    )
+    codec = table_of_8_bits(dialect, block, layout, scale, rounding)
     return quantized(
         scale_by_adam(b1, b2, eps),
         codec,
         learning_rate,
         dialect=dialect,
-        block=block,
         min_size=min_size,
         key=key,
         weight_decay=weight_decay,
@@ -129,7 +115,7 @@ def adamw_4bit(
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule = 1e-2,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     block: int | None = None,
     layout: Layout = "auto",
@@ -203,7 +189,6 @@ def adamw_4bit(
         codec,
         learning_rate,
         dialect="torchao",
-        block=block,
         min_size=min_size,
         key=key,
         weight_decay=weight_decay,
@@ -227,7 +212,7 @@ def adamw_fp8(
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule = 1e-2,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     block: int | None = None,
     layout: Layout = "auto",
@@ -288,7 +273,6 @@ def adamw_fp8(
         codec,
         learning_rate,
         dialect="torchao",
-        block=block,
         min_size=min_size,
         key=key,
         weight_decay=weight_decay,

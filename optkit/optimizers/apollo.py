@@ -8,8 +8,6 @@ import optax
 
 from optkit.catalogue import register
 from optkit.optimizers._low_rank import (
-    DecayOrAfter,
-    adam_of,
     corrected,
     low_bytes,
     low_rank_recipe,
@@ -19,7 +17,7 @@ from optkit.transforms.hyperparams import Scalar, ScalarOrSchedule, check_number
 from optkit.transforms.low_rank import scale_by_subspace_norm
 from optkit.transforms.low_rank.projection import Draw, Rank
 from optkit.transforms.low_rank.subspace_norm import Per
-from optkit.transforms.step import Mask
+from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, RuleLike
 
 _PAPER = ("APOLLO: SGD-like Memory, AdamW-level Performance", "2412.05270", 2024)
@@ -52,7 +50,7 @@ def apollo(
     key: int | jax.Array | None = None,
     draw: Draw | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     other: optax.GradientTransformation | None = None,
     dims: Dims = None,
@@ -155,7 +153,7 @@ def apollo(
         "apollo",
         optax.chain(*links, corrected(b1, b2)),
         learning_rate,
-        adam_of(b1, b2, eps, "uncorrected", state_dtype),
+        scale_by_adam(b1, b2, eps, eps_mode="uncorrected", state_dtype=state_dtype),
         other,
         weight_decay=weight_decay,
         decay=decay,
@@ -187,7 +185,7 @@ def apollo_mini(
     key: int | jax.Array | None = None,
     draw: Draw | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     other: optax.GradientTransformation | None = None,
     dims: Dims = None,

@@ -8,8 +8,6 @@ import optax
 
 from optkit.catalogue import register
 from optkit.optimizers._low_rank import (
-    DecayOrAfter,
-    adam_of,
     corrected,
     low_bytes,
     low_rank_recipe,
@@ -18,7 +16,7 @@ from optkit.transforms import Transformation, scale_by_adam
 from optkit.transforms.hyperparams import Scalar, ScalarOrSchedule, check_number
 from optkit.transforms.low_rank import low_rank
 from optkit.transforms.low_rank.projection import BasisKind, Draw, Rank, Side
-from optkit.transforms.step import Mask
+from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, RuleLike
 
 
@@ -52,7 +50,7 @@ def fira(
     key: int | jax.Array | None = None,
     draw: Draw | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     other: optax.GradientTransformation | None = None,
     dims: Dims = None,
@@ -153,7 +151,7 @@ def fira(
         "fira",
         optax.chain(direction, corrected(b1, b2)),
         learning_rate,
-        adam_of(b1, b2, eps, "uncorrected", state_dtype),
+        scale_by_adam(b1, b2, eps, eps_mode="uncorrected", state_dtype=state_dtype),
         other,
         weight_decay=weight_decay,
         decay=decay,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import StateBytes, register
-from optkit.optimizers._low_rank import DecayOrAfter, low_rank_recipe
+from optkit.optimizers._low_rank import low_rank_recipe
 from optkit.transforms import (
     Transformation,
     blend_momentum,
@@ -29,7 +29,7 @@ from optkit.transforms.hyperparams import (
     value_at,
 )
 from optkit.transforms.low_rank.projection import BasisKind, Draw, Rank, Side
-from optkit.transforms.step import Mask
+from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, PyTree, RuleLike, upcast, zeros_like_params
 
 Inner = Literal["adam", "lion", "sgdm"]
@@ -99,7 +99,7 @@ def frugal(
     key: int | jax.Array | None = None,
     draw: Draw | Any | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     other: optax.GradientTransformation | None = None,
     dims: Dims = None,

@@ -7,12 +7,12 @@ import jax
 import optax
 
 from optkit.catalogue import register
-from optkit.optimizers._low_rank import DecayOrAfter, adam_of, low_bytes, low_rank_recipe
-from optkit.transforms import Transformation
+from optkit.optimizers._low_rank import low_bytes, low_rank_recipe
+from optkit.transforms import Transformation, scale_by_adam
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.low_rank import low_rank
 from optkit.transforms.low_rank.projection import BasisKind, Draw, Rank, Side
-from optkit.transforms.step import Mask
+from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, RuleLike
 
 
@@ -45,7 +45,7 @@ def galore_adamw(
     key: int | jax.Array | None = None,
     draw: Draw | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     other: optax.GradientTransformation | None = None,
     dims: Dims = None,
@@ -123,7 +123,7 @@ def galore_adamw(
       root, its code beside the uncorrected one. A zero gradient at a refresh keeps the old basis.
     """
     direction = low_rank(
-        adam_of(b1, b2, eps, eps_mode, state_dtype),
+        scale_by_adam(b1, b2, eps, eps_mode=eps_mode, state_dtype=state_dtype),
         0.25 if rank is None else rank,
         refresh_every=refresh_every,
         basis=basis,
@@ -143,7 +143,7 @@ def galore_adamw(
         "galore_adamw",
         direction,
         learning_rate,
-        adam_of(b1, b2, eps, eps_mode, state_dtype),
+        scale_by_adam(b1, b2, eps, eps_mode=eps_mode, state_dtype=state_dtype),
         other,
         weight_decay=weight_decay,
         decay=decay,

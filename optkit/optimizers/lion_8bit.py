@@ -1,7 +1,5 @@
 """Lion with momentum of 8 bits."""
 
-from typing import get_args
-
 import jax
 import optax
 
@@ -9,11 +7,10 @@ from optkit.catalogue import register
 from optkit.codecs import TableCodec
 from optkit.codecs.blocks import Layout
 from optkit.codecs.table import Rounding, Scale
-from optkit.optimizers._low_bits import Dialect, low_bytes, quantized
-from optkit.optimizers._low_rank import DecayOrAfter
+from optkit.optimizers._low_bits import Dialect, low_bytes, quantized, table_of_8_bits
 from optkit.transforms import Transformation, blend_momentum, scale_by_kappa
-from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_static_int
-from optkit.transforms.step import Mask
+from optkit.transforms.hyperparams import ScalarOrSchedule
+from optkit.transforms.step import Mask, StepDecay
 
 
 @register(
@@ -30,7 +27,7 @@ def lion_8bit(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.99,
     weight_decay: ScalarOrSchedule = 0.0,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     dialect: Dialect = "bitsandbytes",
     block: int | None = None,
@@ -84,23 +81,12 @@ def lion_8bit(
       Dettmers et al., 8-bit Optimizers via Block-wise Quantization, arXiv 2110.02861; Chen et al.,
       arXiv 2302.06675, for Lion; bitsandbytes 0.50, Lion8bit.
     """
-    check_choice("dialect", dialect, get_args(Dialect))
-    block = 256 if block is None else block
-    check_static_int("block", block)
-    codec = TableCodec(
-        block=block,
-        layout=layout,
-        scale=scale,
-        rounding=rounding,
-        floor=1e-12 if dialect == "torchao" else 0.0,
-        ties="upper" if dialect == "torchao" else "lower",
-    )
+    codec = table_of_8_bits(dialect, block, layout, scale, rounding)
     return quantized(
         optax.chain(blend_momentum(b1, b2), scale_by_kappa("l1")),
         codec,
         learning_rate,
         dialect=dialect,
-        block=block,
         min_size=min_size,
         key=key,
         weight_decay=weight_decay,

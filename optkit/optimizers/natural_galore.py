@@ -7,12 +7,12 @@ import jax
 import optax
 
 from optkit.catalogue import register
-from optkit.optimizers._low_rank import DecayOrAfter, adam_of, low_bytes, low_rank_recipe
-from optkit.transforms import Transformation, scale_by_natural_fisher
+from optkit.optimizers._low_rank import low_bytes, low_rank_recipe
+from optkit.transforms import Transformation, scale_by_adam, scale_by_natural_fisher
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.low_rank import low_rank
 from optkit.transforms.low_rank.projection import BasisKind, Draw, Rank, Side
-from optkit.transforms.step import Mask
+from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, RuleLike
 
 
@@ -47,7 +47,7 @@ def natural_galore(
     key: int | jax.Array | None = None,
     draw: Draw | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
-    decay: DecayOrAfter = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     other: optax.GradientTransformation | None = None,
     dims: Dims = None,
@@ -124,7 +124,7 @@ def natural_galore(
     direction = low_rank(
         optax.chain(
             scale_by_natural_fisher(history, damping=damping),
-            adam_of(b1, b2, eps, eps_mode, state_dtype),
+            scale_by_adam(b1, b2, eps, eps_mode=eps_mode, state_dtype=state_dtype),
         ),
         0.25 if rank is None else rank,
         refresh_every=refresh_every,
@@ -145,7 +145,7 @@ def natural_galore(
         "natural_galore",
         direction,
         learning_rate,
-        adam_of(b1, b2, eps, eps_mode, state_dtype),
+        scale_by_adam(b1, b2, eps, eps_mode=eps_mode, state_dtype=state_dtype),
         other,
         weight_decay=weight_decay,
         decay=decay,

@@ -37,6 +37,8 @@ from optkit.tree import (
 from optkit.tree.selection import check_selects, is_selector
 
 Decay = Literal["decoupled", "cautious", "independent", "coupled"]
+# "after" has to know the learning rate, so that only ``descend`` has it.
+StepDecay = Decay | Literal["after"]
 Mask = PyTree | Callable[[PyTree], PyTree] | Selector | None
 
 
@@ -220,12 +222,45 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> Transformation:
     return Transformation(init_fn, update_fn)
 
 
+def _decay_after(
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule,
+    mask: Mask,
+    roles: Sequence[RuleLike],
+) -> Transformation:
+    """Decays the stepped weights: ``p <- (1 - lr*wd)*(p + u)``, behind the learning rate."""
+    check_number("weight_decay", weight_decay, low=0.0)
+
+    def init_fn(params: PyTree) -> DecayState:
+        decay_mask(mask, params, roles)
+        count = jnp.zeros((), jnp.int32)
+        return DecayState(count, recorded(count, weight_decay=weight_decay))
+
+    def update_fn(
+        updates: PyTree, state: DecayState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, DecayState]:
+        del extra_args
+        params = need_params(params, "weight decay")
+        shrink = value_at(learning_rate, state.count) * value_at(weight_decay, state.count)
+        chosen = decay_mask(mask, params, roles)
+        out = jax.tree.map(
+            lambda u, p, on: map_updates(lambda u, p: u - shrink * (p + u), u, p) if on else u,
+            updates,
+            params,
+            chosen,
+        )
+        new = recorded(state.count, weight_decay=weight_decay)
+        return out, DecayState(state.count + 1, new)
+
+    return Transformation(init_fn, update_fn)
+
+
 def descend(
     direction: optax.GradientTransformation,
     learning_rate: ScalarOrSchedule,
     *,
     weight_decay: ScalarOrSchedule = 0.0,
-    decay: Decay = "decoupled",
+    decay: StepDecay = "decoupled",
     mask: Mask = None,
     roles: Sequence[RuleLike] = (),
 ) -> Transformation:
@@ -235,7 +270,8 @@ def descend(
       direction: a transformation that points along the gradient.
       learning_rate: a number or a schedule.
       weight_decay: coefficient; the constant 0 adds no link.
-      decay: kind of decay, see ``optkit.decay_weights``.
+      decay: kind of decay, see ``optkit.decay_weights``; "after" decays the stepped weights, ``p <-
+        (1 - lr*wd)*(p - lr*u)``, as the Hugging Face family does.
       mask: leaves that decay.
       roles: your own ``(pattern, role)`` rules.
 
@@ -252,12 +288,14 @@ def descend(
       >>> tx.update({"w": jnp.ones(1)}, tx.init(params), params)[0]["w"].round(3).tolist()
       [-0.15...]
     """
-    check_choice("decay", decay, get_args(Decay))
+    check_choice("decay", decay, (*get_args(Decay), "after"))
     direction = check_transformation("direction", direction)
     links: list[optax.GradientTransformation] = [direction]
     step = scale_by_learning_rate(learning_rate)
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         links.append(step)
+    elif decay == "after":
+        links += [step, _decay_after(learning_rate, weight_decay, mask, roles)]
     else:
         link = decay_weights(weight_decay, kind=decay, mask=mask, roles=roles)
         order = {"coupled": [link, direction, step], "independent": [direction, step, link]}

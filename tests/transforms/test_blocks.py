@@ -130,3 +130,9 @@ def test_density_is_the_share_of_state(seed):
     for density, columns in ((0.25, 2), (0.5, 4), (1.0, 8)):
         state = optkit.split(optkit.scale_by_adam(), density=density).init(g)
         assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == 2 * columns * 5
+
+
+@pytest.mark.parametrize("density", [2.5, "8", 0])
+def test_a_wrong_density_is_called_by_its_name(density):
+    with pytest.raises((TypeError, ValueError), match="density="):
+        optkit.frugal(density=density).init({"kernel": jnp.ones((8, 8))})

@@ -139,7 +139,7 @@ def _descent(kind):
 
 
 DECAYS = {kind: _decay(kind) for kind in KINDS}
-DESCENTS = {kind: _descent(kind) for kind in KINDS}
+DESCENTS = {kind: _descent(kind) for kind in (*KINDS, "after")}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,6 +156,14 @@ def test_decay_laws(kind, u, p):
         "coupled": base - RATE * 2 * WD * p,
     }[kind]
     np.testing.assert_allclose(moved, law, atol=1e-5)
+
+
+@given(u=VALUES, p=VALUES)
+def test_decay_of_the_stepped_weights(u, p):
+    law = (1.0 - RATE * WD) * (p - RATE * 2 * u)
+    np.testing.assert_allclose(DESCENTS["after"](u, p), law, atol=1e-5)
+    with pytest.raises(ValueError, match="kind='after'"):
+        optkit.decay_weights(WD, kind="after")
 
 
 def test_cautious_decay_does_not_multiply_tiny_numbers():

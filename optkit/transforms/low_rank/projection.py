@@ -163,18 +163,18 @@ def _beside(line: jax.Array, side: str) -> jax.Array:
 Rank = int | float
 
 
-def check_rank(rank: Rank, kind: str, side: Side) -> None:
+def check_rank(rank: Rank, kind: str, side: Side, name: str = "rank") -> None:
     """Raises for a rank that fits no matrix, and for options that contradict each other."""
-    check_static_number("rank", rank)
+    check_static_number(name, rank)
     if isinstance(rank, bool) or not isinstance(rank, int | float):
-        raise ValueError(f"rank={rank!r} must be a number of directions or a share of them")
+        raise ValueError(f"{name}={rank!r} must be a number of directions or a share of them")
     if isinstance(rank, float) and not 0.0 <= rank <= 1.0:
         raise ValueError(
-            f"rank={rank!r} is a share of the projected side and must be in [0, 1]; an integer "
+            f"{name}={rank!r} is a share of the projected side and must be in [0, 1]; an integer "
             "counts directions"
         )
     if isinstance(rank, int) and rank < 1:
-        raise ValueError(f"rank={rank!r} must be at least 1")
+        raise ValueError(f"{name}={rank!r} must be at least 1")
     if kind == "randk" and isinstance(rank, int):
         raise ValueError(f"basis='randk' needs a share of the entries such as 0.25, not {rank!r}")
     own = _FORCED.get(kind)

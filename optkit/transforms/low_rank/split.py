@@ -117,6 +117,7 @@ def split(
         state_dtype=stored_as,
         precision=precision,
         group_bytes=group_bytes,
+        name="density",
     )
     rule = residual_rule(
         free,

@@ -53,11 +53,12 @@ def subspace(
     precision: Any,
     group_bytes: int | None,
     least: int = 1,
+    name: str = "rank",
 ) -> Subspace:
-    """Returns the checked options of a subspace."""
+    """Returns the checked options of a subspace; its caller calls the rank ``name``."""
     check_choice("basis", basis, KINDS)
     check_choice("side", side, SIDES)
-    check_rank(rank, basis, side)
+    check_rank(rank, basis, side, name)
     if not isinstance(refresh_every, jax.Array):  # an injected one may change
         check_static_int("refresh_every", refresh_every)
     return Subspace(
