@@ -9,8 +9,8 @@ import optax
 
 from optkit.catalogue import register
 from optkit.transforms import Transformation, in_float32, scale_by_factored_rms
-from optkit.transforms.base import map_leaves, map_updates, need_params
-from optkit.transforms.factored import FACTORED, Factoring
+from optkit.transforms.base import map_leaves, need_params
+from optkit.transforms.factored import FACTORED, Factoring, clip_rms, root_mean_square
 from optkit.transforms.hyperparams import (
     Scalar,
     ScalarOrSchedule,
@@ -32,25 +32,6 @@ class AdafactorStepState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
     momentum: PyTree  # like params, average of the steps; () without b1
     hyperparams: dict[str, jax.Array]  # {"learning_rate": float32 scalar} and scheduled values
-
-
-def root_mean_square(x: jax.Array) -> jax.Array:
-    """Root of the mean square of a whole leaf."""
-    return jnp.sqrt(jnp.sum(jnp.square(x)) / max(x.size, 1))
-
-
-def clip_rms(threshold: ScalarOrSchedule) -> Transformation:
-    """``u / max(1, rms(u)/threshold)`` of each leaf."""
-
-    def update_fn(
-        updates: PyTree, state: jax.Array, params: PyTree | None = None, **extra_args: Any
-    ) -> tuple[PyTree, jax.Array]:
-        del params, extra_args
-        d = value_at(threshold, state)
-        leaf = lambda u: u / jnp.maximum(1.0, root_mean_square(u) / d)  # noqa: E731
-        return map_updates(leaf, updates), state + 1
-
-    return Transformation(lambda params: jnp.zeros((), jnp.int32), update_fn)
 
 
 def adafactor_rate(
@@ -78,19 +59,18 @@ def adafactor_step(
     *,
     b1: Scalar | None,
     eps2: ScalarOrSchedule,
-    clip_threshold: ScalarOrSchedule,
     scale_parameter: bool,
     warmup_init: bool,
     weight_decay: ScalarOrSchedule,
     mask: Mask,
     state_dtype: Any,
 ) -> Transformation:
-    """Steps along a direction at the rates of Adafactor, and decays; records all numbers."""
+    """Steps along a direction at the rates of Adafactor, and decays; records them."""
     check_number("eps2", eps2, low=0.0)
     check_number("weight_decay", weight_decay, low=0.0)
     relative = adafactor_rate(learning_rate, dialect, warmup_init)
     plain = relative if learning_rate is None else learning_rate
-    numbers = {"eps2": eps2, "weight_decay": weight_decay, "clip_threshold": clip_threshold}
+    numbers = {"eps2": eps2, "weight_decay": weight_decay}
 
     def record(count: jax.Array) -> dict[str, jax.Array]:
         return recorded(count, True, learning_rate=plain) | recorded(count, False, **numbers)
@@ -138,13 +118,11 @@ def adafactor_step(
 def check_adafactor(
     dialect: Dialect,
     learning_rate: ScalarOrSchedule | None,
-    clip_threshold: ScalarOrSchedule,
     b1: Scalar | None,
     warmup_init: bool,
 ) -> None:
     """Raises ValueError for options that contradict each other."""
     check_choice("dialect", dialect, get_args(Dialect))
-    check_number("clip_threshold", clip_threshold, low=1e-30)
     if learning_rate is not None:
         check_number("learning_rate", learning_rate, low=0.0)
     if b1 is not None:
@@ -226,7 +204,7 @@ def adafactor(
       Shazeer and Stern, Adafactor, arXiv 1804.04235. ``optax.adafactor`` leaves sides below 128
       unfactored and its decay is not multiplied by the learning rate.
     """
-    check_adafactor(dialect, learning_rate, clip_threshold, b1, warmup_init)
+    check_adafactor(dialect, learning_rate, b1, warmup_init)
     if dialect == "torch" and learning_rate is None:
         learning_rate = 1e-2
     direction = scale_by_factored_rms(
@@ -237,7 +215,6 @@ def adafactor(
         dialect,
         b1=b1,
         eps2=eps2,
-        clip_threshold=clip_threshold,
         scale_parameter=scale_parameter,
         warmup_init=warmup_init,
         weight_decay=weight_decay,

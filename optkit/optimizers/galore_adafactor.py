@@ -12,11 +12,10 @@ from optkit.optimizers.adafactor import (
     adafactor_rate,
     adafactor_step,
     check_adafactor,
-    clip_rms,
 )
 from optkit.transforms import Transformation, in_float32, scale_by_factored_rms
 from optkit.transforms.base import map_leaves
-from optkit.transforms.factored import FACTORED
+from optkit.transforms.factored import FACTORED, clip_rms
 from optkit.transforms.hyperparams import Scalar, ScalarOrSchedule, value_at
 from optkit.transforms.low_rank import low_rank
 from optkit.transforms.low_rank.projection import BasisKind, Draw, Rank, Side
@@ -158,7 +157,7 @@ def galore_adafactor(
     Reference:
       Zhao et al., GaLore, arXiv 2403.03507; Shazeer and Stern, Adafactor, arXiv 1804.04235.
     """
-    check_adafactor("hf", learning_rate, clip_threshold, b1, warmup_init)
+    check_adafactor("hf", learning_rate, b1, warmup_init)
     if b1 is not None and scale_parameter:
         raise ValueError(
             "b1 averages steps inside of the subspace, where the size of the weights is not known: "
@@ -189,7 +188,6 @@ def galore_adafactor(
         "hf",
         b1=None,
         eps2=eps2,
-        clip_threshold=clip_threshold,
         scale_parameter=scale_parameter,
         warmup_init=warmup_init,
         weight_decay=weight_decay,

@@ -11,7 +11,7 @@ from optkit.transforms.blocks import (
     rotate_blocks,
 )
 from optkit.transforms.came import (
-    ScaleByCameState,
+    ScaleByConfidenceState,
     scale_by_came,
 )
 from optkit.transforms.cautious import cautious, sign_from_grad
@@ -136,7 +136,7 @@ __all__ = [
     "RouteState",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
-    "ScaleByCameState",
+    "ScaleByConfidenceState",
     "ScaleByDionState",
     "ScaleByEntryMomentState",
     "ScaleByEssState",

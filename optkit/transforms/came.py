@@ -5,11 +5,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optkit.catalogue import StateBytes, register
-from optkit.transforms.base import Transformation, check_gradients, map_leaves
-from optkit.transforms.factored import Factors, mean_of, roots, squares
+from optkit.transforms.base import Transformation, map_leaves
+from optkit.transforms.factored import (
+    Factors,
+    clip_rms,
+    factored_moments,
+    mean_of,
+    roots,
+    squares,
+)
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_number, recorded, value_at
+from optkit.transforms.precision import in_float32
 from optkit.tree import Dims, PyTree, RuleLike, upcast, zeros_like_params
 
 CAME_BYTES = StateBytes(
@@ -19,17 +28,14 @@ CAME_BYTES = StateBytes(
 )
 
 
-class ScaleByCameState(NamedTuple):
-    """State of ``scale_by_came``."""
+class ScaleByConfidenceState(NamedTuple):
+    """State of the second half of ``scale_by_came``."""
 
     # Optax's name for it; that tuples have a method `count` does not matter here.
     count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
     mu: PyTree  # like params, average of the clipped directions
-    rows: PyTree  # float32 (*batch, fan_out) at leaves of rank 2 and more, of squares
+    rows: PyTree  # float32 (*batch, fan_out) at leaves of rank 2 and more, of squared distances
     columns: PyTree  # float32 (*batch, fan_in) there
-    whole: PyTree  # like the other leaves, second moment
-    rows_wavering: PyTree  # like rows, of squared distances from the average
-    columns_wavering: PyTree  # like columns
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
 
@@ -97,71 +103,64 @@ def scale_by_came(
       Luo et al., CAME, arXiv 2307.02047. Entries beyond 1e15 count as that, since their squares
       would overflow.
     """
-    for name, rate in {"b1": b1, "b2": b2, "b3": b3}.items():
-        check_number(name, rate, low=0.0, high=1.0, open_high=True)
-    for name, size in {"eps": eps, "eps2": eps2}.items():
-        check_number(name, size, low=0.0)
-    check_number("clip_threshold", clip_threshold, low=1e-30)
-    numbers = {"b1": b1, "b2": b2, "b3": b3, "eps": eps, "eps2": eps2}
-    numbers["clip_threshold"] = clip_threshold
+    check_number("b2", b2, low=0.0, high=1.0, open_high=True)
+    moments = factored_moments(
+        lambda count: 1.0 - value_at(b2, count),
+        {"b2": b2, "eps": eps},
+        dims=dims,
+        roles=roles,
+        state_dtype=state_dtype,
+    )
+    confidence = _scale_by_confidence(b1, b3, eps2, dims, roles, state_dtype)
+    return in_float32(optax.chain(moments, clip_rms(clip_threshold), confidence))
 
-    def init_fn(params: PyTree) -> ScaleByCameState:
-        factors = Factors(params, dims, roles)
+
+def _scale_by_confidence(
+    b1: ScalarOrSchedule,
+    b3: ScalarOrSchedule,
+    eps2: ScalarOrSchedule,
+    dims: Dims,
+    roles: Sequence[RuleLike],
+    state_dtype: Any,
+) -> Transformation:
+    """Steps 3 to 5 of ``scale_by_came``."""
+    for name, rate in {"b1": b1, "b3": b3}.items():
+        check_number(name, rate, low=0.0, high=1.0, open_high=True)
+    check_number("eps2", eps2, low=0.0)
+    numbers = {"b1": b1, "b3": b3, "eps2": eps2}
+
+    def init_fn(params: PyTree) -> ScaleByConfidenceState:
         count = jnp.zeros((), jnp.int32)
-        rows, columns, whole = factors.zeros(state_dtype)
-        wavering = factors.zeros(state_dtype)[:2]
-        new = recorded(count, False, **numbers)
+        rows, columns, _ = Factors(params, dims, roles).zeros(state_dtype)
         mu = zeros_like_params(params, state_dtype)
-        return ScaleByCameState(count, mu, rows, columns, whole, *wavering, new)
+        return ScaleByConfidenceState(count, mu, rows, columns, recorded(count, False, **numbers))
 
     def update_fn(
-        updates: PyTree, state: ScaleByCameState, params: PyTree | None = None, **extra_args: Any
-    ) -> tuple[PyTree, ScaleByCameState]:
-        del extra_args
-        check_gradients(updates, params)
-        a1, a2, a3, e, e2, d = (value_at(v, state.count) for v in numbers.values())
+        updates: PyTree,
+        state: ScaleByConfidenceState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByConfidenceState]:
+        del params, extra_args
+        keep, slow, e = (value_at(v, state.count) for v in numbers.values())
         factors = Factors(updates, dims, roles)
-
-        def blended(tree: PyTree, means: list[jax.Array], axis: int, rate: Any) -> list[jax.Array]:
-            pairs = zip(factors.layout.unpack(tree), means, strict=True)
-            return [rate * old + (1.0 - rate) * mean_of(q, axis) for old, q in pairs]
-
-        grads = [upcast(g) for g in factors.split(updates)]
-        means = [squares(g) + e for g in grads]
-        rows = blended(state.rows, means, -1, a2)
-        columns = blended(state.columns, means, -2, a2)
-        whole = map_leaves(
-            lambda g, v: (a2 * upcast(v) + (1.0 - a2) * (squares(upcast(g)) + e)).astype(v.dtype),
-            factors.vectors,
-            state.whole,
+        mu = map_leaves(lambda u, m: keep * upcast(m) + (1.0 - keep) * u, updates, state.mu)
+        far = factors.split(map_leaves(lambda u, m: squares(u - m) + e, updates, mu))
+        rows, columns = (
+            [
+                slow * old + (1.0 - slow) * mean_of(q, axis)
+                for old, q in zip(factors.layout.unpack(tree), far, strict=True)
+            ]
+            for tree, axis in ((state.rows, -1), (state.columns, -2))
         )
-        vectors = map_leaves(
-            lambda g, v: upcast(g) * jax.lax.rsqrt(jnp.where(v == 0, 1.0, upcast(v))),
-            factors.vectors,
-            whole,
-        )
-        scaled = [g * roots(r, c) for g, r, c in zip(grads, rows, columns, strict=True)]
-
-        def clip(u: jax.Array) -> jax.Array:
-            return u / jnp.maximum(1.0, jnp.sqrt(jnp.sum(jnp.square(u)) / max(u.size, 1)) / d)
-
-        direction = jax.tree.map(clip, factors.join(scaled, vectors))
-        mu = map_leaves(lambda u, m: a1 * upcast(m) + (1.0 - a1) * u, direction, state.mu)
-        far = map_leaves(lambda u, m: squares(u - m) + e2, direction, mu)
-        distances = factors.split(far)
-        rows_wavering = blended(state.rows_wavering, distances, -1, a3)
-        columns_wavering = blended(state.columns_wavering, distances, -2, a3)
-        triples = zip(factors.split(mu), rows_wavering, columns_wavering, strict=True)
+        triples = zip(factors.split(mu), rows, columns, strict=True)
         out = factors.join([m * roots(r, c) for m, r, c in triples], factors.vectors_of(mu))
         out = map_leaves(lambda u, g: u.astype(g.dtype), out, updates)
-        new = ScaleByCameState(
+        new = ScaleByConfidenceState(
             state.count + 1,
             map_leaves(lambda m, old: m.astype(old.dtype), mu, state.mu),
             factors.pack(rows),
             factors.pack(columns),
-            whole,
-            factors.pack(rows_wavering),
-            factors.pack(columns_wavering),
             recorded(state.count, False, **numbers),
         )
         return out, new

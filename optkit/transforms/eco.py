@@ -25,7 +25,14 @@ from optkit.transforms.error_feedback import check_codec, fresh_key
 from optkit.transforms.hyperparams import check_choice
 from optkit.transforms.momentum import momentum
 from optkit.transforms.quantize import RULES
-from optkit.tree import PyTree, Selector, leaves_with_paths, match_state, selects
+from optkit.tree import (
+    PyTree,
+    Selector,
+    leaves_with_paths,
+    match_state,
+    selects,
+    zeros_like_params,
+)
 from optkit.tree.sharding import spec_of
 
 
@@ -135,9 +142,7 @@ def eco(
                 )
         state = around.init(params)
         _momenta(state, params, choose)
-        error = None
-        if exact:
-            error = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        error = zeros_like_params(params, jnp.float32) if exact else None
         return EcoState(jnp.zeros((), jnp.int32), fresh_key(grid, key), error, state)
 
     def update_fn(

@@ -227,8 +227,8 @@ def ef21(
 
     Raises:
       TypeError: a compressor that is no codec.
-      ValueError: one that does not contract, or that is for positive numbers only.
-      ValueError: an unknown start.
+      ValueError: one that does not contract, or that is for positive numbers only; an unknown
+        start.
 
     Example:
       >>> import jax.numpy as jnp, optkit

@@ -1,13 +1,13 @@
 """Second moments of matrices from those of their rows and columns: Adafactor's direction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import StateBytes, register
-from optkit.transforms.base import Transformation, check_gradients, map_leaves
+from optkit.transforms.base import Transformation, check_gradients, map_leaves, map_updates
 from optkit.transforms.hyperparams import (
     Scalar,
     ScalarOrSchedule,
@@ -39,6 +39,42 @@ class ScaleByFactoredRmsState(NamedTuple):
     columns: PyTree  # float32 (*batch, fan_in) there
     whole: PyTree  # like the other leaves, float32 for 16-bit parameters
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
+
+
+class ClipRmsState(NamedTuple):
+    """State of ``clip_rms``."""
+
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
+    hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
+
+
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """Root of the mean square of a whole leaf."""
+    return jnp.sqrt(jnp.sum(jnp.square(x)) / max(x.size, 1))
+
+
+def clip_rms(clip_threshold: ScalarOrSchedule) -> Transformation:
+    """``u / max(1, rms(u)/clip_threshold)`` of each leaf."""
+    check_number("clip_threshold", clip_threshold, low=1e-30)
+
+    def state_at(count: jax.Array, used: jax.Array) -> ClipRmsState:
+        return ClipRmsState(count, recorded(used, clip_threshold=clip_threshold))
+
+    def init_fn(params: PyTree) -> ClipRmsState:
+        del params
+        count = jnp.zeros((), jnp.int32)
+        return state_at(count, count)
+
+    def update_fn(
+        updates: PyTree, state: ClipRmsState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, ClipRmsState]:
+        del params, extra_args
+        most = value_at(clip_threshold, state.count)
+        leaf = lambda u: u / jnp.maximum(1.0, root_mean_square(u) / most)  # noqa: E731
+        return map_updates(leaf, updates), state_at(state.count + 1, state.count)
+
+    return Transformation(init_fn, update_fn)
 
 
 class Factors:
@@ -117,7 +153,6 @@ def roots(rows: jax.Array, columns: jax.Array) -> jax.Array:
 def scale_by_factored_rms(
     decay_rate: ScalarOrSchedule = -0.8,
     *,
-    b2: Scalar | None = None,
     eps: Scalar | None = None,
     dialect: Factoring = "hf",
     dims: Dims = None,
@@ -126,8 +161,8 @@ def scale_by_factored_rms(
 ) -> Transformation:
     """Divides matrices by the root of a second moment that is a product of rows and columns.
 
-    With n the number of the update and ``w = n**decay_rate``, or ``w = 1 - b2``, for leaves of
-    rank 2 and more, read as matrices of fan_out rows:
+    With n the number of the update and ``w = n**decay_rate``, for leaves of rank 2 and more, read
+    as matrices of fan_out rows:
 
     1. ``r <- (1-w)*r + w*mean over columns of (g**2 + eps)``; ``c`` likewise over rows;
     2. ``u = g / sqrt(r c^T / mean(r))``.
@@ -137,7 +172,6 @@ def scale_by_factored_rms(
 
     Args:
       decay_rate: exponent, at most 0: the first update counts in full.
-      b2: a constant rate of averages that begin at 0 and are not corrected, as CAME has them.
       eps: see above; None for 1e-30, and for float32's 1.2e-7 in "torch".
       dialect: "hf" (Transformers, fairseq, Optax) or "torch" (``torch.optim.Adafactor``).
       dims: which axes are input and output; other axes of a leaf are a batch of matrices. The
@@ -166,15 +200,49 @@ def scale_by_factored_rms(
     """
     check_number("decay_rate", decay_rate, high=0.0)
     check_choice("dialect", dialect, get_args(Factoring))
-    if b2 is not None:
-        check_number("b2", b2, low=0.0, high=1.0, open_high=True)
-    eps = (1e-30 if dialect == "hf" else _TORCH_EPS) if eps is None else eps
-    check_number("eps", eps, low=0.0)
+    small = (1e-30 if dialect == "hf" else _TORCH_EPS) if eps is None else eps
+
+    def weight(count: jax.Array) -> jax.Array:
+        return jnp.power((count + 1).astype(jnp.float32), value_at(decay_rate, count))
+
+    return factored_moments(
+        weight,
+        {"decay_rate": decay_rate, "eps": small},
+        dialect=dialect,
+        dims=dims,
+        roles=roles,
+        state_dtype=state_dtype,
+    )
+
+
+def factored_moments(
+    weight_at: Callable[[jax.Array], Scalar],
+    numbers: dict[str, ScalarOrSchedule],
+    *,
+    dialect: Factoring = "hf",
+    dims: Dims,
+    roles: Sequence[RuleLike],
+    state_dtype: Any,
+) -> Transformation:
+    """``scale_by_factored_rms`` with any law of the weight of a new square.
+
+    Args:
+      weight_at: that weight, by the number of finished updates.
+      numbers: what is recorded; "eps" is what squares are added to.
+      dialect: see ``scale_by_factored_rms``, also for the others.
+      dims: see there.
+      roles: see there.
+      state_dtype: see there.
+
+    Returns:
+      A transformation.
+    """
+    check_number("eps", numbers["eps"], low=0.0)
 
     def init_fn(params: PyTree) -> ScaleByFactoredRmsState:
         count = jnp.zeros((), jnp.int32)
         statistics = Factors(params, dims, roles).zeros(state_dtype)
-        return ScaleByFactoredRmsState(count, *statistics, recorded(count, decay_rate=decay_rate))
+        return ScaleByFactoredRmsState(count, *statistics, recorded(count, False, **numbers))
 
     def update_fn(
         updates: PyTree,
@@ -184,11 +252,7 @@ def scale_by_factored_rms(
     ) -> tuple[PyTree, ScaleByFactoredRmsState]:
         del extra_args
         check_gradients(updates, params)
-        n, e = state.count + 1, eps
-        if b2 is None:
-            weight: Scalar = jnp.power(n.astype(jnp.float32), value_at(decay_rate, state.count))
-        else:
-            weight = 1.0 - b2
+        e, weight = value_at(numbers["eps"], state.count), weight_at(state.count)
         factors = Factors(updates, dims, roles)
         added = e if dialect == "hf" else 0.0
 
@@ -226,8 +290,8 @@ def scale_by_factored_rms(
             list(map(direction, grads, rows, columns)), map_leaves(plain, vectors, whole)
         )
         out = map_leaves(lambda u, g: u.astype(g.dtype), out, updates)
-        new = recorded(state.count, decay_rate=decay_rate)
+        new = recorded(state.count, False, **numbers)
         packed = factors.pack(rows), factors.pack(columns), whole
-        return out, ScaleByFactoredRmsState(n, *packed, new)
+        return out, ScaleByFactoredRmsState(state.count + 1, *packed, new)
 
     return Transformation(init_fn, update_fn)

@@ -127,9 +127,8 @@ def scale_by_sm3(
         )
         new = map_leaves(lambda g, v: grown(upcast(v), upcast(g)), factors.vectors, state.whole)
         vectors = map_leaves(lambda g, v: direction(upcast(g), v), factors.vectors, new)
-        whole = state.whole
         kept = lambda v, old: (v if b2 is None else jnp.maximum(v, upcast(old))).astype(old.dtype)  # noqa: E731
-        whole = map_leaves(kept, new, whole)
+        whole = map_leaves(kept, new, state.whole)
         out = factors.join(list(map(direction, grads, bounds)), vectors)
         out = map_leaves(lambda u, g: u.astype(g.dtype), out, updates)
         after = ScaleBySm3State(
