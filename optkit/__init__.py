@@ -81,6 +81,7 @@ from optkit.optimizers import (
 from optkit.planning import Plan, PlanRow, plan
 from optkit.prediction import coast_weights, predict_weights
 from optkit.transforms import (
+    LazyRefresh,
     NormBall,
     accumulate_gradients,
     adaptive_memory,
@@ -176,6 +177,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MATRIX_ROLES",
+    "LazyRefresh",
     "LineSearch",
     "MatrixDims",
     "NormBall",

@@ -7,6 +7,7 @@ from optkit.linalg.bases import (
     leading_basis,
     random_basis,
     randomized_basis,
+    subspace_gradient,
     tracked_basis,
     unit_vectors,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "randomized_factor",
     "reset_growth",
     "sketch_size",
+    "subspace_gradient",
     "symmetric_product",
     "to_rms",
     "tracked_basis",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optkit.linalg.norms import check_matrix, to_unit_peak
+from optkit.linalg.norms import check_matrix, to_unit_peak, unit_over
 from optkit.linalg.subspace import orthonormalize, power_iteration
 
 RandomKind = Literal["gaussian", "orthonormal", "permutation"]
@@ -125,6 +125,38 @@ def tracked_basis(x: jax.Array, basis: jax.Array) -> jax.Array:
     y, _ = to_unit_peak(x)
     product = partial(jnp.matmul, precision="highest")
     return orthonormalize(product(y, product(y.mT, basis)), "qr")
+
+
+def subspace_gradient(
+    x: jax.Array, basis: jax.Array, *, precision: lax.PrecisionLike = "highest"
+) -> jax.Array:
+    """Returns the derivative by P of what a subspace misses, ``norm(Y - P P^T Y)**2``.
+
+    With ``Y = X/norm(X)`` and ``A = Y^T P`` it is ``2*Y A (P^T P) + 2*P (A^T A) - 4*Y A``: P need
+    not be orthonormal. Of zeros it is 0.
+
+    Args:
+      x: (..., k, n) floating point, of any scale.
+      basis: P, (..., k, r).
+      precision: of the products.
+
+    Returns:
+      (..., k, r).
+
+    Example:
+      >>> x = jnp.array([[0.0, 3.0], [0.0, 0.0]])
+      >>> subspace_gradient(x, jnp.array([[0.5], [1.0]])).tolist()  # further along the first axis
+      [[-0.5], [0.5]]
+
+    Reference: Liang et al., Online Subspace Descent, arXiv 2408.12857.
+    """
+    check_matrix(x, "subspace_gradient")
+    product = partial(jnp.matmul, precision=precision)
+    y = unit_over(x, (-2, -1))
+    image = product(y.mT, basis)
+    back = product(y, image)
+    inside = product(back, product(basis.mT, basis)) + product(basis, product(image.mT, image))
+    return 2.0 * inside - 4.0 * back
 
 
 def random_basis(

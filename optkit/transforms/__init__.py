@@ -55,6 +55,8 @@ from optkit.transforms.kappa import scale_by_kappa
 from optkit.transforms.langevin import LangevinNoiseState, langevin_noise
 from optkit.transforms.lmo import lmo
 from optkit.transforms.low_rank import (
+    LazyRefresh,
+    LazyRefreshState,
     LimitNormGrowthState,
     LowRankState,
     ScaleByLdadamState,
@@ -121,6 +123,8 @@ __all__ = [
     "ErrorFeedbackState",
     "KahanState",
     "LangevinNoiseState",
+    "LazyRefresh",
+    "LazyRefreshState",
     "LimitNormGrowthState",
     "LowRankState",
     "MaskedDecayState",

@@ -2,12 +2,15 @@
 
 from optkit.transforms.low_rank.engine import LowRankState
 from optkit.transforms.low_rank.growth import LimitNormGrowthState, limit_norm_growth
+from optkit.transforms.low_rank.lazy import LazyRefresh, LazyRefreshState
 from optkit.transforms.low_rank.ldadam import ScaleByLdadamState, scale_by_ldadam
 from optkit.transforms.low_rank.split import split
 from optkit.transforms.low_rank.subspace_norm import scale_by_subspace_norm
 from optkit.transforms.low_rank.wrapper import low_rank
 
 __all__ = [
+    "LazyRefresh",
+    "LazyRefreshState",
     "LimitNormGrowthState",
     "LowRankState",
     "ScaleByLdadamState",

@@ -11,13 +11,17 @@ from optkit.transforms.base import Transformation, check_gradients
 from optkit.transforms.hyperparams import ScalarOrSchedule, recorded
 from optkit.transforms.low_rank.inner import (
     OnRefresh,
+    check_on_refresh,
     groups_of,
     on_refresh,
     placeholders,
     run_inner,
     tree_of,
 )
-from optkit.transforms.low_rank.subspace import Bases, Subspace, Subspaces
+from optkit.transforms.low_rank.online import basis_optimizer_of, moved_bases
+from optkit.transforms.low_rank.options import Subspace
+from optkit.transforms.low_rank.refresh import in_force
+from optkit.transforms.low_rank.subspace import Bases, Subspaces
 from optkit.transforms.route import Rules, assign, only
 from optkit.transforms.split import rules_for
 from optkit.tree import MATRIX_ROLES, PyTree, upcast
@@ -31,10 +35,13 @@ class LowRankState(NamedTuple):
 
     # Optax's name for it; that tuples have a method `count` does not matter here.
     count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
-    basis: tuple[PyTree, ...]  # one tree a projected side, none if drawn: (*batch, side, rank)
+    # One tree a projected side, none if drawn: (*batch, side, rank), or what a codec stored of it.
+    basis: tuple[PyTree, ...]
     projected: tuple[PyTree, ...]  # states of the inner transformation over what was projected
     rest: PyTree  # its state over all other leaves, () if there are none
     residual: PyTree  # what the rule of the residual keeps, () if nothing
+    lazy: PyTree  # LazyRefreshState, () without lazy refreshes
+    basis_state: PyTree  # that of the optimizer of online bases, () without
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
 
@@ -83,21 +90,25 @@ def build(
     """Returns the transformation that low-rank methods are made of."""
     for_rest = inner if rest is None else rest
     apart = asked.stagger and state_on_refresh != "keep"
+    check_on_refresh(state_on_refresh, asked)
 
     def init_fn(params: PyTree) -> LowRankState:
         matrices, others = split_tree(params, asked)
-        spaces = asked.of(matrices)
+        spaces = Subspaces.of(matrices, asked)
         states = tuple(
             inner.init(tree_of(spaces, placeholders(spaces, matrices), group))
             for group in groups_of(spaces, apart)
         )
         count = jnp.zeros((), jnp.int32)
+        bases, lazy = spaces.init(matrices)
         return LowRankState(
             count,
-            spaces.init(matrices),
+            bases,
             states,
             for_rest.init(others) if jax.tree.leaves(others) else (),
             rule.init(spaces, matrices),
+            lazy,
+            basis_optimizer_of(asked).init(bases) if asked.online else (),
             recorded(count, False, **numbers),
         )
 
@@ -107,22 +118,15 @@ def build(
         check_gradients(updates, params)
         matrices, others = split_tree(updates, asked)
         own, other = (None, None) if params is None else split_tree(params, asked)
-        spaces = asked.of(matrices)
+        spaces = Subspaces.of(matrices, asked)
         groups = groups_of(spaces, apart)
         grads = spaces.split(jax.tree.map(upcast, matrices))
         grads = rule.before(spaces, grads, state.residual)
-        old, bases = spaces.at(state.basis, grads, state.count)
-        wide = [tuple(_wide(b, g) for b in bs) for bs, g in zip(bases, grads, strict=True)]
+        now = in_force(spaces, state.basis, state.lazy, grads, state.count)
+        wide = [tuple(_wide(b, g) for b in bs) for bs, g in zip(now.bases, grads, strict=True)]
+        count, projected = state.count, state.projected
         states = on_refresh(
-            state_on_refresh,
-            inner,
-            spaces,
-            groups,
-            state.projected,
-            matrices,
-            state.count,
-            lambda: old or spaces.before(grads, state.count),
-            wide,
+            state_on_refresh, inner, spaces, groups, projected, matrices, count, now, wide
         )
         low = [
             place_projected(x, leaf)
@@ -136,12 +140,18 @@ def build(
         after, out_rest = state.rest, others
         if jax.tree.leaves(others):
             out_rest, after = for_rest.update(others, state.rest, other, **extra_args)
+        bases, lazy = spaces.pack(now.held)
+        moved = state.basis_state
+        if asked.online:
+            bases, moved = moved_bases(spaces, now, bases, moved, grads, state.count)
         new = LowRankState(
             state.count + 1,
-            spaces.pack(bases),
+            bases,
             states,
             after,
             residual,
+            lazy,
+            moved,
             recorded(state.count, False, **numbers),
         )
         return _join(updates, out, out_rest), new

@@ -1,6 +1,6 @@
 """An inner transformation that runs on what is left of the matrices, and what a new basis does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from optkit.transforms.base import Transformation, keep_dtypes
+from optkit.transforms.hyperparams import check_choice
+from optkit.transforms.low_rank.options import Subspace
+from optkit.transforms.low_rank.refresh import InForce
 from optkit.transforms.low_rank.subspace import Bases, Subspaces, branch
 from optkit.tree import PyTree, accumulator_dtype, map_with_path, match_state
 from optkit.tree.sharding import projected_spec, zeros_beside
 
 OnRefresh = Literal["keep", "reset", "transport"]
-ON_REFRESH = get_args(OnRefresh)
 # What optimizers call averages of gradients, and of their squares.
 _LINEAR = ("mu", "m", "momentum", "trace", "exp_avg", "buf")
 _SQUARES = ("nu", "v", "nu_max", "exp_avg_sq")
@@ -62,6 +64,20 @@ def run_inner(
     return [out[i] for i in range(len(spaces.parts))], tuple(new)
 
 
+def check_on_refresh(how: OnRefresh, asked: Subspace) -> None:
+    """Raises for what cannot be done to an inner state at refreshes of this kind."""
+    check_choice("state_on_refresh", how, get_args(OnRefresh))
+    if how == "reset" and asked.lazy is not None:
+        raise ValueError(
+            "state_on_refresh='reset' begins anew for all matrices of a leaf, and lazy refreshes "
+            "have each its own time; take 'keep' or 'transport'"
+        )
+    if how != "keep" and asked.online:
+        raise ValueError(
+            f"state_on_refresh={how!r}: basis='online' is never refreshed; take 'keep'"
+        )
+
+
 def on_refresh(
     how: OnRefresh,
     inner: Transformation,
@@ -70,7 +86,7 @@ def on_refresh(
     states: tuple[PyTree, ...],
     matrices: PyTree,
     count: jax.Array,
-    old: Callable[[], Bases],
+    now: InForce,
     new: Bases,
 ) -> tuple[PyTree, ...]:
     """Returns the inner states that meet the new bases."""
@@ -78,26 +94,36 @@ def on_refresh(
         return states
     out = []
     for group, state in zip(groups, states, strict=True):
-        due = spaces.due(group[0], count)
         if how == "reset":
+            due = now.dues[group[0]]
             fresh = inner.init(tree_of(spaces, placeholders(spaces, matrices), group))
             # A choice and no branch: it melts into the first pass over the state.
             out.append(jax.tree.map(lambda a, b, due=due: jnp.where(due, a, b), fresh, state))
             continue
-        move = lambda state, group=group: _transported(spaces, group, state, old(), new)  # noqa: E731
+        due = now.dues[group[0]]
+        if spaces.asked.lazy is not None:
+            due = jnp.any(jnp.stack([jnp.any(now.dues[i]) for i in group]))
+        move = lambda state, group=group: _transported(spaces, group, state, now, new)  # noqa: E731
         out.append(branch(due & (count > 0), move, lambda state: state, state))
     return tuple(out)
 
 
 def _transported(
-    spaces: Subspaces, group: Sequence[int], state: PyTree, old: Bases, new: Bases
+    spaces: Subspaces, group: Sequence[int], state: PyTree, now: InForce, new: Bases
 ) -> PyTree:
+    old = now.before()
     shapes = tree_of(spaces, [jax.ShapeDtypeStruct(p.shape, float) for p in spaces.parts], group)
     owners = [tree_of(spaces, list(range(len(spaces.parts))), group)]
     index = dict(zip(*(jax.tree.leaves(t) for t in (_paths(shapes), owners[0])), strict=True))
     leaves = []
     for match in match_state(state, shapes):
         leaf: Any = match.leaf
+        if match.is_stored:
+            raise ValueError(
+                f"state_on_refresh='transport' cannot turn what a codec stored of "
+                f"{match.owner!r} of leaf {match.param_path!r}; take 'keep', or keep moments in "
+                "float32"
+            )
         if match.param is None or leaf.shape != match.param.shape:
             leaves.append(leaf)
             continue
@@ -114,6 +140,8 @@ def _transported(
         squared = kind in _SQUARES
         wide = jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
         moved = part.carried(wide, old[i], new[i], squared, spaces.asked.precision)
+        if spaces.asked.lazy is not None:  # each matrix in its own turn
+            moved = jnp.where(now.dues[i][..., None, None], moved, wide)
         leaves.append(moved.astype(leaf.dtype))
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 

@@ -174,7 +174,9 @@ def check_rank(rank: Rank, kind: str, side: Side, name: str = "rank") -> None:
             "counts directions"
         )
     if isinstance(rank, int) and rank < 1:
-        raise ValueError(f"{name}={rank!r} must be at least 1")
+        raise ValueError(
+            f"{name}={rank!r} must be at least 1; the float 0.0 is a share, of no direction at all"
+        )
     if kind == "randk" and isinstance(rank, int):
         raise ValueError(f"basis='randk' needs a share of the entries such as 0.25, not {rank!r}")
     own = _FORCED.get(kind)

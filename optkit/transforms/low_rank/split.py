@@ -8,12 +8,12 @@ import optax
 
 from optkit.catalogue import StateBytes, register
 from optkit.transforms.base import Transformation, check_transformation
-from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_number
+from optkit.transforms.hyperparams import ScalarOrSchedule, check_number
 from optkit.transforms.low_rank.engine import build
-from optkit.transforms.low_rank.inner import ON_REFRESH, OnRefresh
+from optkit.transforms.low_rank.inner import OnRefresh
+from optkit.transforms.low_rank.options import Subspace
 from optkit.transforms.low_rank.projection import BasisKind, Draw, Rank, Side
 from optkit.transforms.low_rank.residual import Residual, residual_rule
-from optkit.transforms.low_rank.wrapper import subspace
 from optkit.tree import Dims, RuleLike
 
 # Around Adam, of a quarter of the columns.
@@ -101,20 +101,18 @@ def split(
       code resets them.
     """
     full = check_transformation("full", full, swapped_with=free)
-    check_choice("state_on_refresh", state_on_refresh, ON_REFRESH)
     check_number("full_scale", full_scale)
     check_number("free_scale", free_scale)
-    asked = subspace(
+    asked = Subspace(
         density,
-        basis=select,
+        select,
         side=side,
         refresh_every=refresh_every,
-        stagger=False,
         key=key,
         draw=draw,
         dims=dims,
         roles=roles,
-        state_dtype=stored_as,
+        stored_as=stored_as,
         precision=precision,
         group_bytes=group_bytes,
         name="density",

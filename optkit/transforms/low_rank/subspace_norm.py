@@ -13,11 +13,11 @@ from optkit.transforms.adam import scale_by_adam
 from optkit.transforms.base import Transformation, check_transformation
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_number, value_at
 from optkit.transforms.low_rank.engine import Rule, Step, build
-from optkit.transforms.low_rank.inner import ON_REFRESH, OnRefresh
+from optkit.transforms.low_rank.inner import OnRefresh
+from optkit.transforms.low_rank.options import Subspace
 from optkit.transforms.low_rank.projection import BasisKind, Draw, Rank, Side
 from optkit.transforms.low_rank.residual import scaled_norms
 from optkit.transforms.low_rank.subspace import Subspaces
-from optkit.transforms.low_rank.wrapper import subspace
 from optkit.tree import Dims, PyTree, RuleLike
 
 Per = Literal["channel", "matrix"]
@@ -134,13 +134,12 @@ def scale_by_subspace_norm(
         inner = scale_by_adam(eps=1e-6, debias=False)
     inner = check_transformation("inner", inner, swapped_with=rank)
     check_choice("per", per, get_args(Per))
-    check_choice("state_on_refresh", state_on_refresh, ON_REFRESH)
     check_number("eps", eps, low=0.0)
     if side == "full" or basis == "randk":
         raise ValueError("norms of channels need one projected side: not side='full' or 'randk'")
-    asked = subspace(
+    asked = Subspace(
         rank,
-        basis=basis,
+        basis,
         side=side,
         refresh_every=refresh_every,
         stagger=stagger,
@@ -148,7 +147,7 @@ def scale_by_subspace_norm(
         draw=draw,
         dims=dims,
         roles=roles,
-        state_dtype=stored_as,
+        stored_as=stored_as,
         precision=precision,
         group_bytes=group_bytes,
     )

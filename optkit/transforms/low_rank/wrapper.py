@@ -8,26 +8,13 @@ import optax
 
 from optkit.catalogue import StateBytes, register
 from optkit.transforms.base import Transformation, check_transformation
-from optkit.transforms.hyperparams import (
-    Scalar,
-    ScalarOrSchedule,
-    check_choice,
-    check_number,
-    check_static_int,
-)
+from optkit.transforms.hyperparams import Scalar, ScalarOrSchedule, check_number
 from optkit.transforms.low_rank.engine import build
-from optkit.transforms.low_rank.inner import ON_REFRESH, OnRefresh
-from optkit.transforms.low_rank.projection import (
-    KINDS,
-    SIDES,
-    BasisKind,
-    Draw,
-    Rank,
-    Side,
-    check_rank,
-)
+from optkit.transforms.low_rank.inner import OnRefresh
+from optkit.transforms.low_rank.lazy import LazyRefresh
+from optkit.transforms.low_rank.options import Subspace
+from optkit.transforms.low_rank.projection import BasisKind, Draw, Rank, Side
 from optkit.transforms.low_rank.residual import Residual, residual_rule
-from optkit.transforms.low_rank.subspace import Subspace
 from optkit.tree import Dims, RuleLike
 
 # Around Adam: 8 r max(sides) for its moments and 4 r min(sides) for the basis; r is 1 there.
@@ -36,46 +23,6 @@ _BYTES = StateBytes(
     lambda rows, columns: (8 * max(rows, columns) + 4 * min(rows, columns)) * (rows * columns > 0),
     "8 r max(sides) + 4 r min(sides), over Adam",
 )
-
-
-def subspace(
-    rank: Rank,
-    *,
-    basis: BasisKind,
-    side: Side,
-    refresh_every: int | jax.Array,
-    stagger: bool,
-    key: int | jax.Array | None,
-    draw: Draw | None,
-    dims: Dims,
-    roles: Sequence[RuleLike],
-    state_dtype: Any,
-    precision: Any,
-    group_bytes: int | None,
-    least: int = 1,
-    name: str = "rank",
-) -> Subspace:
-    """Returns the checked options of a subspace; its caller calls the rank ``name``."""
-    check_choice("basis", basis, KINDS)
-    check_choice("side", side, SIDES)
-    check_rank(rank, basis, side, name)
-    if not isinstance(refresh_every, jax.Array):  # an injected one may change
-        check_static_int("refresh_every", refresh_every)
-    return Subspace(
-        rank,
-        basis,
-        side,
-        refresh_every,
-        stagger,
-        0 if key is None else key,
-        draw,
-        dims,
-        roles,
-        state_dtype,
-        precision,
-        group_bytes,
-        least,
-    )
 
 
 @register(
@@ -113,6 +60,8 @@ def low_rank(
     stored_as: Any | None = None,
     precision: Any | None = "highest",
     group_bytes: int | None = None,
+    lazy: LazyRefresh | None = None,
+    basis_optimizer: optax.GradientTransformation | None = None,
 ) -> Transformation:
     r"""Runs any transformation on gradients that are projected onto low-rank subspaces.
 
@@ -136,7 +85,9 @@ def low_rank(
     "randomized_svd" (nearly the same, by products), "power_iteration" (one step from the last one);
     drawn and not stored: "gaussian" of variance 1/r, "orthonormal", "permutation" (r unit
     vectors), "columns" and "rows" of (A, B), inputs and outputs; "randk" (single entries, stored as
-    indices).
+    indices); and "online": singular vectors of the first gradient, which then move at the end of
+    every step but the first along ``-d norm(G/norm(G) (I - P P^T))**2 / dP``, by
+    ``basis_optimizer``.
 
     Args:
       inner: any transformation, best a direction such as ``optkit.scale_by_adam()``.
@@ -165,14 +116,20 @@ def low_rank(
         side, r), or indices of columns, rows or entries; it may be traced.
       dims: see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
-      stored_as: dtype of a stored P; float32 for 16-bit parameters if None.
+      stored_as: dtype of a stored P, float32 for 16-bit parameters if None; or a codec such as
+        ``optkit.codecs.AffineCodec(4, packed=True)``, whose blocks then lie along each matrix's P.
       precision: matmul precision of jax.
       group_bytes: bytes of one stack of matrices.
+      lazy: which matrices are refreshed less often, and when, for "svd" and "randomized_svd"; None
+        for all of them every ``refresh_every`` steps.
+      basis_optimizer: a whole optimizer for "online" bases, with its learning rate; AdamW with rate
+        ``1/refresh_every`` and decay 0.01 if None.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; keeps dtypes. State bytes: of each array that
-      ``inner`` keeps like a matrix ``4*r*max(A, B)`` remain; a stored P has ``4*r*min(A, B)``;
-      "feedback" keeps 4 per parameter.
+      ``inner`` keeps like a matrix ``4*r*max(A, B)`` remain; a stored P has ``4*r*min(A, B)``, or
+      what its codec takes; "feedback" keeps 4 per parameter; ``lazy`` 8 and 4 a cosine for each
+      matrix, and with a codec ``4*min(A, B)``; "online" what its optimizer keeps of P.
 
     Raises:
       ValueError: an option out of range or that contradicts another, and at init a rank above a
@@ -188,12 +145,12 @@ def low_rank(
 
     Reference:
       Zhao et al., GaLore, arXiv 2403.03507; Chen et al., Fira, arXiv 2410.01623; Zmushko et al.,
-      FRUGAL, arXiv 2411.07837; Robert et al., LDAdam, arXiv 2410.16103. GaLore's code takes a basis
-      of a zero gradient too, and its form for convolutions drops what Adam does to them; here they
-      are matrices.
+      FRUGAL, arXiv 2411.07837; Robert et al., LDAdam, arXiv 2410.16103; Zhang et al., Q-GaLore,
+      arXiv 2407.08296; Liang et al., Online Subspace Descent, arXiv 2408.12857. GaLore's code
+      takes a basis of a zero gradient too, and its form for convolutions drops what Adam does to
+      them; here they are matrices.
     """
     inner = check_transformation("inner", inner, swapped_with=rank)
-    check_choice("state_on_refresh", state_on_refresh, ON_REFRESH)
     check_number("scale", scale)
     check_number("residual_scale", residual_scale)
     check_number("residual_share", residual_share)
@@ -203,9 +160,9 @@ def low_rank(
         raise ValueError(
             "residual='norm_scaled' needs one projected side: not side='full' or basis='randk'"
         )
-    asked = subspace(
+    asked = Subspace(
         rank,
-        basis=basis,
+        basis,
         side=side,
         refresh_every=refresh_every,
         stagger=stagger,
@@ -213,9 +170,11 @@ def low_rank(
         draw=draw,
         dims=dims,
         roles=roles,
-        state_dtype=stored_as,
+        stored_as=stored_as,
         precision=precision,
         group_bytes=group_bytes,
+        lazy=lazy,
+        basis_optimizer=basis_optimizer,
     )
     rule = residual_rule(
         residual,
