@@ -1,8 +1,9 @@
 """optkit: the optimizers of the last years as parts that snap into any Optax chain."""
 
-from optkit import catalogue, codecs, fast_weights, linalg, masks, schedules, transforms, tree
+from optkit import catalogue, codecs, fast_weights, linalg, lora, masks, schedules, transforms, tree
 from optkit.fast_weights import lact
 from optkit.linalg import decayed_mask
+from optkit.lora import scale_by_lora_pro
 from optkit.masks import update_mask
 from optkit.optimizers import (
     adafactor,
@@ -51,6 +52,7 @@ from optkit.optimizers import (
     lion,
     lion_8bit,
     lion_k,
+    lora_pro,
     mars_adamw,
     mars_lion,
     mars_m,
@@ -119,6 +121,7 @@ from optkit.transforms import (
     project_away,
     project_radial,
     project_to_norm,
+    quantize_params,
     quantize_state,
     rotate_blocks,
     route,
@@ -149,6 +152,7 @@ from optkit.transforms import (
     split,
     split_matrices,
     stochastic_round,
+    stored_params,
     threshold_gate,
     utility_gate,
     variance_reduce,
@@ -268,6 +272,8 @@ __all__ = [
     "lion_8bit",
     "lion_k",
     "lmo",
+    "lora",
+    "lora_pro",
     "low_rank",
     "mars_adamw",
     "mars_lion",
@@ -298,6 +304,7 @@ __all__ = [
     "project_radial",
     "project_to_norm",
     "psgld",
+    "quantize_params",
     "quantize_state",
     "reg",
     "reset_state",
@@ -316,6 +323,7 @@ __all__ = [
     "scale_by_kappa",
     "scale_by_ldadam",
     "scale_by_learning_rate",
+    "scale_by_lora_pro",
     "scale_by_natural_fisher",
     "scale_by_norm_ratio",
     "scale_by_row_col",
@@ -341,6 +349,7 @@ __all__ = [
     "split_matrices",
     "state_sharding",
     "stochastic_round",
+    "stored_params",
     "superpositional",
     "threshold_gate",
     "transforms",

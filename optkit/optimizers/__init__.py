@@ -54,6 +54,7 @@ from optkit.optimizers.ldadam import (
 from optkit.optimizers.lift import lift
 from optkit.optimizers.lion import lion, lion_k
 from optkit.optimizers.lion_8bit import lion_8bit
+from optkit.optimizers.lora_pro import lora_pro
 from optkit.optimizers.mars_adamw import mars_adamw
 from optkit.optimizers.mars_lion import mars_lion
 from optkit.optimizers.mars_m import mars_m
@@ -127,6 +128,7 @@ __all__ = [
     "lion",
     "lion_8bit",
     "lion_k",
+    "lora_pro",
     "mars_adamw",
     "mars_lion",
     "mars_m",

@@ -194,12 +194,44 @@ def _regex(expression: str) -> re.Pattern[str]:
         ) from error
 
 
+def wildcards(pattern: str, path: str) -> tuple[str, ...] | None:
+    """Returns what a pattern leaves open in a path that it names: what tells such paths apart.
+
+    Args:
+      pattern: as ``matches`` takes it.
+      path: a path string.
+
+    Returns:
+      What stands for each wildcard of a glob or group of an expression, between what stands before
+      and behind the pattern; None if the pattern does not name the path.
+
+    Example:
+      >>> from optkit.tree.paths import wildcards
+      >>> wildcards("lora_?", "blocks/0/lora_a"), wildcards("blocks/*/kernel", "blocks/0/kernel")
+      (('blocks/0', 'a', ''), ('', '0', ''))
+    """
+    if pattern.startswith("re:"):
+        found = _regex(pattern[3:]).search(path)
+        if found is None:
+            return None
+        groups = tuple(part or "" for part in found.groups())
+        return path[: found.start()], *groups, path[found.end() :]
+    if "/" in pattern:
+        whole = _glob(pattern).fullmatch(path)
+        return None if whole is None else ("", *whole.groups(), "")
+    parts = path.split("/")
+    for at, part in enumerate(parts):
+        if one := _glob(pattern).fullmatch(part):
+            return "/".join(parts[:at]), *one.groups(), "/".join(parts[at + 1 :])
+    return None
+
+
 _GLOB_TOKENS: Sequence[tuple[str, str]] = (
-    ("**/", "(?:.*/)?"),
-    ("/**", "(?:/.*)?"),
-    ("**", ".*"),
-    ("*", "[^/]*"),
-    ("?", "[^/]"),
+    ("**/", "((?:.*/)?)"),
+    ("/**", "((?:/.*)?)"),
+    ("**", "(.*)"),
+    ("*", "([^/]*)"),
+    ("?", "([^/])"),
 )
 
 

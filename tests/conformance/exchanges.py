@@ -50,6 +50,8 @@ STEP = {
     **_of("add_masked_decay cast_adams", all_gather=6),
     # Whole matrices for the next choice, and active entries of each leaf on every device.
     **_of("lift", all_to_all=1, all_gather=6),
+    # Whole adapters to single devices and back; the moments of what they adapt lie on all.
+    **_of("lora_pro scale_by_lora_pro", all_to_all=4, all_gather=4),
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }

@@ -17,8 +17,14 @@ from tests.conformance import trees
 
 RATE = 0.05
 DESCENT_STEPS = 40
+# Which kernels of the tests' trees methods of adapters take for the A and B of one.
+ADAPTERS = {
+    "a": r"re:^(\d*/?)(?:down|rows)/kernel$",
+    "b": r"re:^(\d*/?)(?:up|columns)/kernel$",
+}
 # What differs from the catalogue's example in the tests, and why.
 OPTIONS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("lora_pro", "scale_by_lora_pro"), ADAPTERS),
     "lift": {"filter_rank": 2, "interval": 2},  # of small matrices too; masks that are chosen anew
     "adamuon": {"update_rms": 1.0},  # by default a fifth of RATE an entry: too short a way
     # One direction must not be all of the way.
@@ -38,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "select_submatrix": {"fraction": 0.5, "coefficients": "jordan"},
     # A grid of all numbers: rounding to a coarse one jumps, and tests of its own see to that.
     "eco": {"codec": optkit.codecs.IdentityCodec()},
+    "quantize_params": {"codec": optkit.codecs.IdentityCodec()},
     "eco_adamw": {"codec": optkit.codecs.IdentityCodec()},
     # Updates are differences of weights, exact to a last bit of those: an average's are too small.
     "eco_sgdm": {"codec": optkit.codecs.IdentityCodec(), "kind": "heavy_ball"},
@@ -69,6 +76,7 @@ FLOAT32_UPDATES = (
     "eco_sgdm",
     "kahan",
     "master_weights",
+    "quantize_params",
     "stochastic_round",
 )
 # What rounding withholds from 16-bit parameters has their dtype.
@@ -124,6 +132,10 @@ class Method:
         return self.entry.name in FLOAT32_UPDATES
 
     @property
+    def takes_adapters(self) -> bool:
+        return self.entry.family == "lora"
+
+    @property
     def is_linear_in_rate(self) -> bool:
         return self.entry.name not in (*ON_SPHERES, *ROOT_OF_RATE)
 
@@ -158,8 +170,15 @@ class Method:
         return self.build()
 
     def shapes(self, shapes: trees.Shapes) -> trees.Shapes:
-        """The part of a tree that the method takes."""
+        """The part of a tree that the method takes, whole adapters where it takes adapters."""
+        if self.takes_adapters and "up/kernel" in shapes:
+            shapes = {"down/kernel": shapes["up/kernel"][::-1], **shapes}
         return trees.only_matrices(shapes) if self.entry.matrices_only else shapes
+
+    def whole(self, *paths: str) -> tuple[str, ...]:
+        """These leaves, and those without which the method cannot serve them."""
+        kernels = ("up/kernel", "down/kernel")
+        return (*paths, *kernels) if self.takes_adapters and {*kernels} & {*paths} else paths
 
     def params(self, shapes: trees.Shapes = trees.SMALL, **options: Any) -> Any:
         return trees.filled(self.shapes(shapes), 0, **options)

@@ -69,7 +69,9 @@ def test_state_dtype_is_honoured(method: Method) -> None:
     else:
         tx, base = method.build(**dict.fromkeys(asked, BF16)), set()
     params, _, state, _, after = _traced(tx, method, [(F32, F32), (BF16, BF16)])
-    assert _accumulators(state, params) == _accumulators(after, params) == {jnp.dtype(BF16)} | base
+    # Moments of an adapter may have the shape of the matrix that it adapts.
+    found = _statistics if method.takes_adapters else _accumulators
+    assert found(state, params) == found(after, params) == {jnp.dtype(BF16)} | base
     assert _statistics(state, params) <= {jnp.dtype(BF16), jnp.dtype(F32)}
 
 

@@ -81,13 +81,13 @@ def test_none_leaves_are_passed_over(method: Method) -> None:
 
 
 def test_masked_nodes_are_passed_over(method: Method) -> None:
-    _check_masked(method, optax.masked(method.tx, lambda tree: _named(tree, ("up/kernel",))))
+    paths = method.whole("up/kernel")
+    _check_masked(method, optax.masked(method.tx, lambda tree: _named(tree, paths)))
 
 
 def test_masks_nest_with_routes(method: Method) -> None:
-    inner = optkit.route(
-        {"one": method.tx, "rest": optax.identity()}, [("up", "one"), ("**", "rest")]
-    )
+    rules = [(("up", *method.whole("up/kernel")), "one"), ("**", "rest")]
+    inner = optkit.route({"one": method.tx, "rest": optax.identity()}, rules)
     outer = lambda tree: _named(tree, ("up/kernel", "down/kernel"))  # noqa: E731
     _check_masked(method, optax.masked(inner, outer))
 
@@ -99,8 +99,10 @@ def _named(tree: Any, paths: tuple[str, ...]) -> Any:
 def _check_masked(method: Method, tx: optax.GradientTransformation) -> None:
     params, grads = method.params(), method.grads(0)
     updates, _ = tx.update(grads, tx.init(params), params)
-    assert_close(updates["up"]["kernel"], _alone(method, ("up/kernel",))["up"]["kernel"])
-    updates["up"]["kernel"] = grads["up"]["kernel"]
+    paths = method.whole("up/kernel")
+    assert_close(updates["up"]["kernel"], _alone(method, paths)["up"]["kernel"])
+    for part in {path.split("/")[0] for path in paths}:
+        updates[part]["kernel"] = grads[part]["kernel"]
     assert_same(updates, grads)
 
 

@@ -25,13 +25,13 @@ class NnxModel(nnx.Module):
         self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
         self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
         self.conv = nnx.Conv(WIDTH, WIDTH, (3,), rngs=rngs)
-        self.up = nnx.Linear(WIDTH, 6, rngs=rngs)
+        self.dense = nnx.Linear(WIDTH, 6, rngs=rngs)
         self.head = nnx.Linear(6, WORDS, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         x = self.norm(self.embed(tokens))
         x = x + self.conv(self.attention(x))
-        return self.head(nnx.relu(self.up(x)))
+        return self.head(nnx.relu(self.dense(x)))
 
 
 class LinenModel(linen.Module):

@@ -138,6 +138,7 @@ def replay(file: Path) -> Result:
         cases_dion,
         cases_foundation,
         cases_lact,
+        cases_lora,
         cases_low_rank,
         cases_mars_moments,
         cases_masks,

@@ -1,0 +1,15 @@
+"""Low-rank adapters: which leaves they are, and what their methods do with both factors."""
+
+from optkit.lora.algebra import adjust, equivalent_gradient
+from optkit.lora.find import Adapter, adapters, delta
+from optkit.lora.pro import ScaleByLoraProState, scale_by_lora_pro
+
+__all__ = [
+    "Adapter",
+    "ScaleByLoraProState",
+    "adapters",
+    "adjust",
+    "delta",
+    "equivalent_gradient",
+    "scale_by_lora_pro",
+]

@@ -1,0 +1,54 @@
+"""Cases of methods that train low-rank adapters."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optkit
+from optkit.lora import ScaleByLoraProState
+from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference
+
+# The files' names, and their layout: A (r, fan_in), B (fan_out, r).
+NAMES: dict[str, Any] = {"a": "*_A", "b": "*_B", "layout": "peft"}
+
+
+@case("lora_pro", "lora_pro_fixed")
+def lora_pro(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    fixed = golden.meta.get("method", golden.stem) == "lora_pro_fixed"
+    tx = optkit.lora_pro(
+        hyper["lr"],
+        b1=hyper["beta1"],
+        b2=hyper["beta2"],
+        eps=hyper["eps"],
+        scale=hyper["scaling"],
+        delta=hyper["delta"],
+        counter="fixed" if fixed else "official",
+        first_step="zero_b" if fixed else "general",
+        weight_decay=hyper.get("weight_decay", 0.0),
+        **NAMES,
+    )
+
+    @jax.jit
+    def step(grads: Any, state: Any, params: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return updates, state, optax.apply_updates(params, updates)
+
+    params: Any = jax.tree.map(jnp.asarray, golden.tree("p0"))
+    state = tx.init(params)
+    for t in range(golden.steps):
+        updates, state, params = step(golden.tree(f"g/{t}"), state, params)
+        for name, want in golden.tree(f"p/{t}").items():
+            yield Comparison(difference(params[name], want), TOLERANCE)
+        for name, want in golden.tree(f"adj/{t}").items():
+            yield Comparison(
+                hyper["lr"] * difference(updates[name] / -hyper["lr"], want), TOLERANCE
+            )
+    held = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ScaleByLoraProState))
+    own = next(x for x in held if isinstance(x, ScaleByLoraProState))
+    for prefix, moment in (("m", own.mu), ("v", own.nu)):
+        for name, want in golden.tree(prefix).items():
+            yield Comparison(difference(moment[f"{name}_A"], want), TOLERANCE)

@@ -1,0 +1,88 @@
+"""Slow float64 NumPy forms of the methods for low-rank adapters, and files of them."""
+
+import json
+
+import numpy as np
+
+SHAPES = {"w1": (6, 5), "w2": (6, 5)}
+
+
+def solve_sylvester(p, q, right):
+    """X of P X + X Q = C by its Kronecker form."""
+    eye_p, eye_q = np.eye(len(p)), np.eye(len(q))
+    system = np.kron(p, eye_q) + np.kron(eye_p, q.T)
+    return np.linalg.solve(system, right.ravel()).reshape(right.shape)
+
+
+def adjust(a, b, ga, gb, h, first, closest):
+    s, ridge = h["scaling"], h["delta"] * np.eye(len(a))
+    ai = np.linalg.pinv(a @ a.T + ridge)
+    if first:
+        return ga, gb @ ai / s**2
+    bi = np.linalg.pinv(b.T @ b + ridge)
+    x = np.zeros_like(ai)
+    if closest:
+        x = solve_sylvester(b.T @ b, a @ a.T, -bi @ ga @ a.T / s**2)
+    outside = np.eye(len(b)) - b @ bi @ b.T
+    return bi @ ga / s**2 + x @ a, outside @ gb @ ai / s**2 - b @ x
+
+
+def lora_pro(a, b, ga, gb, state, t, h):
+    s, lr, b1, b2 = h["scaling"], h["lr"], h["beta1"], h["beta2"]
+    fixed = h["method"] == "lora_pro_fixed"
+    first, n = fixed and t == 0, t + (1 if fixed else 2)
+    m, v = state.get("m", 0.0), state.get("v", 0.0)
+    da, db = adjust(a, b, ga, gb, h, first, False)
+    e = s * (b @ da + db @ a)
+    m, v = b1 * m + (1 - b1) * e, b2 * v + (1 - b2) * e**2
+    state.update(m=m, v=v)
+    u = m / (1 - b1**n) / (np.sqrt(v / (1 - b2**n)) + h["eps"])
+    da, db = adjust(a, b, s * b.T @ u, s * u @ a.T, h, first, True)
+    return a - lr * da, b - lr * db
+
+
+METHODS = {"lora_pro": lora_pro, "lora_pro_fixed": lora_pro}
+
+
+def write(file, method, hyper, *, steps, said=None, seed=0):
+    """Writes a trajectory; ``said`` is what the file claims to be its hyperparameters."""
+    random = np.random.default_rng(seed)
+    draw = lambda shape, size: size * random.standard_normal(shape)  # noqa: E731
+    rank, arrays, at, states = hyper["rank"], {}, {}, {}
+    for name, (m, n) in SHAPES.items():
+        zero = hyper.get("B_init_zero", False)
+        at[name] = draw((rank, n), 0.5), draw((m, rank), 0.0 if zero else 0.5)
+        arrays |= {f"p0/{name}_A": at[name][0], f"p0/{name}_B": at[name][1]}
+    for t in range(steps):
+        for name, (a, b) in at.items():
+            a, b = np.float64(np.float32(a)), np.float64(np.float32(b))
+            g, s = draw(SHAPES[name], 0.1), hyper.get("scaling", 1.0)
+            ga, gb = s * b.T @ g, s * g @ a.T
+            arrays |= {f"g/{t}/{name}_A": ga, f"g/{t}/{name}_B": gb}
+            own = hyper | {"method": method}
+            at[name] = METHODS[method](a, b, ga, gb, states.setdefault(name, {}), t, own)
+            arrays |= {f"p/{t}/{name}_A": at[name][0], f"p/{t}/{name}_B": at[name][1]}
+    meta = json.dumps({"method": method, "hyperparameters": said or hyper})
+    np.savez(file, meta=meta, **{k: np.float32(x) for k, x in arrays.items()})
+
+
+PRO = {
+    "lr": 0.02, "scaling": 0.5, "rank": 2, "beta1": 0.8, "beta2": 0.95, "eps": 1e-4,
+    "delta": 1e-6, "B_init_zero": False,
+}  # fmt: skip
+
+# name -> (method, hyperparameters)
+VARIANTS = {
+    "pro": ("lora_pro", PRO),
+    "pro_from_zero": ("lora_pro", PRO | {"B_init_zero": True}),
+    "pro_fixed": ("lora_pro_fixed", PRO),
+    "pro_fixed_from_zero": ("lora_pro_fixed", PRO | {"B_init_zero": True, "scaling": 4.0}),
+    "pro_of_rank_1": ("lora_pro_fixed", PRO | {"rank": 1, "delta": 1e-3}),
+}
+WRONG = [
+    ("pro", "scaling", 1.0),
+    ("pro", "beta2", 0.9),
+    ("pro", "delta", 0.1),
+    ("pro_fixed", "beta1", 0.9),
+    ("pro_fixed", "eps", 1e-2),
+]
