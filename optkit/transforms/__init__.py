@@ -42,6 +42,7 @@ from optkit.transforms.factored import (
     ScaleByFactoredRmsState,
     scale_by_factored_rms,
 )
+from optkit.transforms.grid import QuantizeParamsState, quantize_params, stored_params
 from optkit.transforms.guards import (
     SkipNonfiniteState,
     SkipSpikesState,
@@ -135,6 +136,7 @@ __all__ = [
     "OrthogonalizeState",
     "ProjectRadialState",
     "ProjectToNormState",
+    "QuantizeParamsState",
     "QuantizeState",
     "RotateBlocksState",
     "RouteState",
@@ -201,6 +203,7 @@ __all__ = [
     "project_away",
     "project_radial",
     "project_to_norm",
+    "quantize_params",
     "quantize_state",
     "rotate_blocks",
     "round_stochastically",
@@ -232,6 +235,7 @@ __all__ = [
     "split",
     "split_matrices",
     "stochastic_round",
+    "stored_params",
     "threshold_gate",
     "utility_gate",
     "variance_reduce",

@@ -1,14 +1,11 @@
 """Training without master weights: the rounding error of the weights goes into the momentum."""
 
-import dataclasses
-import zlib
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import auto_axes
 
 from optkit.catalogue import register
 from optkit.codecs import Codec, Fp8Codec
@@ -21,10 +18,11 @@ from optkit.transforms.base import (
     need_params,
     update_inner,
 )
-from optkit.transforms.error_feedback import check_codec, fresh_key
-from optkit.transforms.hyperparams import check_choice
+from optkit.transforms.error_feedback import fresh_key
+from optkit.transforms.grid import check_steps, grid_of, is_matrix, step_to
 from optkit.transforms.momentum import momentum
 from optkit.transforms.quantize import RULES
+from optkit.transforms.stored_leaves import leaf_key, round_trip
 from optkit.tree import (
     PyTree,
     Selector,
@@ -33,7 +31,6 @@ from optkit.tree import (
     selects,
     zeros_like_params,
 )
-from optkit.tree.sharding import spec_of
 
 
 class EcoState(NamedTuple):
@@ -44,11 +41,6 @@ class EcoState(NamedTuple):
     key: jax.Array | None  # PRNG key, constant; None if rounding is not random
     error: PyTree | None  # like params, float32: the last rounding error; None unless exact
     inner: PyTree  # state of the inner transformation, with the injected momentum
-
-
-def _is_matrix(path: str, leaf: Any) -> bool:
-    del path
-    return np.ndim(leaf) >= 2
 
 
 @register(
@@ -127,19 +119,11 @@ def eco(
       authors have published no code.
     """
     around = check_transformation("inner", inner)
-    check_choice("rounding", rounding, ("nearest", "stochastic"))
-    grid = check_codec("codec", Fp8Codec(block=None) if codec is None else codec)
-    if any(f.name == "rounding" for f in dataclasses.fields(grid)):
-        grid = dataclasses.replace(grid, rounding=rounding)  # type: ignore[call-arg]
-    choose: Selector = _is_matrix if leaves is None else leaves
+    grid = grid_of(Fp8Codec(block=None) if codec is None else codec, rounding)
+    choose: Selector = is_matrix if leaves is None else leaves
 
     def init_fn(params: PyTree) -> EcoState:
-        for path, leaf in leaves_with_paths(params):
-            if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 2:
-                raise ValueError(
-                    f"leaf {path!r} is {leaf.dtype}, in which JAX adds no updates; give it in "
-                    "float32 or bfloat16 with values on the grid: codec.round_trip(leaf)"
-                )
+        check_steps(params)
         state = around.init(params)
         _momenta(state, params, choose)
         error = zeros_like_params(params, jnp.float32) if exact else None
@@ -177,17 +161,10 @@ def eco(
         for place, j, b in zip(places, moved, decay, strict=True):
             i = owners[place]
             path, p = named[i]
-            own = None
-            if step_key is not None:
-                own = jax.random.fold_in(step_key, zlib.crc32(path.encode()))
             p32 = p.astype(jnp.float32)
             target = p32 + out[i].astype(jnp.float32)
-            trip, spec = grid.round_trip, spec_of(target)
-            if spec is not None:  # an Explicit mesh wants to be told what reshapes result in
-                trip = auto_axes(trip, out_sharding=spec)
-            # As far as the parameter's own dtype holds the grid.
-            step = trip(target, own).astype(p.dtype).astype(jnp.float32) - p32
-            out[i] = step if p.dtype.itemsize < 4 else step.astype(given[i].dtype)
+            on_grid = round_trip(grid, target, leaf_key(step_key, path))
+            out[i] = step_to(on_grid, p, given[i].dtype)
             error = target - (p32 + out[i].astype(jnp.float32))
             # Without the last error it is taken for the one before.
             before = error if last[i] is None else last[i]

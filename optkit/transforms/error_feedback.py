@@ -1,12 +1,10 @@
 """Compression whose error is not lost: error feedback, and compressed differences (EF21)."""
 
-import zlib
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import auto_axes
 
 from optkit.catalogue import register
 from optkit.codecs import Codec, SignCodec
@@ -18,8 +16,8 @@ from optkit.transforms.hyperparams import (
     recorded,
     value_at,
 )
+from optkit.transforms.stored_leaves import leaf_key, round_trip
 from optkit.tree import PyTree, map_with_path, upcast, zeros_like_params
-from optkit.tree.sharding import spec_of
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -78,11 +76,7 @@ def compressed(codec: Codec, tree: PyTree, key: jax.Array | None, count: jax.Arr
     def leaf(path: str, x: jax.Array) -> jax.Array:
         if x.size == 0:
             return x
-        own = None if step_key is None else jax.random.fold_in(step_key, zlib.crc32(path.encode()))
-        trip, spec = codec.round_trip, spec_of(x)
-        if spec is not None:  # an Explicit mesh wants to be told what reshapes result in
-            trip = auto_axes(trip, out_sharding=spec)
-        return trip(x, own).astype(x.dtype)
+        return round_trip(codec, x, leaf_key(step_key, path)).astype(x.dtype)
 
     return map_with_path(leaf, tree)
 

@@ -1,15 +1,16 @@
 """State that codecs stored: how it is read, and worked through leaf by leaf."""
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import auto_axes
+from jax.sharding import PartitionSpec, auto_axes
 
 from optkit.codecs import Codec
-from optkit.codecs.base import Parts, codec_name, is_stored, parts_of, stored
+from optkit.codecs.base import Parts, Shape, codec_name, is_stored, parts_of, stored
 from optkit.transforms.lazily import Lazily
 from optkit.tree import PyTree, leaves_with_paths, match_state
 from optkit.tree.paths import full_path_string
@@ -26,12 +27,27 @@ class Reader(NamedTuple):
 
     def read(self, node: PyTree, like: jax.Array) -> jax.Array:
         """The moment in float32, placed like its leaf of the updates."""
-        spec = spec_of(like)
-        if spec is None:
-            return self.codec.decode(parts_of(node), self.shape)
-        # Blocks are cut by reshapes that an Explicit mesh wants to be told the result of.
-        decode = auto_axes(lambda parts: self.codec.decode(parts, self.shape), out_sharding=spec)
-        return decode(parts_of(node))
+        return read(self.codec, node, self.shape, spec_of(like))
+
+
+def read(codec: Codec, node: PyTree, shape: Shape, spec: PartitionSpec | None) -> jax.Array:
+    """Returns what a codec stored, in float32; a spec tells where, on an Explicit mesh."""
+    if spec is None:
+        return codec.decode(parts_of(node), shape)
+    # Blocks are cut by reshapes that an Explicit mesh wants to be told the result of.
+    return auto_axes(lambda parts: codec.decode(parts, shape), out_sharding=spec)(parts_of(node))
+
+
+def round_trip(codec: Codec, x: jax.Array, random: jax.Array | None) -> jax.Array:
+    """Returns in float32 what is read of an array once it was stored, placed like the array."""
+    spec = spec_of(x)
+    trip = codec.round_trip if spec is None else auto_axes(codec.round_trip, out_sharding=spec)
+    return trip(x, random)
+
+
+def leaf_key(step_key: jax.Array | None, path: str) -> jax.Array | None:
+    """The PRNG key of a leaf at a step, if there is one: noise depends on nothing else."""
+    return None if step_key is None else jax.random.fold_in(step_key, zlib.crc32(path.encode()))
 
 
 def write(codec: Codec, x: jax.Array, random: jax.Array | None = None) -> Parts:

@@ -25,6 +25,8 @@ ADAPTERS = {
 # What differs from the catalogue's example in the tests, and why.
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lora_pro", "scale_by_lora_pro"), ADAPTERS),
+    # In every other step a factor rests, or it follows where the other one's rate has led.
+    **dict.fromkeys(("altlora", "altlora_plus"), ADAPTERS | {"schedule": "simultaneous"}),
     "lift": {"filter_rank": 2, "interval": 2},  # of small matrices too; masks that are chosen anew
     "adamuon": {"update_rms": 1.0},  # by default a fifth of RATE an entry: too short a way
     # One direction must not be all of the way.

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec, auto_axes
+from jax.sharding import PartitionSpec
 
 from optkit.codecs import Codec
-from optkit.codecs.base import Parts, parts_of, stored
+from optkit.codecs.base import Parts, stored
 from optkit.transforms.low_rank.projection import Projector
-from optkit.transforms.stored_leaves import write
+from optkit.transforms.stored_leaves import read, write
 from optkit.tree.sharding import spec_of, zeros_beside
 
 
@@ -56,12 +56,10 @@ def read_basis(
     shape = _flat_shape(part, side)
     if math.prod(shape) == 0:
         return jnp.zeros((*part.batch, part.size(side), part.rank), jnp.float32)
-    decode: Any = lambda parts: codec.decode(parts, shape)  # noqa: E731
     spec = spec_of(matrices)
-    if spec is not None:  # an Explicit mesh wants to be told what reshapes result in
-        batch = tuple(spec)[: len(part.batch)]
-        decode = auto_axes(decode, out_sharding=PartitionSpec(*batch, None))
-    flat = decode(parts_of(node))
+    if spec is not None:
+        spec = PartitionSpec(*tuple(spec)[: len(part.batch)], None)
+    flat = read(codec, node, shape, spec)
     size = part.size(side)
     if side == "right":
         return flat.reshape(*part.batch, part.rank, size).mT
