@@ -13,7 +13,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "claims"
 
 def names() -> list[str]:
     """Returns the experiments: the modules of this package that define one."""
-    helpers = {"engine", "streams", "__main__"}
+    helpers = {"engine", "lm", "streams", "__main__"}
     return [m.name for m in pkgutil.iter_modules(claims.__path__) if m.name not in helpers]
 
 
