@@ -1,6 +1,6 @@
 """Which leaves are adapters: found by path, paired, and read as the A and B of ``W + s B A``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from optkit.lora.naming import LETTERS, AdapterLayout, Naming, Patterns, Scale
-from optkit.tree import PyTree, leaves_with_paths, matches
+from optkit.tree import PyTree, leaves_with_paths, map_groups, matches
+from optkit.tree.sharding import spec_of
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,13 @@ class AdapterTree:
         """Turns a matrix round if the layout has it the other way than the maths."""
         return x.mT if self.turned else x
 
-    def split(self, tree: PyTree) -> tuple[list[jax.Array], list[jax.Array]]:
+    def split(self, tree: PyTree, *, turned: bool = True) -> tuple[list[Any], list[Any]]:
         """Returns all A and all B of a tree like the one that was read."""
         leaves = self.structure.flatten_up_to(tree)
+        turn = self.turn if turned else lambda x: x
         return (
-            [self.turn(leaves[self.index[adapter.a]]) for adapter in self.adapters],
-            [self.turn(leaves[self.index[adapter.b]]) for adapter in self.adapters],
+            [turn(leaves[self.index[adapter.a]]) for adapter in self.adapters],
+            [turn(leaves[self.index[adapter.b]]) for adapter in self.adapters],
         )
 
     def stored(self, tree: PyTree) -> list[Any]:
@@ -195,6 +197,34 @@ def scale_of(scale: Scale, adapter: Adapter) -> Any:
     raise ValueError(
         f"scale={dict(scale)!r} has no pattern for the adapter {adapter.a!r}; add one, such as '**'"
     )
+
+
+def by_scale(
+    tree: AdapterTree,
+    scale: Scale,
+    function: Callable[[Any], Callable[..., Any]],
+    *columns: list[jax.Array],
+    group_bytes: int | None,
+    move: bool = True,
+) -> list[Any]:
+    """Applies ``function(s)`` to the adapters of each s, those of one shape together.
+
+    Without ``move`` factors stay where they are, where the compiler decides how products are split
+    over devices: what travels are (r, r) matrices. Explicit axes have to be whole for them.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, adapter in enumerate(tree.adapters):
+        own = scale_of(scale, adapter)
+        groups.setdefault(id(own) if isinstance(own, jax.Array) else float(own), []).append(index)
+    out: list[Any] = [None] * len(tree.adapters)
+    for indices in groups.values():
+        own = scale_of(scale, tree.adapters[indices[0]])
+        given = [[column[i] for i in indices] for column in columns]
+        explicit = any(spec_of(x) is not None for column in given for x in column)
+        done = map_groups(function(own), *given, group_bytes=group_bytes, move=move or explicit)
+        for index, result in zip(indices, done, strict=True):
+            out[index] = result
+    return out
 
 
 def delta(

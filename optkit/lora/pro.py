@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optkit.catalogue import StateBytes, register
 from optkit.lora.algebra import adjusted, adjusted_at_zero, frame, together
-from optkit.lora.find import AdapterTree, check_scale, scale_of
+from optkit.lora.find import AdapterTree, by_scale, check_scale
 from optkit.lora.naming import AdapterLayout, Naming, Patterns, Scale
 from optkit.transforms.base import Transformation, check_same_leaves, need_params
 from optkit.transforms.hyperparams import (
@@ -19,7 +19,7 @@ from optkit.transforms.hyperparams import (
     recorded,
     value_at,
 )
-from optkit.tree import PyTree, accumulator_dtype, map_groups, upcast
+from optkit.tree import PyTree, accumulator_dtype, upcast
 from optkit.tree.sharding import place_statistic, zeros_beside
 
 Counter = Literal["fixed", "official"]
@@ -72,28 +72,6 @@ def _step(with_: _Numbers, scale: Any) -> Callable[..., tuple[jax.Array, ...]]:
         return da, db, mu.astype(given[4].dtype), nu.astype(given[5].dtype)
 
     return step
-
-
-def by_scale(
-    tree: AdapterTree,
-    scale: Scale,
-    function: Callable[[Any], Callable[..., Any]],
-    *columns: list[jax.Array],
-    group_bytes: int | None,
-) -> list[Any]:
-    """Applies ``function(s)`` to the adapters of each s, those of one shape together."""
-    groups: dict[Any, list[int]] = {}
-    for index, adapter in enumerate(tree.adapters):
-        own = scale_of(scale, adapter)
-        groups.setdefault(id(own) if isinstance(own, jax.Array) else float(own), []).append(index)
-    out: list[Any] = [None] * len(tree.adapters)
-    for indices in groups.values():
-        own = scale_of(scale, tree.adapters[indices[0]])
-        given = [[column[i] for i in indices] for column in columns]
-        done = map_groups(function(own), *given, group_bytes=group_bytes)
-        for index, result in zip(indices, done, strict=True):
-            out[index] = result
-    return out
 
 
 @register(

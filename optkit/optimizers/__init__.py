@@ -9,6 +9,7 @@ from optkit.optimizers.adamuon import adamuon
 from optkit.optimizers.adamw import adamw
 from optkit.optimizers.adamw_kahan import adamw_kahan
 from optkit.optimizers.adamw_low_bits import adamw_4bit, adamw_8bit, adamw_fp8
+from optkit.optimizers.altlora import altlora, altlora_plus
 from optkit.optimizers.am_adamw import am_adamw
 from optkit.optimizers.am_msgd import am_msgd
 from optkit.optimizers.amsgrad import amsgrad
@@ -92,6 +93,8 @@ __all__ = [
     "adamw_8bit",
     "adamw_fp8",
     "adamw_kahan",
+    "altlora",
+    "altlora_plus",
     "am_adamw",
     "am_msgd",
     "amsgrad",

@@ -52,6 +52,8 @@ STEP = {
     **_of("lift", all_to_all=1, all_gather=6),
     # Whole adapters to single devices and back; the moments of what they adapt lie on all.
     **_of("lora_pro scale_by_lora_pro", all_to_all=4, all_gather=4),
+    # Two Gram matrices of split factors and the largest entries of both.
+    **_of("altlora altlora_plus", all_reduce=3),
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }

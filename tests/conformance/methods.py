@@ -26,7 +26,10 @@ ADAPTERS = {
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lora_pro", "scale_by_lora_pro"), ADAPTERS),
     # In every other step a factor rests, or it follows where the other one's rate has led.
-    **dict.fromkeys(("altlora", "altlora_plus"), ADAPTERS | {"schedule": "simultaneous"}),
+    "altlora": ADAPTERS | {"schedule": "simultaneous"},
+    # Its average is not corrected, as CAME's; the rounding of a preconditioned entry that is
+    # nearly 0 is lifted by as much as the entry.
+    "altlora_plus": ADAPTERS | {"schedule": "simultaneous", "b2": 0.95, "eps": 0.1},
     "lift": {"filter_rank": 2, "interval": 2},  # of small matrices too; masks that are chosen anew
     "adamuon": {"update_rms": 1.0},  # by default a fifth of RATE an entry: too short a way
     # One direction must not be all of the way.

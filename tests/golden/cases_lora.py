@@ -9,7 +9,7 @@ import optax
 
 import optkit
 from optkit.lora import ScaleByLoraProState
-from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference
+from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference, trajectory
 
 # The files' names, and their layout: A (r, fan_in), B (fan_out, r).
 NAMES: dict[str, Any] = {"a": "*_A", "b": "*_B", "layout": "peft"}
@@ -52,3 +52,23 @@ def lora_pro(golden: Golden) -> Iterator[Comparison]:
     for prefix, moment in (("m", own.mu), ("v", own.nu)):
         for name, want in golden.tree(prefix).items():
             yield Comparison(difference(moment[f"{name}_A"], want), TOLERANCE)
+
+
+@case("altlora", "altlora_plus")
+def altlora(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    b1, b2 = hyper["betas"]
+    is_plus = golden.meta.get("method", golden.stem) == "altlora_plus"
+    options = {"b2": b2, "eps": hyper["eps"]} if is_plus else {}
+    tx = (optkit.altlora_plus if is_plus else optkit.altlora)(
+        hyper["lr"],
+        b1=b1,
+        delta=hyper["reg"],
+        schedule=hyper["schedule"],
+        weight_decay=hyper.get("weight_decay", 0.0),
+        decay="after",
+        scale=hyper.get("scaling", 1.0),
+        **options,
+        **NAMES,
+    )
+    yield from trajectory(golden, tx)

@@ -41,7 +41,30 @@ def lora_pro(a, b, ga, gb, state, t, h):
     return a - lr * da, b - lr * db
 
 
-METHODS = {"lora_pro": lora_pro, "lora_pro_fixed": lora_pro}
+def altlora(a, b, ga, gb, state, t, h):
+    """One factor after the other, B's by transposes."""
+    (b1, b2), lr, wd = h["betas"], h["lr"], h["weight_decay"]
+    factors, grads = {"a": a, "b": b.T}, {"a": ga, "b": gb.T}
+    own = {"alternate": ["ab"[t % 2]], "joint": ["a", "b"]}[h["schedule"]]
+    for name in own:
+        other = factors["b" if name == "a" else "a"]
+        m, v, old, k = state.get(name, (0 * factors[name], 0.0, 0 * other, 0))
+        inverse = np.linalg.inv(other @ other.T + h["reg"] * np.eye(len(other)))
+        g, carried = inverse @ grads[name], inverse @ other @ old.T @ m
+        step = b1 * carried + (1 - b1) * g
+        kept, v = step, b2 * v + (1 - b2) * g**2
+        if h["method"] == "altlora_plus":
+            kept = b1 * m + (1 - b1) * g
+            step = step / (np.sqrt(v) + h["eps"])
+        state[name] = kept, v, other, k + 1
+        moved = factors[name] - lr / (1 - b1 ** (k + 1)) * step
+        factors[name] = (1 - lr * wd) * moved
+    return factors["a"], factors["b"].T
+
+
+METHODS = dict.fromkeys(("lora_pro", "lora_pro_fixed"), lora_pro) | dict.fromkeys(
+    ("altlora", "altlora_plus"), altlora
+)
 
 
 def write(file, method, hyper, *, steps, said=None, seed=0):
@@ -71,6 +94,11 @@ PRO = {
     "delta": 1e-6, "B_init_zero": False,
 }  # fmt: skip
 
+ALT = {
+    "lr": 0.02, "betas": [0.8, 0.9], "eps": 1e-2, "weight_decay": 0.1, "reg": 1e-3, "rank": 2,
+    "schedule": "alternate",
+}  # fmt: skip
+
 # name -> (method, hyperparameters)
 VARIANTS = {
     "pro": ("lora_pro", PRO),
@@ -78,8 +106,18 @@ VARIANTS = {
     "pro_fixed": ("lora_pro_fixed", PRO),
     "pro_fixed_from_zero": ("lora_pro_fixed", PRO | {"B_init_zero": True, "scaling": 4.0}),
     "pro_of_rank_1": ("lora_pro_fixed", PRO | {"rank": 1, "delta": 1e-3}),
+    "alt": ("altlora", ALT),
+    "alt_joint": ("altlora", ALT | {"schedule": "joint"}),
+    "alt_plus": ("altlora_plus", ALT | {"rank": 1}),
+    "alt_plus_joint": ("altlora_plus", ALT | {"schedule": "joint"}),
 }
 WRONG = [
+    ("alt", "betas", [0.9, 0.9]),
+    ("alt", "reg", 0.1),
+    ("alt_joint", "weight_decay", 0.0),
+    ("alt_joint", "schedule", "alternate"),
+    ("alt_plus", "betas", [0.8, 0.99]),
+    ("alt_plus", "eps", 1e-4),
     ("pro", "scaling", 1.0),
     ("pro", "beta2", 0.9),
     ("pro", "delta", 0.1),
