@@ -1,6 +1,18 @@
 """optkit: the optimizers of the last years as parts that snap into any Optax chain."""
 
-from optkit import catalogue, codecs, fast_weights, linalg, lora, masks, schedules, transforms, tree
+from optkit import (
+    catalogue,
+    codecs,
+    distributed,
+    fast_weights,
+    linalg,
+    lora,
+    masks,
+    schedules,
+    transforms,
+    tree,
+)
+from optkit.distributed import init_workers, powersgd_mean, wire_bytes, worker_specs
 from optkit.fast_weights import lact
 from optkit.linalg import decayed_mask
 from optkit.lora import scale_by_lora_pro
@@ -239,6 +251,7 @@ __all__ = [
     "dion",
     "dion2",
     "dion3",
+    "distributed",
     "drop_layers",
     "drop_muon",
     "eco",
@@ -263,6 +276,7 @@ __all__ = [
     "hyperparams",
     "id3",
     "in_float32",
+    "init_workers",
     "kahan",
     "lact",
     "langevin_adam",
@@ -303,6 +317,7 @@ __all__ = [
     "orthogonalize",
     "partial_value_and_grad",
     "plan",
+    "powersgd_mean",
     "predict_weights",
     "project_away",
     "project_radial",
@@ -363,4 +378,6 @@ __all__ = [
     "upgd_adam",
     "utility_gate",
     "variance_reduce",
+    "wire_bytes",
+    "worker_specs",
 ]

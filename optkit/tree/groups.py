@@ -195,7 +195,7 @@ def _in_blocks(function: Function, items: list[Arrays]) -> list[Any]:
     stacks = jax.tree.map(
         lambda x: x.reshape(rounds, BLOCK, *x.shape[1:]), _stack([*items, *padding])
     )
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *items[0]))
+    zero = jax.tree.map(_zeros, jax.eval_shape(function, *items[0]))
 
     def body(rows: tuple[Any, ...], block: Arrays) -> tuple[tuple[Any, ...], None]:
         done = _unstack(function(*block), BLOCK)
@@ -203,6 +203,13 @@ def _in_blocks(function: Function, items: list[Arrays]) -> list[Any]:
 
     rows, _ = jax.lax.scan(body, tuple((zero,) * rounds for _ in range(BLOCK)), stacks)
     return [rows[i % BLOCK][i // BLOCK] for i in range(len(items))]
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Zeros of a shape; inside a ``shard_map`` said to vary where what takes their place does."""
+    zeros = jnp.zeros(like.shape, like.dtype)
+    over = tuple(getattr(getattr(like, "manual_axis_type", None), "varying", ()))
+    return jax.lax.pcast(zeros, over, to="varying") if over else zeros
 
 
 def _stack(items: list[Arrays]) -> Arrays:

@@ -39,6 +39,9 @@ STEP = {
     **_of("scale_by_natural_fisher", all_gather=1, all_reduce=1),
     # Direction and what the error loses come back; the moments lie on all devices.
     **_of("ldadam scale_by_ldadam", all_to_all=3, all_gather=3),
+    # Made for gradients that are whole on each worker: its products are grouped one by one, since
+    # averages over workers stand between them.
+    **_of("powersgd_mean", all_to_all=6, all_gather=6),
     # Projections of sides that lie on several devices.
     **_of("frugal split", all_reduce=1),
     # Sums over rows or columns that lie on several devices, and statistics that lie on all.

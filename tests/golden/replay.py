@@ -134,6 +134,7 @@ def load(file: Path) -> Golden:
 def replay(file: Path) -> Result:
     """Replays one file; ``worst`` is None if no case knows its stem or ``meta.method``."""
     from tests.golden import (  # noqa: F401  registers their cases
+        cases_communication,
         cases_continual,
         cases_dion,
         cases_foundation,

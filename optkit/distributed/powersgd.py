@@ -1,0 +1,376 @@
+"""PowerSGD: gradients of workers are averaged through low-rank factors, errors wait at each."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optkit.catalogue import StateBytes, register
+from optkit.distributed.chosen import ChosenMatrices
+from optkit.distributed.workers import (
+    AxisName,
+    PerWorker,
+    as_varying,
+    check_axis_name,
+    check_local,
+    mean,
+    total,
+)
+from optkit.linalg.norms import unit_over
+from optkit.linalg.subspace import QrMethod, orthonormalize
+from optkit.transforms.base import Transformation
+from optkit.transforms.hyperparams import (
+    check_choice,
+    check_number,
+    check_static_int,
+    check_static_number,
+)
+from optkit.tree import (
+    Dims,
+    MatrixView,
+    PyTree,
+    RuleLike,
+    map_groups,
+    upcast,
+)
+from optkit.tree.sharding import place_like, place_statistic, zeros_beside
+
+Half = Literal["paper", "alternating"]
+InitFactor = Callable[[str, str, tuple[int, ...]], Any]
+Matrices: TypeAlias = list[jax.Array]
+
+
+class PowerSgdState(NamedTuple):
+    """State of ``powersgd_mean``; trees have None at the leaves that are averaged plainly."""
+
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
+    error: PerWorker | None  # like params, float32: what this worker did not get through
+    left: PyTree | None  # at each leaf (*batch, fan_out, rank) float32; "alternating" only
+    basis: PyTree  # at each leaf (*batch, fan_in, rank) float32
+    key: jax.Array | None  # PRNG key of factors that are drawn at every step, else None
+
+
+def _gram_schmidt(x: jax.Array, eps: float) -> jax.Array:
+    """Columns one after the other, each divided by its norm plus eps."""
+    columns: list[jax.Array] = []
+    for j in range(x.shape[-1]):
+        column = x[..., j : j + 1]
+        for done in columns:
+            column = column - done * jnp.sum(done * column, axis=-2, keepdims=True)
+        norm = jnp.sqrt(jnp.sum(jnp.square(column), axis=-2, keepdims=True))
+        columns.append(column / (norm + eps))
+    return jnp.concatenate(columns, axis=-1)
+
+
+def _alive(new: jax.Array, old: jax.Array) -> jax.Array:
+    """The new factor; columns that vanished keep their direction, or they would stay zero."""
+    return jnp.where(jnp.all(new == 0, axis=-2, keepdims=True), unit_over(old, (-2,)), new)
+
+
+class _Rounds:
+    """The products of one step, between which factors are averaged over the workers."""
+
+    def __init__(
+        self,
+        axis_name: AxisName,
+        orth: Callable[[jax.Array], jax.Array],
+        iterations: int,
+        precision: Any,
+        group_bytes: int | None,
+    ) -> None:
+        self.axis_name, self.orth, self.iterations = axis_name, orth, iterations
+        self.product = lambda a, b: jnp.matmul(a, b, precision=precision)
+        self.group_bytes = group_bytes
+
+    def _each(self, function: Callable[..., Any], *lists: Matrices) -> list[Any]:
+        return map_groups(function, *lists, group_bytes=self.group_bytes)
+
+    def paper(self, given: Matrices, bases: Matrices) -> tuple[Matrices, Matrices]:
+        """Returns what the mean is taken to be, and the next bases."""
+        product, orth, held = self.product, self.orth, bases
+        sides: Matrices = []
+        for _ in range(self.iterations):
+            images = self._each(lambda m, q: product(m, orth(q)), given, bases)
+            # A sum, as torch has it: lengths matter to orth_eps alone.
+            images = total(images, self.axis_name)
+            pairs = self._each(self._project, given, images)
+            sides, own = _columns(pairs, 2)
+            bases = mean(own, self.axis_name)
+        found = self._each(lambda m, p, q: product(p, q.mT), given, sides, bases)
+        return found, [_alive(q, old) for q, old in zip(bases, held, strict=True)]
+
+    def _project(self, m: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
+        side = self.orth(p)
+        return side, self.product(m.mT, side)
+
+    def alternating(
+        self, given: Matrices, lefts: Matrices, bases: Matrices, count: jax.Array
+    ) -> tuple[Matrices, Matrices, Matrices, Matrices]:
+        """Returns the mean, what this worker's own factors make of it, and both factors."""
+        own = [jnp.zeros_like(m) for m in given]
+        common = [jnp.zeros(m.shape, m.dtype) for m in given]
+        for index in range(self.iterations):
+            turn = (count * self.iterations + index) % 2
+            parts = (given, common, own, lefts, bases)
+            given, common, own, lefts, bases = lax.cond(turn == 0, self._half, self._turned, *parts)
+        return common, own, lefts, bases
+
+    def _half(self, given: Matrices, common: Matrices, own: Matrices, *factors: Matrices) -> Any:
+        """Fits the second factor to what the first one spans of the matrices."""
+        product, (fixed, free) = self.product, factors
+        sides, fitted = _columns(self._each(self._project, given, fixed), 2)
+        new = mean(fitted, self.axis_name)
+
+        def parts(m: jax.Array, p: jax.Array, q: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
+            return product(p, q.mT), product(p, w.mT)
+
+        found, mine = _columns(self._each(parts, given, sides, new, fitted), 2)
+        return (
+            [m - x for m, x in zip(given, mine, strict=True)],
+            [c + x for c, x in zip(common, found, strict=True)],
+            [o + x for o, x in zip(own, mine, strict=True)],
+            [_alive(side, old) for side, old in zip(sides, fixed, strict=True)],
+            [_alive(q, old) for q, old in zip(new, free, strict=True)],
+        )
+
+    def _turned(
+        self, given: Matrices, common: Matrices, own: Matrices, left: Matrices, right: Matrices
+    ) -> Any:
+        turn = lambda matrices: [m.mT for m in matrices]  # noqa: E731
+        given, common, own, right, left = self._half(*map(turn, (given, common, own)), right, left)
+        return turn(given), turn(common), turn(own), left, right
+
+
+def _columns(rows: list[Any], count: int) -> tuple[Matrices, ...]:
+    return tuple([row[index] for row in rows] for index in range(count))
+
+
+@register(
+    kind="part",
+    family="communication",
+    paper=(
+        "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization",
+        "1905.13727",
+        2019,
+    ),
+    state_bytes={
+        "bias": 0,
+        "norm": 0,
+        "*": StateBytes(
+            4, lambda rows, columns: 4 * min(2, rows, columns) * columns, "4 r fan_in a matrix"
+        ),
+    },
+    tags=("compression", "low rank", "error feedback", "power iteration", "data parallel"),
+    chain="M = g + e; P = orth(sum M Q); Q = mean M^T P; u = P Q^T; e <- M - u",
+)
+def powersgd_mean(
+    axis_name: AxisName = None,
+    *,
+    rank: int = 2,
+    schedule: Half = "paper",
+    iterations: int = 1,
+    start_step: int = 0,
+    min_compression_rate: float = 2.0,
+    error_feedback: bool = True,
+    warm_start: bool = True,
+    orth_eps: float = 0.0,
+    qr_method: QrMethod = "cqr",
+    key: int | jax.Array = 0,
+    init_factor: InitFactor | None = None,
+    dims: Dims = None,
+    roles: Sequence[RuleLike] = (),
+    precision: Any | None = "highest",
+    group_bytes: int | None = None,
+) -> Transformation:
+    """Averages gradients over workers, sending low-rank factors instead of matrices.
+
+    First in the chain, inside ``jax.shard_map`` (or ``jax.vmap(axis_name=...)``), fed with the
+    gradient of this worker's own batch. For matrices G of fan_out by fan_in, r = rank:
+
+    1. ``M = G + e``;
+    2. "paper": ``P = orth(sum(M orth(Q)))``; ``Q <- mean(M^T P)``; ``u = P Q^T``;
+       ``e <- M - u``, what the *common* factors left. As often as ``iterations`` says, with the
+       new Q for Q;
+    3. "alternating": in turns one factor stays: ``P <- orth(P)``; ``q = M^T P``;
+       ``e <- M - P q^T``, what this worker's *own* q left; ``Q <- mean(q)``; ``u = P Q^T``; then
+       the same with the roles of P and Q exchanged. Half as much is sent.
+
+    ``sum`` and ``mean`` are over workers and the only communication. Either way
+    ``mean(G + e) = u + mean(e')`` for the new errors e'; u has rank r at most (r*iterations if
+    alternating), does not depend on the signs of orth, and is the mean itself where the rank of M
+    is not above r. A column of a factor that vanishes keeps its direction: with zero gradients at
+    first it would stay zero.
+
+    Biases, norms, and matrices for which it does not pay (see ``min_compression_rate``) are
+    averaged plainly. Stacked layers, experts and fused kernels are matrices of their own;
+    convolutions are read as fan_out by the rest.
+
+    Args:
+      axis_name: name (or names) of the axis that the workers are along; None for one worker, which
+        raises inside a ``shard_map`` over whose axes the gradients differ; () for each on its own.
+      rank: r; smaller matrices have their own full rank.
+      schedule: "paper", also torch's; "alternating", the authors' later one.
+      iterations: passes a step.
+      start_step: steps of plain averages before the first compressed one. (Authors: 100; torch:
+        1000.)
+      min_compression_rate: matrices with no more than this times the numbers that would be sent
+        are averaged plainly: ``iterations*r*(fan_in + fan_out)``, if alternating half of it.
+      error_feedback: keep what was not sent for the next step; without it it is lost.
+      warm_start: start from the last Q; else it is drawn anew ("paper" only).
+      orth_eps: 0 for a QR decomposition; above it Gram-Schmidt, in which columns are divided by
+        their norm plus this number, as an option of torch's has it.
+      qr_method: see ``optkit.linalg.orthonormalize``.
+      key: seed or PRNG key of the first factors, the same on all workers.
+      init_factor: the first factors by path, "left" or "basis", and shape, instead.
+      dims: see ``optkit.orthogonalize``; None in a tree of them means a plain average.
+      roles: your own ``(pattern, role)`` rules.
+      precision: matmul precision of jax.
+      group_bytes: bytes of one stack of matrices.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` that keeps dtypes. State bytes of a compressed
+      matrix: 4 per parameter on each worker, and 4 r fan_in for Q ("alternating": 4 r (fan_in +
+      fan_out)); of others none. See ``optkit.init_workers`` for the state of all workers, and
+      ``optkit.wire_bytes`` for what is sent.
+
+    Raises:
+      ValueError: an option out of range, or ``warm_start=False`` with "alternating"; in update
+        gradients that differ over workers with ``axis_name=None``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optkit
+      >>> tx = optkit.powersgd_mean("workers", rank=1)
+      >>> def first(g):
+      ...   u, state = tx.update({"w": g}, tx.init({"w": g}))
+      ...   return u["w"] + 0.0, state.error.value["w"]
+      >>> own = jnp.stack([jnp.ones((8, 8)), 3 * jnp.ones((8, 8))])
+      >>> u, error = jax.vmap(first, axis_name="workers")(own)
+      >>> u.round(3)[:, 0, 0].tolist(), error.round(3)[:, 0, 0].tolist()
+      ([2.0, 2.0], [-1.0, 1.0])
+
+    Reference:
+      Vogels, Karimireddy and Jaggi, PowerSGD, arXiv 1905.13727: torch 2.13's powerSGD_hook
+      ("paper") and epfml/powersgd at f07be92 ("alternating"). Where their factors vanish ours keep
+      their direction; dependent columns are zero, not made up.
+    """
+    check_axis_name(axis_name)
+    for name, value in (("rank", rank), ("iterations", iterations)):
+        check_static_int(name, value)
+    check_static_int("start_step", start_step, low=0)
+    check_choice("schedule", schedule, get_args(Half))
+    check_choice("qr_method", qr_method, get_args(QrMethod))
+    for name, number in (("min_compression_rate", min_compression_rate), ("orth_eps", orth_eps)):
+        check_static_number(name, number)
+        check_number(name, number, low=0.0)
+    alternating = schedule == "alternating"
+    if alternating and not warm_start:
+        raise ValueError(
+            "warm_start=False needs schedule='paper': alternating steps improve one factor by the "
+            "other one's last value"
+        )
+
+    def orth(x: jax.Array) -> jax.Array:
+        return _gram_schmidt(x, orth_eps) if orth_eps else orthonormalize(x, qr_method)
+
+    def rank_of(view: MatrixView) -> int:
+        return min(rank, view.fan_in, view.fan_out)
+
+    def pays(view: MatrixView) -> bool:
+        sides = view.fan_in + view.fan_out
+        sent = iterations * rank_of(view) * sides * (0.5 if alternating else 1.0)
+        return view.fan_in * view.fan_out > min_compression_rate * sent
+
+    rounds = _Rounds(axis_name, orth, iterations, precision, group_bytes)
+
+    def start() -> jax.Array:
+        return key if isinstance(key, jax.Array) else jax.random.key(int(key))
+
+    def draw(path: str, part: int, which: str, like: jax.Array, seed: jax.Array) -> jax.Array:
+        if init_factor is None:
+            own = jax.random.fold_in(seed, zlib.crc32(f"{path}:{which}:{part}".encode()))
+            return jax.random.normal(own, like.shape, like.dtype)
+        given = jnp.asarray(init_factor(path, which, like.shape), like.dtype)
+        if given.shape != like.shape:
+            raise ValueError(
+                f"init_factor gave leaf {path!r} a {which} of shape {given.shape}; it has shape "
+                f"{like.shape}: (*batch, side, rank)"
+            )
+        return given
+
+    def factors(chosen: ChosenMatrices, which: str, seed: jax.Array) -> Matrices:
+        side, leaves = "fan_in" if which == "basis" else "fan_out", chosen.leaves
+        out = []
+        for index, (path, view) in enumerate(chosen.parts):
+            shape = (*view.batch_shape, getattr(view, side), rank_of(view))
+            like = zeros_beside(leaves[path], shape, upcast(leaves[path]).dtype)
+            # A sum, so that it lies where the zeros do.
+            out.append(like + draw(path, chosen.number_in_leaf(index), which, like, seed))
+        return out
+
+    def init_fn(params: PyTree) -> PowerSgdState:
+        chosen = ChosenMatrices(params, dims, roles, pays)
+        error = PerWorker(chosen.zeros()) if error_feedback else None
+        drawn = {
+            which: chosen.packed(factors(chosen, which, start()))
+            for which in ("left", "basis")
+            if alternating or which == "basis"
+        }
+        held = None if warm_start else jnp.copy(start())
+        count = jnp.zeros((), jnp.int32)
+        return PowerSgdState(count, error, drawn.get("left"), drawn["basis"], held)
+
+    def update_fn(
+        updates: PyTree, state: PowerSgdState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, PowerSgdState]:
+        del params, extra_args
+        check_local(updates, axis_name, "powersgd_mean")
+        chosen = ChosenMatrices(updates, dims, roles, pays)
+        whole = {path: upcast(g) for path, g in chosen.leaves.items()}
+        if state.error is not None:
+            waiting = chosen.held(state.error.value)
+            whole = {path: g + waiting[path] for path, g in whole.items()}
+        whole = as_varying(whole, axis_name)
+        given = chosen.layout.split(whole, "out")
+        left = chosen.unpacked(state.left) if alternating else []
+        basis = chosen.unpacked(state.basis)
+        if state.key is not None:
+            basis = factors(chosen, "basis", jax.random.fold_in(state.key, state.count))
+
+        def compressed() -> Any:
+            if alternating:
+                return rounds.alternating(given, left, basis, state.count - start_step)
+            found, bases = rounds.paper(given, basis)
+            return found, as_varying(found, axis_name), left, bases
+
+        def plain() -> Any:
+            return mean(given, axis_name), given, left, basis
+
+        waits = start_step > 0
+        done = lax.cond(state.count >= start_step, compressed, plain) if waits else compressed()
+        found, own, left, basis = done
+        sent, lost = chosen.cast(chosen.layout.merge(found, "out"))
+        rest = chosen.rest(updates)
+        averaged = dict(zip(rest, mean(list(rest.values()), axis_name), strict=True))
+        error = None
+        if state.error is not None:
+            mine = chosen.layout.merge(own, "out")
+            # Outside of the groups, so that errors stay sharded as they are.
+            missing = {p: place_like(whole[p] - mine[p] + lost.get(p, 0.0), whole[p]) for p in mine}
+            error = PerWorker(chosen.tree(missing))
+        left, basis = (
+            [place_statistic(x, m) for x, m in zip(side, given, strict=False)]
+            for side in (left, basis)
+        )
+        return chosen.tree(sent, averaged), PowerSgdState(
+            state.count + 1,
+            error,
+            chosen.packed(left) if alternating else None,
+            chosen.packed(basis),
+            state.key,
+        )
+
+    return Transformation(init_fn, update_fn)

@@ -1,0 +1,170 @@
+"""Workers along an axis: of a mesh inside ``jax.shard_map``, or of ``jax.vmap(axis_name=...)``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from optkit.tree import PyTree, leaves_with_paths
+
+AxisName: TypeAlias = str | tuple[str, ...] | None
+
+
+class PerWorker(NamedTuple):
+    """A part of a state of which every worker has its own; all other parts are equal."""
+
+    value: PyTree  # arrays of one worker
+
+
+def axes_of(axis_name: AxisName) -> tuple[str, ...]:
+    """Returns the names of the axes; none for None and ()."""
+    if axis_name is None:
+        return ()
+    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+
+def check_axis_name(axis_name: Any) -> None:
+    """Raises TypeError unless a value is a name, a tuple of names, or None."""
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if axis_name is not None and not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"axis_name={axis_name!r} must be the name of a mesh axis, a tuple of names, or None "
+            "for one worker"
+        )
+
+
+def varying(x: jax.Array) -> frozenset[str]:
+    """The manual mesh axes over which an array varies; none where nothing keeps track of them."""
+    kind = getattr(jax.typeof(x), "manual_axis_type", None)
+    return frozenset(getattr(kind, "varying", ()))
+
+
+def check_local(updates: PyTree, axis_name: AxisName, who: str) -> None:
+    """Raises ValueError if gradients of several workers would be taken for those of one."""
+    if axis_name is not None:
+        return
+    for path, leaf in leaves_with_paths(updates):
+        if axes := sorted(varying(leaf)):
+            raise ValueError(
+                f"{who} has axis_name=None, one worker, but the gradient of leaf {path!r} differs "
+                f"along the mesh axes {axes}; give axis_name={axes[0]!r}, or axis_name=() to treat "
+                "each worker on its own"
+            )
+
+
+def count_workers(axis_name: AxisName) -> int:
+    """Returns how many workers there are."""
+    names = axes_of(axis_name)
+    return int(lax.axis_size(names)) if names else 1
+
+
+def mean(arrays: Sequence[jax.Array], axis_name: AxisName) -> list[jax.Array]:
+    """Averages over workers: one exchange for the whole list."""
+    names = axes_of(axis_name)
+    return list(lax.pmean(list(arrays), names)) if names and arrays else list(arrays)
+
+
+def total(arrays: Sequence[jax.Array], axis_name: AxisName) -> list[jax.Array]:
+    """Sums over workers: one exchange for the whole list."""
+    names = axes_of(axis_name)
+    return list(lax.psum(list(arrays), names)) if names and arrays else list(arrays)
+
+
+def as_varying(tree: PyTree, axis_name: AxisName) -> PyTree:
+    """Says of arrays that are still equal on all workers that they will not stay so."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = [name for name in axes_of(axis_name) if name in mesh.manual_axes]
+
+    def leaf(x: jax.Array) -> jax.Array:
+        missing = tuple(name for name in manual if name not in varying(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(leaf, tree) if manual else tree
+
+
+def exchange(rows: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Sends row i of (workers, ...) to worker i; returns the rows that came, by sender."""
+    names = axes_of(axis_name)
+    return lax.all_to_all(rows, names, 0, 0) if names else rows
+
+
+def gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Returns the arrays of all workers, (workers, ...), which is equal on all of them."""
+    names = axes_of(axis_name)
+    if not names:
+        return x[None]
+    # Where types keep track of what varies, they have to be told that this does not.
+    return lax.all_gather(x, names, to="invarying" if varying(x) else "varying")
+
+
+def worker_specs(state: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
+    """Returns where the parts of a state lie, for the ``in_specs``, ``out_specs`` of ``shard_map``.
+
+    What every worker has of its own (errors of compression) is laid along the axis; anything else
+    is equal on all workers.
+
+    Args:
+      state: an optimizer state or its shapes.
+      axis_name: the mesh axis or axes of the workers.
+
+    Returns:
+      A tree like ``state`` of ``jax.sharding.PartitionSpec``.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> tx = optkit.powersgd_mean(rank=1)
+      >>> specs = optkit.worker_specs(tx.init({"w": jnp.zeros((8, 8))}), "data")
+      >>> tuple(specs.error.value["w"]), tuple(specs.basis["w"])
+      (('data',), ())
+    """
+
+    def spec(node: Any) -> Any:
+        where = PartitionSpec(axis_name) if isinstance(node, PerWorker) else PartitionSpec()
+        return jax.tree.map(lambda _: where, node)
+
+    return jax.tree.map(spec, state, is_leaf=lambda node: isinstance(node, PerWorker))
+
+
+def init_workers(
+    tx: Any, params: PyTree, mesh: jax.sharding.Mesh, axis_name: str | tuple[str, ...]
+) -> tuple[PyTree, PyTree]:
+    """Initialises a transformation whose state is partly of each worker.
+
+    Args:
+      tx: anything with ``init``, such as a chain that ``optkit.powersgd_mean`` is in.
+      params: the parameters, equal on all workers.
+      mesh: the mesh.
+      axis_name: its axis or axes that the workers are along.
+
+    Returns:
+      The state, and its ``optkit.worker_specs``. An error of shape (m, n) is kept for all workers
+      as (workers*m, n).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optkit
+      >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> params = {"w": jnp.zeros((8, 8))}
+      >>> tx = optkit.powersgd_mean("data", rank=1)
+      >>> state, specs = optkit.init_workers(tx, params, mesh, "data")
+      >>> state.error.value["w"].shape, tuple(specs.error.value["w"])
+      ((8, 8), ('data',))
+    """
+    init: Callable[[PyTree], PyTree] = tx.init
+    nested = init
+    for name in reversed(axes_of(axis_name)):
+        size = mesh.shape[name]
+        nested = jax.vmap(nested, in_axes=None, axis_name=name, axis_size=size)
+    specs = worker_specs(jax.eval_shape(nested, params), axis_name)
+    whole = jax.shard_map(init, mesh=mesh, in_specs=PartitionSpec(), out_specs=specs)
+    return jax.jit(whole)(params), specs
+
+
+def unbound(error: NameError, axis_name: AxisName, who: str) -> NameError:
+    """The error of a transformation that is used outside of its axis, with the remedy."""
+    return NameError(
+        f"{who} averages over the axis {axis_name!r}, which is not there ({error}); call init and "
+        "update inside jax.shard_map over that axis (see optkit.init_workers), inside "
+        "jax.vmap(axis_name=...), or give axis_name=None for one worker"
+    )
