@@ -2,6 +2,7 @@
 
 from optkit.lora.algebra import adjust, equivalent_gradient
 from optkit.lora.find import Adapter, adapters, delta
+from optkit.lora.initial import lora_sb_init
 from optkit.lora.pro import ScaleByLoraProState, scale_by_lora_pro
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "adjust",
     "delta",
     "equivalent_gradient",
+    "lora_sb_init",
     "scale_by_lora_pro",
 ]

@@ -26,6 +26,7 @@ ADAPTERS = {
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lora_pro", "scale_by_lora_pro"), ADAPTERS),
     # In every other step a factor rests, or it follows where the other one's rate has led.
+    "lora_plus": {"a": ADAPTERS["b"], "b": ADAPTERS["a"], "layout": "peft", "ratio": 2.0},
     "altlora": ADAPTERS | {"schedule": "simultaneous"},
     # Its average is not corrected, as CAME's; the rounding of a preconditioned entry that is
     # nearly 0 is lifted by as much as the entry.
