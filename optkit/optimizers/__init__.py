@@ -72,6 +72,7 @@ from optkit.optimizers.natural_galore import (
 )
 from optkit.optimizers.normalized_momentum import normalized_momentum
 from optkit.optimizers.normuon import normuon, normuon_dion
+from optkit.optimizers.q_galore import q_galore
 from optkit.optimizers.reg import reg
 from optkit.optimizers.scion import scion
 from optkit.optimizers.scion_init import scion_init
@@ -149,6 +150,7 @@ __all__ = [
     "normuon",
     "normuon_dion",
     "psgld",
+    "q_galore",
     "reg",
     "scion",
     "scion_init",

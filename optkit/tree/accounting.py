@@ -20,6 +20,8 @@ from optkit.tree.sharding import projected_spec, statistic_spec, stored_spec
 
 # The field of a state that holds statistics of projected parameters.
 PROJECTED = "projected"
+# And that of bases, which a codec may have stored, each matrix's in a row.
+BASIS = "basis"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class StateLeaf:
     def is_projected(self) -> bool:
         """Whether it is a statistic of what a low-rank method projected its parameter to."""
         return any(getattr(entry, "name", None) == PROJECTED for entry in self.key_path)
+
+    @property
+    def is_basis(self) -> bool:
+        """Whether it is (a part of) a basis that a low-rank method keeps for its parameter."""
+        return any(getattr(entry, "name", None) == BASIS for entry in self.key_path)
 
 
 def _place(path: KeyPath) -> KeyPath:
@@ -176,7 +183,7 @@ def state_sharding(state: PyTree, params: PyTree) -> PyTree:
         if not isinstance(match.param.sharding, NamedSharding):
             return rest
         placement = match.param.sharding
-        if match.is_stored:
+        if match.is_stored and not match.is_basis:
             spec = stored_spec(shape, match.param.shape, placement.spec, placement.mesh)
         else:
             rule = projected_spec if match.is_projected else statistic_spec

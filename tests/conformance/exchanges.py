@@ -32,7 +32,7 @@ STEP = {
     **_of("adamp project_radial sgdp", all_reduce=2),
     **_of("scale_by_row_moment", all_gather=1, all_reduce=1),
     # A refresh moves whole gradients to single devices, and bases back.
-    **_of("fira galore_adamw low_rank", all_to_all=2, all_gather=2),
+    **_of("fira galore_adamw low_rank q_galore", all_to_all=2, all_gather=2),
     **_of("galore_adafactor", all_to_all=2, all_gather=5),
     # A product of histories, and what is made of it.
     **_of("natural_galore", all_to_all=2, all_gather=2, all_reduce=1),

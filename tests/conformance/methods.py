@@ -42,6 +42,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adafactor": {"scale_parameter": False},
     "fira": {"refresh_every": 2},
     "galore_adafactor": {"scale_parameter": False, "refresh_every": 2},
+    # Steps large enough to be differences of weights, and no rounding that jumps.
+    "q_galore": {
+        "refresh_every": 2,
+        "state_on_refresh": "transport",
+        "lazy": optkit.LazyRefresh(2.0),
+        "scale": 1.0,
+        "weight_codec": optkit.codecs.IdentityCodec(),
+    },
     # Averages that are not corrected: as a float32 array a rate near 1 is another rate.
     "came": {"b2": 0.999, "b3": 0.9999},
     # Of small matrices they choose one or two rows, where Polar Express is ill-conditioned.
@@ -84,6 +92,7 @@ FLOAT32_UPDATES = (
     "kahan",
     "master_weights",
     "quantize_params",
+    "q_galore",
     "stochastic_round",
 )
 # What rounding withholds from 16-bit parameters has their dtype.

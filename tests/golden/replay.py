@@ -148,6 +148,7 @@ def replay(file: Path) -> Result:
         cases_noise,
         cases_normalized,
         cases_projections,
+        cases_q_galore,
         cases_randomized,
         cases_sparse,
         cases_spheres,

@@ -157,7 +157,11 @@ class Subspaces:
             bases = [tuple(dict(node.items()) for node in own) for own in bases]
         if self.asked.lazy is None:
             return [Held(own, None) for own in bases]
-        fields = [self.layout.unpack(tree) if tree != () else [None] * len(bases) for tree in lazy]
+        none = [None] * len(bases)
+        fields = [
+            none if isinstance(tree, tuple) and not tree else self.layout.unpack(tree)
+            for tree in lazy
+        ]
         memories = [Memory(*own) for own in zip(*fields, strict=True)]
         return [Held(own, memory) for own, memory in zip(bases, memories, strict=True)]
 
