@@ -12,7 +12,14 @@ from optkit import (
     transforms,
     tree,
 )
-from optkit.distributed import init_workers, powersgd_mean, wire_bytes, worker_specs
+from optkit.distributed import (
+    compressed_mean,
+    init_workers,
+    onebit_mean,
+    powersgd_mean,
+    wire_bytes,
+    worker_specs,
+)
 from optkit.fast_weights import lact
 from optkit.linalg import decayed_mask
 from optkit.lora import scale_by_lora_pro
@@ -243,6 +250,7 @@ __all__ = [
     "clip_leaf_norm",
     "coast_weights",
     "codecs",
+    "compressed_mean",
     "conducive_gradient",
     "cwd_adamw",
     "cwd_lion",
@@ -316,6 +324,7 @@ __all__ = [
     "normalized_momentum",
     "normuon",
     "normuon_dion",
+    "onebit_mean",
     "online_elastic_prior",
     "orthogonalize",
     "partial_value_and_grad",

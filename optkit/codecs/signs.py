@@ -11,15 +11,17 @@ import jax.numpy as jnp
 from optkit.codecs.base import Codec, Parts, Random, Shape, check_positive, divided
 from optkit.codecs.blocks import Layout, blocks_shape, largest, merge_blocks, split_blocks
 from optkit.codecs.table import as_float32, kept_share
+from optkit.linalg.norms import norm_over
 
 
 @dataclass(frozen=True)
 class SignCodec(Codec):
     """One bit an entry: its sign, times the mean magnitude of the leaf or of its block.
 
-    ``scale = sum|x|/size``; ``sign(x)*scale`` is read. With ``zero="plus"`` the sign of 0 is 1 and
-    entries take one bit, eight in a byte; with "zero" (the reference of EF-SGD) it is 0, and they
-    take two bits, four in a byte. ``scaled=False`` reads bare signs.
+    ``scale = sum|x|/size``, or ``norm(x)/sqrt(size)``; ``sign(x)*scale`` is read. With
+    ``zero="plus"`` the sign of 0 is 1 and entries take one bit, eight in a byte; with "zero" (the
+    reference of EF-SGD) it is 0, and they take two bits, four in a byte. ``scaled=False`` reads
+    bare signs.
 
     Stores ``codes`` uint8 and ``scale`` float32, one a block. Keeps
     ``sum|x|**2 / (size*sum x**2)`` of the sum of squares in each block.
@@ -27,6 +29,8 @@ class SignCodec(Codec):
     Attributes:
       block: entries that share a scale; None for the whole leaf.
       scaled: multiply by the mean magnitude.
+      size: "mean" magnitude, or "rms": the root mean square, with which 1-bit Adam keeps the norm
+        of the leaf; of an uneven one that errs more, up to twice the sum of squares.
       zero: what becomes of 0.
       layout: see ``optkit.codecs.blocks``.
     """
@@ -35,6 +39,7 @@ class SignCodec(Codec):
     scaled: bool = True
     zero: Literal["zero", "plus"] = "zero"
     layout: Layout = "auto"
+    size: Literal["mean", "rms"] = "mean"
 
     def __post_init__(self) -> None:
         """Refuses a block of no entries."""
@@ -42,12 +47,15 @@ class SignCodec(Codec):
             check_positive("block", self.block)
         if self.zero not in ("zero", "plus"):
             raise ValueError(f"zero={self.zero!r} is not one of 'zero', 'plus'")
+        if self.size not in ("mean", "rms"):
+            raise ValueError(f"size={self.size!r} is not one of 'mean', 'rms'")
 
     @property
     def name(self) -> str:
         """Its block and what it does with 0."""
         kind = "sign" if self.scaled else "bare_sign"
-        return f"{kind}_{self.block or 'leaf'}_{self.zero}_{self.layout}"
+        size = "_rms" if self.size == "rms" else ""
+        return f"{kind}_{self.block or 'leaf'}_{self.zero}_{self.layout}{size}"
 
     def _split(self, x: jax.Array) -> jax.Array:
         if self.block is None:
@@ -81,9 +89,13 @@ class SignCodec(Codec):
             codes = jnp.packbits(jnp.stack([flat < 0, flat > 0], axis=-1))
         if not self.scaled:
             return {"codes": codes}
-        sizes = self._sizes(x.shape)
-        scale = jnp.sum(jnp.abs(self._split(x)) / jnp.maximum(sizes, 1.0)[..., None], axis=-1)
-        return {"codes": codes, "scale": scale}
+        return {"codes": codes, "scale": self._scale(x)}
+
+    def _scale(self, x: jax.Array) -> jax.Array:
+        blocks, sizes = self._split(x), jnp.maximum(self._sizes(x.shape), 1.0)
+        if self.size == "rms":
+            return norm_over(blocks, (-1,))[..., 0] / jnp.sqrt(sizes)
+        return jnp.sum(jnp.abs(blocks) / sizes[..., None], axis=-1)
 
     def decode(self, parts: Mapping[str, jax.Array], shape: Shape) -> jax.Array:
         """Reads signs times scales."""
@@ -107,16 +119,19 @@ class SignCodec(Codec):
         signs = jnp.where(x >= 0, 1.0, -1.0) if self.zero == "plus" else jnp.sign(x)
         if not self.scaled:
             return signs
-        if self.block is None:
+        if self.block is None and self.size == "mean":
             return signs * jnp.sum(jnp.abs(x) / max(x.size, 1))
-        scale = self.encode(x, random)["scale"]
+        if self.block is None:
+            every = tuple(range(x.ndim))
+            return signs * norm_over(x, every) / math.sqrt(max(x.size, 1))
+        scale = self._scale(x)
         blocks = jnp.broadcast_to(scale[..., None], (*scale.shape, self.block))
         return signs * merge_blocks(blocks, x.shape, self.layout)
 
     def contraction(self, x: jax.Array) -> jax.Array:
-        """``||x||_1**2 / (size*||x||_2**2)`` of each block; of bare signs what they happen to."""
+        """``||x||_1**2 / (size*||x||_2**2)`` of each block; of others what they happen to."""
         x = as_float32(x)
-        if not self.scaled:
+        if not self.scaled or self.size == "rms":
             return kept_share(x, self.round_trip(x) - x)
         blocks = self._split(x)
         unit = jnp.maximum(largest(blocks.reshape(1, -1))[0], jnp.finfo(jnp.float32).tiny)

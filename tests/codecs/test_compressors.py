@@ -17,6 +17,7 @@ FIXED: list[Codec] = [
     TopK(0.25),
     SignCodec(),
     SignCodec(zero="plus"),
+    SignCodec(zero="plus", size="rms"),
     SignCodec(block=8),
     UniformCodec(bits=4, block=8),
     UniformCodec(bits=8, block=None),

@@ -42,6 +42,8 @@ STEP = {
     # Made for gradients that are whole on each worker: its products are grouped one by one, since
     # averages over workers stand between them.
     **_of("powersgd_mean", all_to_all=6, all_gather=6),
+    # Leaves flattened on each device.
+    **_of("compressed_mean onebit_mean", all_gather=8, collective_permute=2),
     # Projections of sides that lie on several devices.
     **_of("frugal split", all_reduce=1),
     # Sums over rows or columns that lie on several devices, and statistics that lie on all.
