@@ -22,7 +22,7 @@ from optkit.distributed import (
 )
 from optkit.fast_weights import lact
 from optkit.linalg import decayed_mask
-from optkit.lora import scale_by_lora_pro
+from optkit.lora import adalora, scale_by_lora_pro
 from optkit.masks import update_mask
 from optkit.optimizers import (
     adafactor,
@@ -216,6 +216,7 @@ __all__ = [
     "accumulate_gradients",
     "adafactor",
     "adago",
+    "adalora",
     "adam_sgld",
     "adamp",
     "adamuon",

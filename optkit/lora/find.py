@@ -158,6 +158,24 @@ class AdapterTree:
         leaves = self.structure.flatten_up_to(tree)
         return [leaves[self.index[str(x.e)]].reshape(*x.batch, x.rank) for x in self.adapters]
 
+    def only(self, tree: PyTree) -> PyTree:
+        """Returns a tree of the adapters' leaves, all others masked."""
+        mine = {self.index[path] for x in self.adapters for path in (x.a, x.b, x.e) if path}
+        leaves = self.structure.flatten_up_to(tree)
+        return self.structure.unflatten(
+            [leaf if at in mine else optax.MaskedNode() for at, leaf in enumerate(leaves)]
+        )
+
+    def silenced(self, updates: PyTree, params: PyTree, masked: Sequence[jax.Array]) -> PyTree:
+        """Returns updates that lead masked singular values, (..., r) each, to 0 exactly."""
+        leaves = list(self.structure.flatten_up_to(updates))
+        held = self.structure.flatten_up_to(params)
+        for adapter, mask in zip(self.adapters, masked, strict=True):
+            at = self.index[str(adapter.e)]
+            own = mask.reshape(leaves[at].shape)
+            leaves[at] = jnp.where(own, -held[at].astype(leaves[at].dtype), leaves[at])
+        return self.structure.unflatten(leaves)
+
     def pack(self, values: Sequence[Any]) -> PyTree:
         """Returns a tree with one value an adapter at the place of its A, and nothing else."""
         leaves: list[Any] = [optax.MaskedNode()] * len(self.index)

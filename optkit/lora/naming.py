@@ -98,7 +98,7 @@ class Naming:
         lone, path = next(iter(parts.items()))
         lost = missing[0]
         why = (
-            "a mask or route hides it: both have to go to one transformation"
+            "a mask or route hides it: an adapter has to go to one transformation whole"
             if any(matches(word, p) for word in words_of(getattr(self, lost)) for p in masked)
             else f"name it by {lost}=, or leave {path!r} out by a narrower {lone}="
         )

@@ -59,6 +59,8 @@ STEP = {
     **_of("lora_pro scale_by_lora_pro", all_to_all=4, all_gather=4),
     # Two Gram matrices of split factors and the largest entries of both.
     **_of("altlora altlora_plus", all_reduce=3),
+    # Means over rows and columns of adapters that are split.
+    **_of("adalora", all_reduce=1),
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }

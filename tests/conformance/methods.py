@@ -26,6 +26,8 @@ ADAPTERS = {
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lora_pro", "scale_by_lora_pro"), ADAPTERS),
     # In every other step a factor rests, or it follows where the other one's rate has led.
+    "adalora": ADAPTERS | {"e": r"re:^(\d*/?)norm/scale$"},
+    # The other way round: a law of decay looks at up/kernel, and knows the rate of A.
     "lora_plus": {"a": ADAPTERS["b"], "b": ADAPTERS["a"], "layout": "peft", "ratio": 2.0},
     "altlora": ADAPTERS | {"schedule": "simultaneous"},
     # Its average is not corrected, as CAME's; the rounding of a preconditioned entry that is
@@ -41,7 +43,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # Descent starts at zeros, to which no step of a sensible size is relative.
     "adafactor": {"scale_parameter": False},
     "fira": {"refresh_every": 2},
-    "galore_adafactor": {"scale_parameter": False, "refresh_every": 2},
     # Steps large enough to be differences of weights, and no rounding that jumps.
     "q_galore": {
         "refresh_every": 2,
@@ -50,6 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "scale": 1.0,
         "weight_codec": optkit.codecs.IdentityCodec(),
     },
+    "galore_adafactor": {"scale_parameter": False, "refresh_every": 2},
     # Averages that are not corrected: as a float32 array a rate near 1 is another rate.
     "came": {"b2": 0.999, "b3": 0.9999},
     # Of small matrices they choose one or two rows, where Polar Express is ill-conditioned.
@@ -91,8 +93,8 @@ FLOAT32_UPDATES = (
     "eco_sgdm",
     "kahan",
     "master_weights",
-    "quantize_params",
     "q_galore",
+    "quantize_params",
     "stochastic_round",
 )
 # What rounding withholds from 16-bit parameters has their dtype.
@@ -188,13 +190,14 @@ class Method:
     def shapes(self, shapes: trees.Shapes) -> trees.Shapes:
         """The part of a tree that the method takes, whole adapters where it takes adapters."""
         if self.takes_adapters and "up/kernel" in shapes:
-            shapes = {"down/kernel": shapes["up/kernel"][::-1], **shapes}
+            rank, width = shapes["up/kernel"]
+            shapes = {"down/kernel": (width, rank), "norm/scale": (rank,), **shapes}
         return trees.only_matrices(shapes) if self.entry.matrices_only else shapes
 
     def whole(self, *paths: str) -> tuple[str, ...]:
         """These leaves, and those without which the method cannot serve them."""
-        kernels = ("up/kernel", "down/kernel")
-        return (*paths, *kernels) if self.takes_adapters and {*kernels} & {*paths} else paths
+        parts = ("up/kernel", "down/kernel", "norm/scale")
+        return (*paths, *parts) if self.takes_adapters and {*parts} & {*paths} else paths
 
     def params(self, shapes: trees.Shapes = trees.SMALL, **options: Any) -> Any:
         return trees.filled(self.shapes(shapes), 0, **options)

@@ -55,7 +55,12 @@ def _bytes_of_own(method: Method, row: Any, size: int, matrices: list) -> float:
     if not method.takes_adapters:
         return method.entry.bytes_of_leaf(row.role, size, matrices)
     shapes = method.shapes(ZOO)
-    if row.path in ("down/kernel", "up/kernel"):
+    parts = (
+        "down/kernel",
+        "up/kernel",
+        *(("norm/scale",) if "e" in method.hyperparameters else ()),
+    )
+    if row.path in parts:
         adapted = (1, shapes["up/kernel"][1], shapes["down/kernel"][0])
         return method.entry.bytes_of_leaf(
             "adapter", size, [adapted] if row.path == "down/kernel" else []

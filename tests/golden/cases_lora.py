@@ -72,3 +72,45 @@ def altlora(golden: Golden) -> Iterator[Comparison]:
         **NAMES,
     )
     yield from trajectory(golden, tx)
+
+
+@case("adalora_allocator")
+def adalora(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    tx = optkit.adalora(
+        optax.sgd(hyper["sgd_lr"]),
+        target_rank=hyper["target_rank"],
+        total_steps=hyper["total_step"],
+        init_warmup=hyper["init_warmup"],
+        final_warmup=hyper["final_warmup"],
+        interval=hyper["mask_interval"],
+        b1=hyper["beta1"],
+        b2=hyper["beta2"],
+        a="*.lora_A",
+        b="*.lora_B",
+        e="*.lora_E",
+        layout="peft",
+    )
+    step = jax.jit(tx.update)
+    params: Any = jax.tree.map(jnp.asarray, golden.tree("p0"))
+    state = tx.init(params)
+    found = optkit.lora.adapters(params, "*.lora_A", "*.lora_B", layout="peft")
+    for t in range(golden.steps):
+        updates, state = step(golden.tree(f"g/{t}"), state, params)
+        params = optax.apply_updates(params, updates)
+        for name, want in golden.tree(f"p/{t}").items():
+            yield Comparison(difference(params[name], want), TOLERANCE)
+            yield Comparison(float(jnp.sum((params[name] == 0) != (want == 0))), 0.5)
+        budget = optkit.lora.adalora_budget(
+            t + 1,
+            whole=sum(x.rank for x in found),
+            target=hyper["target_rank"] * len(found),
+            total_steps=hyper["total_step"],
+            init_warmup=hyper["init_warmup"],
+            final_warmup=hyper["final_warmup"],
+        )
+        if f"budget/{t}" in golden.arrays:
+            yield Comparison(abs(budget - int(golden.arrays[f"budget/{t}"])), 0.5)
+    for prefix, held in (("ipt", state.importance), ("unc", state.uncertainty)):
+        for name, want in golden.tree(prefix).items():
+            yield Comparison(difference(held[name], want), TOLERANCE)

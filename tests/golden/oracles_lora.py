@@ -89,6 +89,60 @@ def write(file, method, hyper, *, steps, said=None, seed=0):
     np.savez(file, meta=meta, **{k: np.float32(x) for k, x in arrays.items()})
 
 
+def adalora_step(params, grads, state, g, h):
+    """The allocator after a step of SGD, on triplets of all layers."""
+    whole = sum(p.size for k, p in params.items() if k.endswith("E"))
+    target = h["target_rank"] * sum(k.endswith("E") for k in params)
+    first, last, total = h["init_warmup"], h["final_warmup"], h["total_step"]
+    params = {k: p - h["sgd_lr"] * grads[k] for k, p in params.items()}
+    if g < total - last:
+        for k, p in params.items():
+            i, u = state.get(k, (0.0, 0.0))
+            sense = np.abs(p * grads[k])
+            i = h["beta1"] * i + (1 - h["beta1"]) * sense
+            state[k] = i, h["beta2"] * u + (1 - h["beta2"]) * np.abs(sense - i)
+    left = 1 - (g - first) / (total - last - first)
+    budget = int(target + (whole - target) * left**3)
+    budget = whole if g <= first else target if g > total - last else budget
+    scores = {}
+    for k in params:
+        if k.endswith("E"):
+            e, a, b = (np.prod(state[k[:-1] + x], axis=0) for x in "EAB")
+            scores[k] = e + a.mean(1, keepdims=True) + b.mean(0)[:, None]
+    found = {"budget": budget}
+    if g > total - last or (g > first and g % h["mask_interval"] == 0):
+        limit = np.sort(np.concatenate([s.ravel() for s in scores.values()]))
+        limit = limit[whole - budget - 1] if budget < whole else -np.inf
+        params |= {k: np.where(s <= limit, 0.0, params[k]) for k, s in scores.items()}
+    return params, found
+
+
+def write_adalora(file, hyper, *, steps, said=None, seed=0):
+    """Writes a trajectory of the allocator on three layers."""
+    random, r, state = np.random.default_rng(seed), hyper["lora_r"], {}
+    shapes = {}
+    for layer, (m, n) in enumerate([(6, 5), (4, 7), (5, 5)]):
+        for part, shape in (("A", (r, n)), ("E", (r, 1)), ("B", (m, r))):
+            shapes[f"l{layer}.lora_{part}"] = shape
+    params = {k: np.float32(0.5 * random.standard_normal(s)) for k, s in shapes.items()}
+    arrays = {f"p0/{k}": p for k, p in params.items()}
+    for t in range(steps):
+        grads = {k: np.float32(0.1 * random.standard_normal(s)) for k, s in shapes.items()}
+        params = {k: np.float64(np.float32(p)) for k, p in params.items()}
+        params, found = adalora_step(params, grads, state, t + 1, hyper)
+        arrays |= {f"g/{t}/{k}": g for k, g in grads.items()}
+        arrays |= {f"p/{t}/{k}": np.float32(p) for k, p in params.items()}
+        arrays[f"budget/{t}"] = np.int64(found["budget"])
+    for k, (i, u) in state.items():
+        arrays |= {f"ipt/{k}": np.float32(i), f"unc/{k}": np.float32(u)}
+    meta = json.dumps({"method": "adalora_allocator", "hyperparameters": said or hyper})
+    np.savez(file, meta=meta, **arrays)
+
+
+ADA = {
+    "target_rank": 1, "init_warmup": 1, "final_warmup": 3, "mask_interval": 1, "beta1": 0.6,
+    "beta2": 0.7, "total_step": 9, "lora_r": 3, "sgd_lr": 0.05,
+}  # fmt: skip
 PRO = {
     "lr": 0.02, "scaling": 0.5, "rank": 2, "beta1": 0.8, "beta2": 0.95, "eps": 1e-4,
     "delta": 1e-6, "B_init_zero": False,

@@ -22,3 +22,13 @@ def test_a_file_replays_with_its_own_hyperparameters_only(name, key, value, tmp_
     file = tmp_path / f"{method}.npz"
     oracles.write(file, method, hyper, steps=4, said=hyper | {key: value})
     assert replay(file).verdict == "FAIL"
+
+
+def test_the_allocator_replays_with_its_own_numbers_only(tmp_path):
+    file = tmp_path / "adalora_allocator.npz"
+    for change in ({}, {"init_warmup": 0, "mask_interval": 3}, {"final_warmup": 0, "lora_r": 2}):
+        oracles.write_adalora(file, oracles.ADA | change, steps=9)
+        assert replay(file).verdict == "PASS", change
+    for key, value in (("target_rank", 2), ("total_step", 12), ("beta1", 0.9), ("sgd_lr", 0.04)):
+        oracles.write_adalora(file, oracles.ADA, steps=9, said=oracles.ADA | {key: value})
+        assert replay(file).verdict == "FAIL", key
