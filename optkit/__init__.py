@@ -15,6 +15,7 @@ from optkit import (
 from optkit.distributed import (
     compressed_mean,
     init_workers,
+    onebit_adam,
     onebit_mean,
     powersgd_mean,
     wire_bytes,
@@ -325,6 +326,7 @@ __all__ = [
     "normalized_momentum",
     "normuon",
     "normuon_dion",
+    "onebit_adam",
     "onebit_mean",
     "online_elastic_prior",
     "orthogonalize",

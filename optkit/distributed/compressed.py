@@ -161,12 +161,10 @@ def average_tree(
 
     def run(given: list[jax.Array], here: list[jax.Array], served: list[jax.Array]) -> Any:
         rows = [flat(x, lengths[path]) for path, x in zip(paths, given, strict=True)]
-        out, *lost = compressed_average(
-            *as_varying((rows, [x[0] for x in here], [x[0] for x in served]), axis_name),
-            codec,
-            axis_name,
-            [x.dtype for x in given],
-        )
+        errors = [[x[0] for x in side] for side in (here, served)]
+        rows, mine, others = as_varying((rows, *errors), axis_name)
+        dtypes = [x.dtype for x in given]
+        out, *lost = compressed_average(rows, mine, others, codec, axis_name, dtypes)
         shaped = [
             row[: x.size].reshape(x.shape).astype(x.dtype)
             for row, x in zip(out, given, strict=True)

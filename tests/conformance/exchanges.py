@@ -43,7 +43,7 @@ STEP = {
     # averages over workers stand between them.
     **_of("powersgd_mean", all_to_all=6, all_gather=6),
     # Leaves flattened on each device.
-    **_of("compressed_mean onebit_mean", all_gather=8, collective_permute=2),
+    **_of("compressed_mean onebit_adam onebit_mean", all_gather=8, collective_permute=2),
     # Projections of sides that lie on several devices.
     **_of("frugal split", all_reduce=1),
     # Sums over rows or columns that lie on several devices, and statistics that lie on all.

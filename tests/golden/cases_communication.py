@@ -96,3 +96,47 @@ def powersgd_torch(golden: Golden) -> Iterator[Comparison]:
         warm_start=hyper.get("warm_start", True),
         error_feedback=hyper.get("use_error_feedback", True),
     )
+
+
+@case("onebit_adam")
+def onebit_adam(golden: Golden) -> Iterator[Comparison]:
+    hyper, params = golden.hyper, golden.tree("p0")
+    names = worker_names(golden)
+    # Its call that allocates counts as a step.
+    first = int(golden.arrays.get("init_step", 1))
+    warmup = max(1, hyper["freeze"] - first)
+    tx = optkit.onebit_adam(
+        hyper["lr"],
+        axis_name=AXIS,
+        warmup_steps=warmup,
+        b1=hyper["betas"][0],
+        b2=hyper["betas"][1],
+        eps=hyper["eps"],
+        weight_decay=hyper.get("wd", 0.0),
+    )
+    update = jax.jit(jax.vmap(tx.update, in_axes=(0, 0, None), axis_name=AXIS))
+    state = jax.vmap(tx.init, in_axes=None, axis_name=AXIS, axis_size=len(names))(params)
+    for t in range(golden.steps):
+        if f"compressed/{t}" in golden.arrays:
+            same = bool(golden.arrays[f"compressed/{t}"]) == (t >= warmup)
+            yield Comparison(float(not same), 0.5)
+        updates, state = update(stacked(golden, f"g/{t}"), state, params)
+        params = optax.apply_updates(params, jax.tree.map(lambda u: u[0], updates))
+        for name, want in golden.tree(f"p/{t}").items():
+            yield Comparison(difference(params[name], want), TOLERANCE)
+        held = _held(state, "mu")
+        for prefix, field in (("m", "mu"), ("v", "nu")):
+            for name, want in golden.tree(f"{prefix}/{t}").items():
+                for got in getattr(held, field)[name]:
+                    yield Comparison(difference(got, want), TOLERANCE)
+        for prefix, side in (("werr", "worker"), ("serr", "server")):
+            for index, worker in enumerate(names):
+                for name, want in golden.tree(f"{prefix}/{t}/{worker}").items():
+                    got = held.error.value[side][name][index, 0]
+                    yield Comparison(difference(got, want), TOLERANCE)
+
+
+def _held(state: Any, field: str) -> Any:
+    """The part of a state that has a field of this name."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: hasattr(node, field))
+    return next(node for node in nodes if hasattr(node, field))

@@ -102,3 +102,51 @@ def powersgd(method: str, hyper: dict[str, Any], seed: int, workers: list[str]) 
             for name, e in zip(workers, error, strict=True):
                 arrays |= {f"err/{t}/{name}/{k}": np.array(v) for k, v in e.items()}
     return arrays
+
+
+def _signs(x: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(x) / np.sqrt(x.size) * np.where(x >= 0, 1.0, -1.0)
+
+
+def _allreduce(xs: list, here: list, there: list) -> np.ndarray:
+    """DeepSpeed's compressed average of flat arrays; errors are changed in place."""
+    size, count = xs[0].size, len(xs)
+    length = here[0].size
+    sent = []
+    for x, e in zip(xs, here, strict=True):
+        y = np.pad(x, (0, length - size)) + e
+        sent.append(_signs(y))
+        e[:] = y - sent[-1]
+    out = []
+    for j, e in enumerate(there):
+        chunk = slice(j * length // count, (j + 1) * length // count)
+        z = np.mean([c[chunk] for c in sent], 0) + e
+        out.append(_signs(z))
+        e[:] = z - out[-1]
+    return np.concatenate(out)[:size]
+
+
+def onebit_adam(hyper: dict[str, Any], seed: int, workers: list[str]) -> Arrays:
+    """A trajectory of 1-bit Adam whose call that allocates counts as a step."""
+    arrays, params, grads = inputs(seed, hyper["T"], workers)
+    (b1, b2), count = hyper["betas"], len(workers)
+    unit = count * np.lcm(count, 8)
+    lengths = {k: -(-int(np.prod(s)) // unit) * unit for k, s in SHAPES.items()}
+    here = {k: [np.zeros(n) for _ in workers] for k, n in lengths.items()}
+    there = {k: [np.zeros(n // count) for _ in workers] for k, n in lengths.items()}
+    m = {k: np.zeros(s) for k, s in SHAPES.items()}
+    v = {k: np.zeros(s) for k, s in SHAPES.items()}
+    for t, step in enumerate(grads):
+        for k, shape in SHAPES.items():
+            own = [b1 * m[k] + (1 - b1) * g[k] for g in step]
+            if t < max(1, hyper["freeze"] - 1):
+                g = np.mean([np.float64(tree[k]) for tree in step], 0)
+                m[k], v[k] = np.mean(own, 0), b2 * v[k] + (1 - b2) * g**2
+            else:
+                m[k] = _allreduce([x.reshape(-1) for x in own], here[k], there[k]).reshape(shape)
+            u = m[k] / (np.sqrt(v[k]) + hyper["eps"]) + hyper["wd"] * params[k]
+            params[k] = params[k] - hyper["lr"] * u
+            arrays |= {f"p/{t}/{k}": params[k], f"m/{t}/{k}": m[k]}
+            for name, e, s in zip(workers, here[k], there[k], strict=True):
+                arrays |= {f"werr/{t}/{name}/{k}": e.copy(), f"serr/{t}/{name}/{k}": s.copy()}
+    return arrays

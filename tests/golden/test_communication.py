@@ -34,3 +34,17 @@ def test_other_powersgd(name: str, tmp_path: Path) -> None:
     prefix = "w" if method == "powersgd" else ""
     workers = [f"{prefix}{i}" for i in range(count)]
     check(method, hyper, oracles.powersgd(method, hyper, 11, workers), tmp_path)
+
+
+_ADAM = {"T": 6, "lr": 0.01, "betas": [0.8, 0.9], "eps": 1e-3, "wd": 0.1}
+ONEBIT: dict[str, tuple[int, dict[str, Any]]] = {
+    "three": (3, _ADAM | {"freeze": 3}),
+    "at once": (4, _ADAM | {"freeze": 1, "wd": 0.0}),
+}
+
+
+@pytest.mark.parametrize("name", ONEBIT)
+def test_other_onebit_adam(name: str, tmp_path: Path) -> None:
+    count, hyper = ONEBIT[name]
+    workers = [f"w{i}" for i in range(count)]
+    check("onebit_adam", hyper, oracles.onebit_adam(hyper, 12, workers), tmp_path)
