@@ -152,7 +152,7 @@ def rotate_blocks(
       refresh_every: steps from one choice to the next.
       order: "descending" or "ascending" through the blocks, "random" (anew each time), "epochs"
         (random, but each one once before any a second time), or "fixed" (the first ones for ever).
-      first_short: the first turn is one step shorter, as in BAdam's code.
+      first_short: the first turn is one step shorter, as in BAdam's code, if turns have several.
       full_scale: factor of the active blocks.
       free_scale: factor of the others.
       key: seed or PRNG key of a random order; None for 0.
@@ -238,7 +238,8 @@ def rotate_blocks(
     ) -> tuple[PyTree, RotateBlocksState]:
         check_gradients(updates, params)
         found, kinds = read(updates)
-        clock = state.count + 1 if first_short else state.count
+        # A turn of one step cannot be shorter.
+        clock = state.count + jnp.int32(refresh_every > 1) if first_short else state.count
         on = chosen(clock // refresh_every, len(found))
         due = (clock % refresh_every == 0) | (state.count == 0)
         tenants = [_tenants(kind, on) for kind in kinds]

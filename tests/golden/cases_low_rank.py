@@ -198,6 +198,13 @@ def _selection(golden: Golden, select: str, every: int) -> Callable[..., Any]:
     return recorded_bases(golden, every)
 
 
+def _entries_cut(golden: Golden, density: float) -> bool:
+    """Whether a file has fewer entries than the density says: its product was rounded down."""
+    counts = {k.split("/")[2]: v.size for k, v in golden.arrays.items() if k.startswith("rows/0/")}
+    sizes = {k: golden.arrays[f"p0/{k}"].size for k in counts}
+    return any(counts[k] < int(density * sizes[k]) for k in counts)
+
+
 @case(
     "frugal_svd",
     "frugal_svd_full",
@@ -240,6 +247,8 @@ def frugal(golden: Golden) -> Iterator[Comparison]:
         # The reference begins other leaves' momentum with a copy of the parameter.
         kept = {k: v for k, v in golden.arrays.items() if not k.endswith("/bias")}
         golden = dataclasses.replace(golden, arrays=kept)
+    if select == "randk" and _entries_cut(golden, options["density"]):
+        options["density"] = float(np.nextafter(options["density"], 0.0))
     draw = _selection(golden, select, every)
     yield from trajectory(golden, optkit.frugal(hyper["lr"], draw=draw, **options))
     if END_TO_END and select == "svd" and options["side"] != "full":
@@ -262,10 +271,8 @@ def badam(golden: Golden) -> Iterator[Comparison]:
         "weight_decay": hyper["weight_decay"],
         "mask": "**",
     }
-    turns = [0, *range(every - 1, golden.steps, every)]
-    turns = turns[1:] if every == 1 else turns
+    turns = sorted({0, *range(every - 1, golden.steps, every)})
     flags = [[golden.arrays[f"active/{t}/{block[0]}"] for block in blocks] for t in turns]
-    flags = [flags[0], *flags] if every == 1 else flags
     draw = lambda turn: jnp.asarray(np.asarray(flags))[turn]  # noqa: E731
     yield from trajectory(golden, optkit.badam(hyper["lr"], draw=draw, **options))
     if hyper["switch_mode"] in ("ascending", "descending"):

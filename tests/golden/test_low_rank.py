@@ -26,6 +26,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "apollo front": ("apollo", _APOLLO | {"scale_type": "tensor", "scale_front": True}),
     "mini": ("apollo_mini", _APOLLO | {"rank": 1, "scale_type": "tensor", "scale": 9.0}),
     "fira": ("fira", _BASE | {"alpha": 0.6, "proj_type": "std"}),
+    "apollo svd": (
+        "apollo_svd",
+        _APOLLO | {"proj": "svd", "scale_type": "tensor", "update_proj_gap": 3},
+    ),
+    "apollo rank 1": ("apollo", _APOLLO | {"scale_type": "channel", "rank": 1, "scale": 0.5}),
+    "mini front": (
+        "apollo_mini",
+        _APOLLO | {"rank": 2, "scale_type": "channel", "scale": 3.0, "scale_front": True},
+    ),
+    "galore full rank": (
+        "galore_adamw",
+        _BASE | {"scale": 1.0, "proj_type": "std", "rank": 5, "update_proj_gap": 1},
+    ),
+    "fira left": ("fira", _BASE | {"alpha": 0.3, "proj_type": "left", "update_proj_gap": 1}),
     "fira right": ("fira", _BASE | {"alpha": 1.0, "proj_type": "right"}),
 }
 
