@@ -5,11 +5,13 @@ from optkit.lora.algebra import adjust, equivalent_gradient
 from optkit.lora.budget import adalora_budget, orthogonality_penalty
 from optkit.lora.find import Adapter, adapters, delta
 from optkit.lora.initial import lora_sb_init
+from optkit.lora.loqt import Merged, merge_and_reinit, merge_steps
 from optkit.lora.pro import ScaleByLoraProState, scale_by_lora_pro
 
 __all__ = [
     "AdaLoraState",
     "Adapter",
+    "Merged",
     "ScaleByLoraProState",
     "adalora",
     "adalora_budget",
@@ -18,6 +20,8 @@ __all__ = [
     "delta",
     "equivalent_gradient",
     "lora_sb_init",
+    "merge_and_reinit",
+    "merge_steps",
     "orthogonality_penalty",
     "scale_by_lora_pro",
 ]

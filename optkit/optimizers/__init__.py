@@ -55,6 +55,7 @@ from optkit.optimizers.ldadam import (
 from optkit.optimizers.lift import lift
 from optkit.optimizers.lion import lion, lion_k
 from optkit.optimizers.lion_8bit import lion_8bit
+from optkit.optimizers.loqt import loqt
 from optkit.optimizers.lora_plus import lora_plus
 from optkit.optimizers.lora_pro import lora_pro
 from optkit.optimizers.mars_adamw import mars_adamw
@@ -133,6 +134,7 @@ __all__ = [
     "lion",
     "lion_8bit",
     "lion_k",
+    "loqt",
     "lora_plus",
     "lora_pro",
     "mars_adamw",
