@@ -15,7 +15,6 @@ import numpy as np
 import optax
 
 import optkit
-from benchmarks.claims import streams
 from benchmarks.claims.engine import Problem, Setting, Trainer, language_model
 from optkit.tasks.bytelm import windows
 from optkit.tasks.corpus import standard_library
@@ -91,17 +90,13 @@ def trained(
         return build(cosine(rate, steps))
 
     trainer = Trainer(model, scheduled, steps=steps, evaluations=1, probe=probe)
-
-    def run(rate: float, seed: int) -> dict[str, np.ndarray]:
-        curves = trainer.curves([rate], [seed])
-        return {
-            "chosen": curves.held_out[0, 0, -1],
-            "reported": curves.probes["reported"][0, 0, -1],
-        }
-
-    rate, _, found = streams.tuned(run, rates[: setting.pick(None, 1)], setting, "chosen")
-    losses = np.where(np.isfinite(found["reported"]), found["reported"], np.inf)
-    return Method(rate, losses, state_bytes(scheduled(rates[0]), model.init))
+    runs = trainer.tuned(rates[: setting.pick(None, 1)], setting)
+    losses = runs.probes["reported"][0, :, -1]
+    return Method(
+        runs.rates[0],
+        np.where(np.isfinite(losses), losses, np.inf),
+        state_bytes(scheduled(rates[0]), model.init),
+    )
 
 
 def parameters(given: tuple[Problem, Any]) -> list[int]:
