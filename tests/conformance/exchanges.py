@@ -44,6 +44,8 @@ STEP = {
     **_of("powersgd_mean", all_to_all=6, all_gather=6),
     # Leaves flattened on each device.
     **_of("compressed_mean onebit_adam onebit_mean", all_gather=8, collective_permute=2),
+    # And of all leaves as one array, cut up again.
+    **_of("onebit_lamb", all_gather=5, collective_permute=17),
     # Projections of sides that lie on several devices.
     **_of("frugal split", all_reduce=1),
     # Sums over rows or columns that lie on several devices, and statistics that lie on all.

@@ -88,7 +88,8 @@ def test_what_has_no_strength_leaves_its_base(name: str, method: Method, alone: 
 
 # By their nature not the plain decay of the law: masked by signs, of entries that train only, and
 # undone by the sphere. LoQT freezes one factor of each adapter, so that here it is given none.
-OTHER_DECAY = ("cwd_adamw", "cwd_lion", "id3", "loqt", *ON_SPHERES)
+# And the trust ratio of onebit_lamb scales it.
+OTHER_DECAY = ("cwd_adamw", "cwd_lion", "id3", "loqt", "onebit_lamb", *ON_SPHERES)
 
 
 # What serves the leaves that are no matrices decays by numbers of its own, whatever the mask.
