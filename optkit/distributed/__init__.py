@@ -1,6 +1,17 @@
-"""Communication between workers: compressed averages of gradients, with error feedback."""
+"""Communication between workers: averages that send less, and lossless deltas of weights."""
 
 from optkit.distributed.compressed import CompressedMeanState, compressed_mean, onebit_mean
+from optkit.distributed.deltas import (
+    Delta,
+    FixedDelta,
+    LeafDelta,
+    apply_delta,
+    apply_delta_fixed,
+    encode_delta,
+    encode_delta_fixed,
+    merge_deltas,
+    payload_bytes,
+)
 from optkit.distributed.onebit_adam import ScaleByOnebitAdamState, onebit_adam
 from optkit.distributed.onebit_lamb import OnebitLambState, onebit_lamb
 from optkit.distributed.powersgd import PowerSgdState, powersgd_mean
@@ -9,16 +20,25 @@ from optkit.distributed.workers import PerWorker, init_workers, worker_specs
 
 __all__ = [
     "CompressedMeanState",
+    "Delta",
+    "FixedDelta",
+    "LeafDelta",
     "OnebitLambState",
     "PerWorker",
     "PowerSgdState",
     "ScaleByOnebitAdamState",
     "WireBytes",
+    "apply_delta",
+    "apply_delta_fixed",
     "compressed_mean",
+    "encode_delta",
+    "encode_delta_fixed",
     "init_workers",
+    "merge_deltas",
     "onebit_adam",
     "onebit_lamb",
     "onebit_mean",
+    "payload_bytes",
     "powersgd_mean",
     "wire_bytes",
     "worker_specs",
