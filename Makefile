@@ -4,6 +4,7 @@
 #   make test         style, types, examples in the documentation, and the quick tests
 #   make test-slow    the tests that `make test` leaves out
 #   make test-latest  a part of the tests on Python 3.12 or later with the newest JAX
+#   make test-tpu     compile kernels with the TPU's own compiler; no TPU is needed
 #   make lint         style only
 #   make clean        remove all that these commands made
 
@@ -13,18 +14,20 @@ JOBS ?= 2
 
 VENV ?= .venv
 VENV_LATEST ?= .venv-latest
+VENV_TPU ?= .venv-tpu
 
 DEMO ?= optkit race adamw lion muon cautious_adamw --task bytelm --config benchmarks/demo.toml \
 	--out demo_out
 PYTEST_FLAGS ?= -n $(JOBS) --dist worksteal
 LATEST_TESTS ?= tests/golden $(patsubst %,tests/conformance/test_%.py,compilation models sharding state)
-LATEST_FLAGS ?= -m "not slow"
+LATEST_FLAGS ?= -m "not slow and not tpu"
 
 # Packages of the user or of another project must not be seen in place of those installed here.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo test test-slow test-latest lint types clean own-venv own-venv-latest
+.PHONY: help demo test test-slow test-latest test-tpu lint types clean
+.PHONY: own-venv own-venv-latest own-venv-tpu
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -43,6 +46,9 @@ test-slow: $(VENV)/.optkit-test
 test-latest: $(VENV_LATEST)/.optkit-test
 	$(VENV_LATEST)/bin/python -m pytest $(PYTEST_FLAGS) $(LATEST_FLAGS) $(LATEST_TESTS)
 
+test-tpu: $(VENV_TPU)/.optkit-test
+	$(VENV_TPU)/bin/python -m pytest $(PYTEST_FLAGS) -m tpu
+
 lint: $(VENV)/.optkit-test
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
@@ -52,7 +58,7 @@ types: $(VENV)/.optkit-test
 
 # An environment that this Makefile did not make is left alone, here and below.
 clean:
-	@for venv in $(VENV) $(VENV_LATEST); do \
+	@for venv in $(VENV) $(VENV_LATEST) $(VENV_TPU); do \
 	  if [ -e "$$venv/.optkit-home" ]; then rm -rf "$$venv"; \
 	  elif [ -e "$$venv" ]; then echo "$$venv stays: this Makefile did not make it"; fi; \
 	done
@@ -75,12 +81,16 @@ $(VENV_LATEST)/.optkit-test: pyproject.toml | own-venv-latest
 	  --editable '.[test]'
 	@touch $@
 
+$(VENV_TPU)/.optkit-test: pyproject.toml | own-venv-tpu
+	$(VENV_TPU)/bin/python -m pip install --quiet --editable '.[test,tpu]'
+	@touch $@
+
 # $(1): folder; $(2): shell text that sets $$python to the interpreter to make it with
 define own_venv
 @if [ -e $(1) ]; then \
   if [ "$$(cat $(1)/.optkit-home 2>/dev/null)" != "$$(pwd -P)" ]; then \
     echo "error: the folder $(1) was not made by this Makefile in this place:" \
-      "remove it, or name another one (make VENV=DIR, make VENV_LATEST=DIR)" >&2; exit 1; \
+      "remove it, or name another one (make VENV=DIR, VENV_LATEST=DIR, VENV_TPU=DIR)" >&2; exit 1; \
   fi; \
 else \
   $(2); \
@@ -91,6 +101,9 @@ endef
 
 own-venv:
 	$(call own_venv,$(VENV),$(find_python))
+
+own-venv-tpu:
+	$(call own_venv,$(VENV_TPU),$(find_python))
 
 own-venv-latest:
 	$(call own_venv,$(VENV_LATEST),$(find_python312))

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import optkit
 from benchmarks import common
+from benchmarks.memory_shapes import gpt2_small, llama_7b
 from benchmarks.step_time import Contestant
 
 RATE = 1e-3
@@ -31,55 +31,6 @@ FORMULAS: dict[str, Callable[[int], float]] = {
     "dynamic4": lambda n: n + 8 * n / 128,
     "bf16": lambda n: 4 * n,
 }
-
-
-def _shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.ShapeDtypeStruct]:
-    return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
-
-
-def gpt2_small() -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of GPT-2 small: 124,439,808 parameters."""
-    block = {
-        "ln_1/scale": (768,),
-        "ln_1/bias": (768,),
-        "qkv/kernel": (768, 2304),
-        "qkv/bias": (2304,),
-        "out/kernel": (768, 768),
-        "out/bias": (768,),
-        "ln_2/scale": (768,),
-        "ln_2/bias": (768,),
-        "up/kernel": (768, 3072),
-        "up/bias": (3072,),
-        "down/kernel": (3072, 768),
-        "down/bias": (768,),
-    }
-    ends = {
-        "wte/embedding": (50257, 768),
-        "wpe/embedding": (1024, 768),
-        "ln_f/scale": (768,),
-        "ln_f/bias": (768,),
-    }
-    blocks = {f"h{i}/{path}": shape for i in range(12) for path, shape in block.items()}
-    return _shapes({**ends, **blocks})
-
-
-def llama_7b() -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of Llama-7B: 6,738,415,616 parameters."""
-    block = {
-        **{f"{name}/kernel": (4096, 4096) for name in ("query", "key", "value", "out")},
-        "gate/kernel": (4096, 11008),
-        "up/kernel": (4096, 11008),
-        "down/kernel": (11008, 4096),
-        "norm_1/scale": (4096,),
-        "norm_2/scale": (4096,),
-    }
-    ends = {
-        "embed/embedding": (32000, 4096),
-        "head/kernel": (4096, 32000),
-        "norm/scale": (4096,),
-    }
-    blocks = {f"h{i}/{path}": shape for i in range(32) for path, shape in block.items()}
-    return _shapes({**ends, **blocks})
 
 
 def state_bytes(codec: Any, shapes: Any, min_size: int) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from optkit.transforms.elementwise import Elementwise, is_elementwise
+
 
 class Lazily:
     """A traced function whose outputs are computed one at a time, each input made when first used.
@@ -45,23 +47,59 @@ class Lazily:
         """Lets all that is computed from now on see a value in place of an output."""
         self._values[self._jaxpr.outvars[index]] = value
 
-    def _missing(self, atoms: Sequence[Any]) -> list[int]:
+    def elementwise(self, outputs: Sequence[int], inputs: Sequence[int]) -> Elementwise | None:
+        """Returns how outputs follow, entry by entry, from inputs that have not been made.
+
+        What is not element-wise and does not depend on them is evaluated.
+
+        Returns:
+          None if an output depends on another input that has not been made, or on these otherwise
+          than entry by entry.
+        """
+        given = [self._jaxpr.invars[index] for index in inputs]
+        atoms = [self._jaxpr.outvars[index] for index in outputs]
+        eqns, reached = self._towards(atoms)
+        shape = given[0].aval.shape
+        if not reached <= {*given} or any(x.aval.shape != shape for x in atoms):
+            return None
+        depends, others = set(given), []
+        for eqn in eqns:
+            held = any(not isinstance(x, core.Literal) and x in depends for x in eqn.invars)
+            if held:
+                depends.update(eqn.outvars)
+            if not is_elementwise(eqn, shape):
+                if held:
+                    return None
+                others += eqn.outvars
+        self._evaluate(self._missing([x for x in others if not isinstance(x, core.DropVar)]))
+        inside = [eqn for eqn in eqns if not self._values.keys() >= {*eqn.outvars}]
+        return Elementwise(inside, given, atoms, self._values)
+
+    def _missing(self, atoms: Sequence[Any]) -> list[Any]:
         """Makes the inputs that lead to some variables, and returns the equations on the way."""
+        eqns, reached = self._towards(atoms)
+        # In the order of the program, whatever a set's is.
+        for var in sorted(reached, key=self._inputs.__getitem__):
+            self._values[var] = self._make(self._inputs[var])
+        return eqns
+
+    def _towards(self, atoms: Sequence[Any]) -> tuple[list[Any], set[Any]]:
+        """The equations that lead to some variables, and the inputs among what they start from."""
         found: set[int] = set()
+        reached: set[Any] = set()
         wanted = list(atoms)
         while wanted:
             var = wanted.pop()
             if isinstance(var, core.Literal) or var in self._values:
                 continue
             if var in self._inputs:
-                self._values[var] = self._make(self._inputs[var])
+                reached.add(var)
             elif self._source[var] not in found:
                 found.add(self._source[var])
                 wanted.extend(self._jaxpr.eqns[self._source[var]].invars)
-        return sorted(found)
+        return [self._jaxpr.eqns[index] for index in sorted(found)], reached
 
-    def _evaluate(self, indices: Sequence[int]) -> None:
-        eqns = [self._jaxpr.eqns[index] for index in indices]
+    def _evaluate(self, eqns: Sequence[Any]) -> None:
         made = [x for eqn in eqns for x in eqn.outvars if not isinstance(x, core.DropVar)]
         inside = set(made)
         used = [x for eqn in eqns for x in eqn.invars if not isinstance(x, core.Literal)]

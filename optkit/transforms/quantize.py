@@ -19,13 +19,15 @@ from optkit.codecs import (
     TableCodec,
 )
 from optkit.codecs.base import is_stored
+from optkit.kernels.block_codec import Implementation
 from optkit.transforms.base import (
     Transformation,
     check_transformation,
     keep_dtypes,
     update_inner,
 )
-from optkit.transforms.hyperparams import check_static_int
+from optkit.transforms.hyperparams import check_choice, check_static_int
+from optkit.transforms.stored_kernel import kernel_of
 from optkit.transforms.stored_leaves import leaf_by_leaf, readers_of, write
 from optkit.tree import PyTree, Selector, match_state, selects
 from optkit.tree.paths import full_path_string
@@ -159,6 +161,7 @@ def quantize_state(
     min_size: int = 4096,
     keep: Selector | None = None,
     key: int | jax.Array = 0,
+    implementation: Implementation | None = None,
 ) -> Transformation:
     """Keeps the moments of any optimizer in 8, 4 or 16 bits; its own code need not know.
 
@@ -178,7 +181,10 @@ def quantize_state(
     unless the codec has ``layout="rows"``.
 
     Under jit leaves are decoded one after another. Without it all of them are in memory at once,
-    as they are in an ``init`` without jit.
+    as they are in an ``init`` without jit. On a TPU a kernel takes the leaves whose update follows
+    entry by entry (Adam, Lion, momentum; not what compares entries, such as ``cautious``): nothing
+    is written out in float32. **It was compiled for TPUs and run as "interpret"; it has not been
+    timed on one.**
 
     A non-finite gradient makes the blocks non-finite that it falls into.
 
@@ -192,6 +198,10 @@ def quantize_state(
       min_size: smaller leaves stay in float32.
       keep: leaves that stay in float32: role, glob, function of (path, leaf); as in ``route``.
       key: seed or PRNG key of codecs that round at random.
+      implementation: "xla" takes no kernel; "pallas" the one for TPUs, for a program of one device
+        that is compiled elsewhere, or inside ``jax.shard_map``, and refuses what it does not serve;
+        "interpret" runs it on any device, slowly. None chooses: the kernel on a single TPU, where
+        it serves a leaf.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: those of the codec for each large
@@ -201,7 +211,8 @@ def quantize_state(
 
     Raises:
       ValueError: an unknown codec, or one of the wrong sign; at init a large moment that no rule
-        names, a rule or ``keep`` that names nothing; at update a state that another codec stored.
+        names, a rule or ``keep`` that names nothing; at update a state that another codec stored,
+        or a leaf or codec that the kernel asked for does not serve.
       TypeError: a codec of another type.
 
     Example:
@@ -223,6 +234,8 @@ def quantize_state(
     codecs = codecs_of(codec)
     _check_rules(rules)
     check_static_int("min_size", min_size, low=0)
+    if implementation is not None:
+        check_choice("implementation", implementation, get_args(Implementation))
     by_name = {own.name: own for own in codecs.values()}
     is_random = any(own.is_random for own in by_name.values())
 
@@ -296,8 +309,9 @@ def quantize_state(
 
         given = jax.tree.leaves(updates)
         traced = any(isinstance(x, jax.core.Tracer) for x in (*given, *jax.tree.leaves(state)))
-        if traced and readers:
-            out, new = leaf_by_leaf(run, nodes, readers, again, given)
+        kernel = kernel_of(implementation, updates)
+        if readers and (traced or kernel is not None):
+            out, new = leaf_by_leaf(run, nodes, readers, again, given, kernel)
         else:
             full = [reader.read(nodes[i], given[reader.leaf]) for i, reader in readers.items()]
             out, new = run(full)

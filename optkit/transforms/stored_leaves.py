@@ -45,6 +45,12 @@ def round_trip(codec: Codec, x: jax.Array, random: jax.Array | None) -> jax.Arra
     return trip(x, random)
 
 
+def renewed(node: PyTree, parts: Mapping[str, jax.Array]) -> PyTree:
+    """Returns a node with new parts, in its own type: flax.nnx hands dicts back as its own."""
+    names = [path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(node)]
+    return jax.tree.unflatten(jax.tree.structure(node), [parts[name] for name in names])
+
+
 def leaf_key(step_key: jax.Array | None, path: str) -> jax.Array | None:
     """The PRNG key of a leaf at a step, if there is one: noise depends on nothing else."""
     return None if step_key is None else jax.random.fold_in(step_key, zlib.crc32(path.encode()))
@@ -98,10 +104,12 @@ def leaf_by_leaf(
     readers: Mapping[int, Reader],
     encode: Callable[[int, jax.Array], Any],
     updates: Sequence[jax.Array],
+    kernel: Callable[..., Any] | None = None,
 ) -> tuple[list[jax.Array], list[Any]]:
     """Decodes, updates and encodes one leaf after another, as far as ``run`` does not couple them.
 
-    Left to itself the compiler may decode all leaves before it encodes the first.
+    Left to itself the compiler may decode all leaves before it encodes the first. A kernel takes
+    the leaves that it serves, and never writes out what it decodes.
 
     Args:
       run: gives updates and new state leaves for decoded moments.
@@ -109,6 +117,7 @@ def leaf_by_leaf(
       readers: how some of its nodes are read.
       encode: encodes the moment of a number.
       updates: the leaves of the updates.
+      kernel: takes some of the leaves, as ``stored_kernel.Kernel`` does.
 
     Returns:
       The updates and the new nodes.
@@ -130,6 +139,15 @@ def leaf_by_leaf(
     new: list[Any] = [None] * len(nodes)
     for leaf in range(count):
         own = [i for i in moments if readers[i].leaf == leaf]
+        if own and kernel is not None:
+            wanted, given = [*(count + i for i in own), leaf], [moments.index(i) for i in own]
+            piece = lazily.elementwise(wanted, given)
+            done = kernel(piece, [readers[i] for i in own], [nodes[i] for i in own], updates[leaf])
+            if done is not None:
+                out[leaf], fresh = done
+                for i, node in zip(own, fresh, strict=True):
+                    new[i] = node
+                continue
         # The update sees the same array that is encoded, and not a second copy of its history.
         full = jax.lax.optimization_barrier(lazily.outputs([count + i for i in own]))
         for i, x in zip(own, full, strict=True):

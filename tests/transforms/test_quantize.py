@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optkit
-from benchmarks.quantized_states import gpt2_small, llama_7b
+from benchmarks.memory_shapes import gpt2_small, llama_7b
 from optkit.codecs import Codec, Fp8Codec, TableCodec
 from optkit.transforms import quantize_state
 from tests.conformance.hlo import collectives
