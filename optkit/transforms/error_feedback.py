@@ -43,7 +43,10 @@ class Ef21State(NamedTuple):
 def check_codec(name: str, value: Any) -> Codec:
     """Returns a codec, or raises TypeError with the remedy."""
     if not isinstance(value, Codec):
-        raise TypeError(f"{name}={value!r} must be a codec, such as optkit.codecs.TopK(0.01)")
+        given = f"{value!r}"
+        if hasattr(value, "update"):
+            given = "a transformation: the codec comes first, then inner; it"
+        raise TypeError(f"{name}={given} must be a codec, such as optkit.codecs.TopK(0.01)")
     return value
 
 

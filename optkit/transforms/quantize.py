@@ -34,7 +34,7 @@ from optkit.tree.paths import full_path_string
 from optkit.tree.selection import check_selects
 
 CodecName = Literal["dynamic8", "dynamic4", "fp8", "linear8", "bf16", "float32"]
-CodecLike: TypeAlias = CodecName | Codec | Mapping[str, Codec]
+CodecLike: TypeAlias = CodecName | Codec | Mapping[str, CodecName | Codec]
 Kind = Literal["signed", "unsigned", "keep"]
 StateRules: TypeAlias = Sequence[tuple[str, Kind]]
 
@@ -85,7 +85,10 @@ def codecs_of(codec: CodecLike) -> dict[str, Codec]:
             f"codec={codec!r} must be a name ({', '.join(get_args(CodecName))}), a codec, or "
             '{"signed": codec, "unsigned": codec}'
         )
+    out = {}
     for sign, own in codec.items():
+        if isinstance(own, str):
+            own = named_codec(own).for_sign(sign == "signed")
         if not isinstance(own, Codec):
             raise TypeError(f"codec[{sign!r}]={own!r} must be a codec of optkit.codecs")
         if own.for_sign(sign == "signed") != own:
@@ -94,7 +97,8 @@ def codecs_of(codec: CodecLike) -> dict[str, Codec]:
                 + ("cut off negative moments" if sign == "signed" else "waste half of its codes")
                 + f"; give codec.for_sign({sign == 'signed'})"
             )
-    return dict(codec)
+        out[sign] = own
+    return out
 
 
 def _kind(owner: str, rules: StateRules) -> Kind | None:
@@ -191,7 +195,8 @@ def quantize_state(
     Args:
       inner: any transformation, with or without learning rate.
       codec: "dynamic8" (blocks of 256), "dynamic4" (128), "linear8", "fp8", "bf16", "float32" (for
-        comparison), a codec of ``optkit.codecs``, or ``{"signed": ..., "unsigned": ...}``.
+        comparison), a codec of ``optkit.codecs``, or ``{"signed": ..., "unsigned": ...}`` of
+        either.
       rules: ``(pattern, kind)``, first match wins, before the names that are known: a wildcard on
         the field's name, or with a slash on the whole path of the state; "signed", "unsigned" or
         "keep" (not encoded).

@@ -13,6 +13,8 @@ from optkit.tree.paths import PyTree, full_path_string, path_string
 from optkit.tree.roles import Selector, selects
 
 FORMAT = 1
+# Names of what codecs stored hold an @.
+_OTHER_CODEC = ", and build the optimizer with the codec that stored its moments to read those"
 FORMAT_KEY = "optkit.format"
 
 
@@ -148,10 +150,12 @@ def restore_state(
             committed = getattr(leaf, "committed", False)
             leaves.append(jax.device_put(placed, leaf.sharding) if committed else placed)
     if problems:
+        coded = any("@" in text for text in (*problems, *exported))
         raise ValueError(
             "the exported state does not fit:\n"
             + "\n".join(problems)
             + '\npass missing="keep" to start what is missing from the template'
+            + (_OTHER_CODEC if coded else "")
         )
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 

@@ -147,6 +147,8 @@ def test_the_mean_of_workers_follows_from_what_they_send() -> None:
 
 @pytest.mark.parametrize("factory", [optkit.error_feedback, optkit.ef21])
 def test_a_compressor_has_to_be_one(factory: Any) -> None:
+    with pytest.raises(TypeError, match="the codec comes first, then inner"):
+        factory(optax.sgd(0.1))
     with pytest.raises(TypeError, match=r"compressor='top' must be a codec"):
         factory("top")
     with pytest.raises(ValueError, match="placement='before'"):
