@@ -11,6 +11,7 @@ from optkit.catalogue import StateBytes
 from optkit.transforms import Transformation, descend, split_matrices
 from optkit.transforms.base import map_updates
 from optkit.transforms.hyperparams import ScalarOrSchedule, debias, value_at
+from optkit.transforms.low_rank.projection import BasisKind
 from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, PyTree, RuleLike
 
@@ -29,6 +30,20 @@ def low_bytes(vectors: int, basis: bool, norms: int = 0) -> dict[str, Any]:
 
     own = StateBytes(0, matrix, label)
     return dict.fromkeys(("matrix", "stacked", "expert", "conv"), own) | {"*": 8}
+
+
+def check_online(
+    basis: BasisKind,
+    learning_rate: ScalarOrSchedule,
+    basis_optimizer: optax.GradientTransformation | None,
+) -> None:
+    """Raises for online bases that would not follow a scheduled learning rate, as they should."""
+    if basis == "online" and basis_optimizer is None and callable(learning_rate):
+        raise ValueError(
+            "basis='online' moves bases at learning_rate/(its first value)/refresh_every, and of a "
+            "schedule that value is not known; give basis_optimizer=optkit.adamw(lambda n: "
+            "schedule(n + 1)/peak/refresh_every, weight_decay=0.01)"
+        )
 
 
 def low_rank_recipe(

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from optkit.catalogue import register
-from optkit.optimizers._low_rank import low_bytes, low_rank_recipe
+from optkit.optimizers._low_rank import check_online, low_bytes, low_rank_recipe
 from optkit.transforms import Transformation, scale_by_adam
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.low_rank import low_rank
@@ -39,6 +39,7 @@ def galore_adamw(
     scale: ScalarOrSchedule = 0.25,
     refresh_every: int | jax.Array = 200,
     basis: BasisKind = "svd",
+    basis_optimizer: optax.GradientTransformation | None = None,
     side: Side = "std",
     state_on_refresh: Literal["keep", "reset", "transport"] = "keep",
     stagger: bool = False,
@@ -86,7 +87,9 @@ def galore_adamw(
       eps_mode: "uncorrected" (the reference's) or "corrected", see ``optkit.scale_by_adam``.
       scale: factor of the matrices' steps.
       refresh_every: steps between two bases.
-      basis: where P comes from, see ``optkit.low_rank``.
+      basis: where P comes from, see ``optkit.low_rank``; "online" is Online Subspace Descent.
+      basis_optimizer: a whole optimizer for "online" bases; its first step is the second one of
+        training. None for AdamW with rate ``1/refresh_every`` and decay 0.01.
       side: which side is projected, see there; of squares "std" takes fan_in.
       state_on_refresh: what a new basis does to the moments, see there.
       stagger: every matrix in its own turn, see there.
@@ -119,14 +122,17 @@ def galore_adamw(
       320
 
     Reference:
-      Zhao et al., GaLore, arXiv 2403.03507. The paper writes Adam with eps beside the corrected
+      Zhao et al., GaLore, arXiv 2403.03507; Liang et al., Online Subspace Descent, arXiv
+      2408.12857. The first paper writes Adam with eps beside the corrected
       root, its code beside the uncorrected one. A zero gradient at a refresh keeps the old basis.
     """
+    check_online(basis, learning_rate, basis_optimizer)
     direction = low_rank(
         scale_by_adam(b1, b2, eps, eps_mode=eps_mode, state_dtype=state_dtype),
         0.25 if rank is None else rank,
         refresh_every=refresh_every,
         basis=basis,
+        basis_optimizer=basis_optimizer,
         side=side,
         state_on_refresh=state_on_refresh,
         scale=scale,

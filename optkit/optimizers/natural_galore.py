@@ -7,7 +7,7 @@ import jax
 import optax
 
 from optkit.catalogue import register
-from optkit.optimizers._low_rank import low_bytes, low_rank_recipe
+from optkit.optimizers._low_rank import check_online, low_bytes, low_rank_recipe
 from optkit.transforms import Transformation, scale_by_adam, scale_by_natural_fisher
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.low_rank import low_rank
@@ -41,6 +41,7 @@ def natural_galore(
     scale: ScalarOrSchedule = 0.25,
     refresh_every: int | jax.Array = 200,
     basis: BasisKind = "svd",
+    basis_optimizer: optax.GradientTransformation | None = None,
     side: Side = "std",
     state_on_refresh: Literal["keep", "reset", "transport"] = "keep",
     stagger: bool = False,
@@ -85,7 +86,9 @@ def natural_galore(
         through directions and eps only.
       scale: factor of the matrices' steps.
       refresh_every: steps between two bases.
-      basis: where P comes from, see ``optkit.low_rank``.
+      basis: where P comes from, see ``optkit.low_rank``; "online" is Online Subspace Descent.
+      basis_optimizer: a whole optimizer for "online" bases; its first step is the second one of
+        training. None for AdamW with rate ``1/refresh_every`` and decay 0.01.
       side: which side is projected, see there; of squares "std" takes fan_in.
       state_on_refresh: what a new basis does to the moments, see there.
       stagger: every matrix in its own turn, see there.
@@ -121,6 +124,7 @@ def natural_galore(
       Das et al., Natural GaLore, arXiv 2410.16029. Its code projects both sides (``side="full"``),
       its text one.
     """
+    check_online(basis, learning_rate, basis_optimizer)
     direction = low_rank(
         optax.chain(
             scale_by_natural_fisher(history, damping=damping),
@@ -129,6 +133,7 @@ def natural_galore(
         0.25 if rank is None else rank,
         refresh_every=refresh_every,
         basis=basis,
+        basis_optimizer=basis_optimizer,
         side=side,
         state_on_refresh=state_on_refresh,
         scale=scale,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from optkit.catalogue import LeafBytes, StateBytes, register
+from optkit.catalogue import StateBytes, register
 from optkit.codecs import AffineCodec, Codec, IdentityCodec, TableCodec
 from optkit.optimizers._low_bits import MIN_SIZE
 from optkit.optimizers._low_bits import low_bytes as leaf_bytes
@@ -40,7 +40,8 @@ def _matrix(rows: int, columns: int) -> float:
 _MATRIX = StateBytes(
     0, _matrix, "2.03 r max(sides) (8 below 4096) + (0.53 r + 4) min(sides) + 28 a matrix"
 )
-_REST: dict[str, LeafBytes] = leaf_bytes(2, TableCodec())
+_BYTES: dict[str, float] = {**dict.fromkeys(("matrix", "stacked", "expert", "conv"), _MATRIX)}
+_BYTES.update(leaf_bytes(2, TableCodec()))
 
 
 def _none(path: str, leaf: Any) -> bool:
@@ -57,7 +58,7 @@ def _none(path: str, leaf: Any) -> bool:
         "2407.08296",
         2024,
     ),
-    state_bytes=dict.fromkeys(("matrix", "stacked", "expert", "conv"), _MATRIX) | _REST,
+    state_bytes=_BYTES,
     tags=("low rank", "adam", "projection", "quantization", "8-bit", "4-bit"),
     chain="quantize_params(low_rank(adam of 8 bits, lazy, 4 bits) > lr > decay); adam on the rest",
 )

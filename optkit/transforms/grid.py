@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 from optkit.catalogue import register
 from optkit.codecs import AffineCodec, Codec
@@ -22,7 +23,7 @@ from optkit.transforms.base import (
 )
 from optkit.transforms.error_feedback import check_codec, fresh_key
 from optkit.transforms.hyperparams import check_choice
-from optkit.transforms.stored_leaves import leaf_key, read, round_trip, write
+from optkit.transforms.stored_leaves import leaf_key, read, renewed, round_trip, write
 from optkit.tree import PyTree, Selector, leaves_with_paths, selects
 from optkit.tree.selection import check_selects
 from optkit.tree.sharding import spec_of
@@ -157,7 +158,7 @@ def quantize_params(
         if store:
             nearest = grid_of(grid, "nearest")
             nodes = [
-                write(nearest, p.astype(jnp.float32)) if on else optax.MaskedNode()
+                write(nearest, jnp.copy(p).astype(jnp.float32)) if on else optax.MaskedNode()
                 for on, p in zip(flags(params), jax.tree.leaves(params), strict=True)
             ]
             codes = jax.tree.unflatten(jax.tree.structure(params), nodes)
@@ -201,12 +202,19 @@ def quantize_params(
             wide = jnp.float32 if p.dtype.itemsize < 4 else g.dtype
             steps.append(u.astype(wide) if value is None else step_to(value, p, g.dtype))
             nodes.append(node)
-        codes = jax.tree.unflatten(jax.tree.structure(params), nodes) if store else ()
+        codes = _renewed(state.codes, nodes, params) if store else ()
         return jax.tree.unflatten(jax.tree.structure(updates), steps), QuantizeParamsState(
             state.count + 1, state.key, codes, keep_dtypes(after, state.inner)
         )
 
     return Transformation(init_fn, update_fn)
+
+
+def _renewed(codes: PyTree, nodes: list[Any], params: PyTree) -> PyTree:
+    structure: Any = jax.tree.structure(params)
+    pairs = zip(structure.flatten_up_to(codes), nodes, strict=True)
+    held = [new if isinstance(new, optax.MaskedNode) else renewed(old, new) for old, new in pairs]
+    return jax.tree.unflatten(structure, held)
 
 
 def stored_params(state: PyTree, params: PyTree, codec: Codec | None = None) -> PyTree:
@@ -261,6 +269,8 @@ def _read(grid: Codec, codes: PyTree, params: PyTree) -> PyTree:
                 f"weights were stored by codec {codec_name(node)!r}, and {grid.name!r} reads them; "
                 "give that codec"
             )
-        spec = spec_of(p) if isinstance(p, jax.Array) else None
-        leaves.append(read(grid, node, p.shape, spec))
+        placed = None if isinstance(p, jax.core.Tracer) else getattr(p, "sharding", None)
+        value = read(grid, node, p.shape, spec_of(p) if isinstance(p, jax.Array) else None)
+        # Without jit, beside the parameter; with it the compiler knows where its sum will lie.
+        leaves.append(jax.device_put(value, placed) if isinstance(placed, NamedSharding) else value)
     return jax.tree.unflatten(structure, leaves)

@@ -1,20 +1,22 @@
 """Bases that an optimizer of their own moves at every step (Online Subspace Descent)."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec, auto_axes
 
 from optkit.linalg.bases import subspace_gradient
 from optkit.transforms.adam import scale_by_adam
 from optkit.transforms.base import Transformation, keep_dtypes
 from optkit.transforms.low_rank.options import Subspace
-from optkit.transforms.low_rank.projection import AXIS
 from optkit.transforms.low_rank.refresh import InForce
 from optkit.transforms.low_rank.subspace import Held, Subspaces, branch
 from optkit.transforms.step import descend
 from optkit.tree import PyTree
-from optkit.tree.sharding import place_statistic, whole_along
+from optkit.tree.sharding import place_statistic, spec_of
 
 _DECAY = 1e-2  # torch's AdamW
 
@@ -24,6 +26,15 @@ def basis_optimizer_of(asked: Subspace) -> Transformation:
     if asked.basis_optimizer is not None:
         return asked.basis_optimizer
     return descend(scale_by_adam(), 1.0 / asked.refresh_every, weight_decay=_DECAY)
+
+
+def _slope(x: jax.Array, basis: jax.Array, precision: Any) -> jax.Array:
+    slope: Any = partial(subspace_gradient, precision=precision)
+    spec = spec_of(x)
+    if spec is not None:  # an Explicit mesh wants to be told what sums over its axes result in
+        batch = tuple(spec)[: x.ndim - 2]
+        slope = auto_axes(slope, out_sharding=PartitionSpec(*batch, None, None))
+    return slope(x, basis)
 
 
 def moved_bases(
@@ -57,9 +68,8 @@ def moved_bases(
         for part, x, own, unset in zip(spaces.parts, grads, now.bases, now.unset, strict=True):
             each = []
             for side, p in zip(part.sides, own, strict=True):
-                side_first = whole_along(x, AXIS[side])
-                side_first = side_first if side == "right" else side_first.mT
-                slope = subspace_gradient(side_first, p.astype(x.dtype), precision=precision)
+                turned = x if side == "right" else x.mT
+                slope = _slope(turned, p.astype(x.dtype), precision)
                 each.append(place_statistic(masked(slope, unset), x))
             slopes.append(Held(tuple(each), None))
         moved, after = optimizer.update(spaces.pack(slopes)[0], state, bases)

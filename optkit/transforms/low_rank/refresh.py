@@ -11,6 +11,7 @@ from optkit.transforms.low_rank.lazy import refreshed_memory
 from optkit.transforms.low_rank.projection import Projector, sides_of
 from optkit.transforms.low_rank.stored import write_basis
 from optkit.transforms.low_rank.subspace import Bases, Held, Subspaces, branch
+from optkit.transforms.stored_leaves import renewed
 from optkit.tree import PyTree, map_groups
 from optkit.tree.sharding import place_statistic
 
@@ -167,7 +168,7 @@ def _kept(
         flags = use.reshape(use.shape + (1,) * (node[name].ndim - use.ndim))
         return place_statistic(jnp.where(flags, new[name], node[name]), like)
 
-    return {name: chosen(name) for name in node}
+    return renewed(node, {name: chosen(name) for name in new})
 
 
 def _computed(kind: str, x: jax.Array, side: str, held: jax.Array, key: jax.Array) -> jax.Array:

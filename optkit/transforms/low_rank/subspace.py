@@ -153,8 +153,6 @@ class Subspaces:
         """Returns what each part has kept."""
         columns = [self.layout.unpack(tree) for tree in stored]
         bases = list(zip(*columns, strict=True)) if columns else [() for _ in self.parts]
-        if self.asked.codec is not None:  # flax.nnx hands dicts back as its own
-            bases = [tuple(dict(node.items()) for node in own) for own in bases]
         if self.asked.lazy is None:
             return [Held(own, None) for own in bases]
         none = [None] * len(bases)
