@@ -75,7 +75,9 @@ def is_elementwise(eqn: Any, shape: tuple[int, ...]) -> bool:
         return False
     inner = _inner(eqn)
     if inner is not None:
-        return all(is_elementwise(own, shape) for own in inner.jaxpr.eqns)
+        # Numbers may be worked out on the way.
+        each = inner.jaxpr.eqns
+        return all(is_elementwise(own, shape) or is_elementwise(own, ()) for own in each)
     if eqn.primitive.name == "broadcast_in_dim":
         return eqn.invars[0].aval.shape == ()
     return eqn.primitive.name in _PRIMITIVES
