@@ -30,7 +30,7 @@ _EXAMPLE = {"required": False, "other": "adamw"}
     example=_EXAMPLE,
 )
 def altlora(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule = 1e-3,
     *,
     b1: ScalarOrSchedule = 0.9,
     scale: Scale = 1.0,
@@ -142,7 +142,7 @@ def altlora(
     example=_EXAMPLE,
 )
 def altlora_plus(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule = 1e-3,
     *,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,

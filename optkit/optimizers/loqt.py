@@ -27,7 +27,7 @@ from optkit.tree import PyTree
     example={"required": False, "other": "adamw"},
 )
 def loqt(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule = 1e-3,
     *,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,

@@ -52,7 +52,7 @@ def _names(patterns: Patterns | None) -> Any:
     example={"required": False, "other": "adamw"},
 )
 def lora_plus(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule = 1e-3,
     *,
     ratio: Scalar = 16.0,
     b1: ScalarOrSchedule = 0.9,
@@ -62,7 +62,7 @@ def lora_plus(
     decay: PlusDecay = "decoupled",
     mask: Mask = None,
     embeddings: Patterns | None = None,
-    embedding_learning_rate: Scalar = 1e-6,
+    embedding_learning_rate: ScalarOrSchedule = 1e-6,
     other: Other = "frozen",
     a: Patterns = "lora_a",
     b: Patterns = "lora_b",
@@ -94,7 +94,7 @@ def lora_plus(
       decay: "decoupled", "cautious" or "coupled", see ``optkit.decay_weights``.
       mask: adapter leaves that decay.
       embeddings: pattern of adapters of embeddings, or several, which have a rate of their own.
-      embedding_learning_rate: that rate, a number.
+      embedding_learning_rate: that rate, a number or a schedule.
       other: what becomes of all other leaves: "frozen", "adamw", or a whole optimizer.
       a: pattern of the A leaves, see ``optkit.lora.adapters``.
       b: pattern of the B leaves.
@@ -120,20 +120,18 @@ def lora_plus(
     Reference:
       Hayou et al., LoRA+, arXiv 2402.12354, with the groups of the library peft.
     """
-    for name, value in (("ratio", ratio), ("embedding_learning_rate", embedding_learning_rate)):
-        if callable(value):
-            raise TypeError(f"{name} must be a number, not a schedule; give learning_rate one")
+    if callable(ratio):
+        raise TypeError("ratio must be a number, not a schedule; give learning_rate one")
     check_number("ratio", ratio, low=0.0)
     check_number("learning_rate", learning_rate, low=0.0)
     check_number("embedding_learning_rate", embedding_learning_rate, low=0.0)
     check_choice("decay", decay, get_args(PlusDecay))
     naming = Naming(a, b, None, layout, required)
     fast = _times(learning_rate, ratio)
-    rates = {"a": learning_rate, "b": fast}
-    rules: list[Any] = [(_names(a), "a"), (_names(b), "b")]
-    if embeddings is not None:
-        rates["embeddings"] = embedding_learning_rate
-        rules.insert(0, (_names(embeddings), "embeddings"))
+    rates = {"embeddings": embedding_learning_rate, "a": learning_rate, "b": fast}
+    rules = [
+        (_names(patterns), name) for name, patterns in zip(rates, (embeddings, a, b), strict=True)
+    ]
     adam = scale_by_adam(b1, b2, eps, state_dtype=state_dtype)
     shrink = decay_weights(weight_decay, kind=decay, mask=mask)
     steps = route({name: scale_by_learning_rate(rate) for name, rate in rates.items()}, rules)

@@ -21,7 +21,7 @@ from optkit.transforms.step import Mask, StepDecay
     example={"required": False, "other": "adamw"},
 )
 def lora_pro(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule = 1e-3,
     *,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,

@@ -7,6 +7,8 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import optkit
 
@@ -149,6 +151,34 @@ def test_schedules_compile_once_scan_and_go_downhill(name, schedule):
     losses = jax.jit(lambda c: jax.lax.scan(body, c, length=120)[1])((params, tx.init(params)))
     best = np.sum(np.linalg.svd(target)[1][R:] ** 2)
     assert losses[-1] - best < 0.3 * (losses[0] - best)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_turns_are_the_same_on_eight_devices(kind):
+    rng = np.random.default_rng(4)
+    shapes = {"lora_a": (8, 2), "lora_b": (2, 8)}
+    specs = {"lora_a": P("x", None), "lora_b": P(None, "x")}
+    params, grads = (
+        {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()} for _ in range(2)
+    )
+    tx = optkit.altlora(0.1)
+    state = tx.init(params)
+    wanted = []
+    for _ in range(2):
+        u, state = tx.update(grads, state, params)
+        wanted.append(u)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    placed = [
+        {k: jax.device_put(v, NamedSharding(mesh, specs[k])) for k, v in t.items()}
+        for t in (params, grads)
+    ]
+    with jax.set_mesh(mesh):
+        state, update = tx.init(placed[0]), jax.jit(tx.update)
+        for want in wanted:
+            u, state = update(placed[1], state, placed[0])
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), u, want)
+            held = state.routes["altlora"].mu
+            assert all(held[k].sharding.spec == spec for k, spec in specs.items())
 
 
 def test_the_second_factor_of_a_huge_step_stays_finite():
