@@ -40,8 +40,8 @@ def _matrix(rows: int, columns: int) -> float:
 _MATRIX = StateBytes(
     0, _matrix, "2.03 r max(sides) (8 below 4096) + (0.53 r + 4) min(sides) + 28 a matrix"
 )
-_BYTES: dict[str, float] = {**dict.fromkeys(("matrix", "stacked", "expert", "conv"), _MATRIX)}
-_BYTES.update(leaf_bytes(2, TableCodec()))
+_BYTES: dict[str, float] = {**leaf_bytes(2, TableCodec())}
+_BYTES |= dict.fromkeys(("matrix", "stacked", "expert", "conv"), _MATRIX)
 
 
 def _none(path: str, leaf: Any) -> bool:

@@ -103,3 +103,32 @@ def test_ldadam_keeps_an_error(model, published):
     want = 4 * low + 4 * held + 8 * (total - held)
     assert owned_bytes(optkit.ldadam(rank=256), model) == want
     assert float(f"{want / 1e9:.3g}") == published
+
+
+@pytest.mark.parametrize(
+    ("model", "rank", "published"),
+    [
+        ("gpt2", 256, 0.143),
+        ("gpt2", 128, 0.112),
+        pytest.param("llama", 1024, 4.32, marks=pytest.mark.slow),  # many codes to trace
+        pytest.param("llama", 256, 1.48, marks=pytest.mark.slow),
+    ],
+)
+def test_bytes_of_q_galore_are_those_of_the_table_and_of_what_waits(model, rank, published):
+    """The table's, what leaves below 4096 entries have more, and 4 min(sides) + 28 of a matrix."""
+    total, matrices = sizes(model)
+    small = sum(
+        leaf.size for _, leaf in optkit.tree.leaves_with_paths(MODELS[model]) if leaf.size < 4096
+    )
+    low = sum(rank * max(sides) for sides in matrices)
+    basis = sum(rank * min(sides) for sides in matrices)
+    rest = total - sum(rows * columns for rows, columns in matrices)
+    table = 2 * (low + rest) * (1 + 4 / 256) + basis * (0.5 + 8 / 256)
+    waiting = sum(4 * min(sides) + 28 for sides in matrices)
+    more = small * (8 - 2 * (1 + 4 / 256))
+    tx = optkit.q_galore(rank=rank)
+    assert owned_bytes(tx, model) == table + more + waiting
+    assert abs(table / 1e9 - published) < 0.006 * published
+    if model == "gpt2":
+        stored = owned_bytes(optkit.q_galore(rank=rank, store_weights=True), model)
+        assert stored - (table + more + waiting) == (total - rest) * (1 + 8 / 256)

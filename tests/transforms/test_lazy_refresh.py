@@ -295,3 +295,14 @@ def test_moments_that_a_codec_stored_are_not_transported():
     g = {"w": jnp.ones((4, 8))}
     with pytest.raises(ValueError, match="a codec stored"):
         jax.jit(tx.update)(g, tx.init(g))
+
+
+def test_staggered_leaves_wait_each_from_its_own_turn():
+    """A leaf a step has its turn, and of gradients that never turn, each waits twice as long."""
+    (g,) = gradients(9, 1, {"a": (4, 6), "b": (4, 6)})
+    lazy = optkit.LazyRefresh(window=1)
+    out = steps([g] * 9, rank=1, refresh_every=2, stagger=True, lazy=lazy, stored_as=INT4)
+    counts = [[int(s.lazy.refreshes[k]) for k in "ab"] for _, s in out]
+    # a at 0, 2 (then 4 apart), 4 (8), 8; b one step earlier in its rhythm: 1, 3 (4), 7 (8).
+    assert [c[0] for c in counts] == [1, 1, 2, 2, 3, 3, 3, 3, 4]
+    assert [c[1] for c in counts] == [0, 1, 1, 2, 2, 2, 2, 3, 3]
