@@ -68,7 +68,22 @@ class Geometry(NamedTuple):
 
 
 def why_not(codecs: Sequence[Codec], shape: Shape, arrays: Sequence[jax.Array] = ()) -> str | None:
-    """Returns why no kernel serves some codecs and a shape, with the numbers; None if one does."""
+    """Returns why no kernel serves some codecs and a shape, with the numbers; None if one does.
+
+    Args:
+      codecs: all that moments of the shape are read and written by.
+      shape: of the moments.
+      arrays: those that go into the function.
+
+    Returns:
+      A clause for an error message, or None.
+
+    Example:
+      >>> from optkit.codecs import TableCodec
+      >>> from optkit.kernels.block_codec import why_not
+      >>> why_not([TableCodec(block=64)], (8, 256))
+      'block=64 is not a multiple of 128 up to 4096'
+    """
     size = math.prod(shape)
     for codec in codecs:
         if not isinstance(codec, TableCodec):
