@@ -28,7 +28,7 @@ class LeafDelta:
       count: how many entries are in it.
       form: how the places are written. "gaps16": uint16 distances from the place before (of the
         first, from -1); 0 stands for 65535 places without a value. "int32", "int64": places in the
-        flattened leaf. "dense": none, since all entries are in it.
+        flattened leaf. "dense": none, since all entries are in it, for that takes fewer bytes.
       places: see ``form``.
       values: unsigned integers: the bits of the new entries, by place.
     """
@@ -96,9 +96,13 @@ def _all_bits(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def _leaf_delta(
-    shape: tuple[int, ...], dtype: str, places: np.ndarray, values: np.ndarray
+    shape: tuple[int, ...],
+    dtype: str,
+    places: np.ndarray,
+    values: np.ndarray,
+    whole_leaf: np.ndarray | None = None,
 ) -> LeafDelta:
-    """Writes the places in the form of the fewest bytes."""
+    """Writes the places in the form of the fewest bytes, or all of the leaf if that takes less."""
     size = int(np.prod(shape, dtype=np.int64))
     gaps = np.diff(places, prepend=-1)
     fillers = (gaps - 1) // _FILLER
@@ -110,6 +114,8 @@ def _leaf_delta(
     if len(places) == size:
         costs["dense"] = 0
     form = min(costs, key=lambda name: costs[name])
+    if whole_leaf is not None and whole_leaf.nbytes < costs[form] + values.nbytes:
+        return LeafDelta(shape, dtype, size, "dense", np.zeros(0, np.uint16), whole_leaf)
     if form == "dense":
         coded = np.zeros(0, np.uint16)
     elif form == "gaps16":
@@ -127,7 +133,7 @@ def encode_delta(old: PyTree, new: PyTree) -> Delta:
     Entries are compared by their bits, so that -0.0 differs from 0.0 and NaNs are kept as they are,
     and the new *values* are stored: of several deltas the last one counts, and rounding has no part
     in it. Weights in the precision in which they are used change rarely: small steps vanish in the
-    rounding of 16-bit ones (``python -m benchmarks.claims error_feedback`` counts them).
+    rounding of 16-bit ones (``python -m benchmarks.claims weight_deltas`` counts them).
 
     Args:
       old: the weights that the receiver has: arrays of any dtypes of up to 8 bytes.
@@ -160,7 +166,8 @@ def encode_delta(old: PyTree, new: PyTree) -> Delta:
         places = np.flatnonzero(before[path] != after[path])
         if len(places):
             values = after[path][places]
-            leaves[path] = _leaf_delta(tuple(np.shape(leaf)), str(leaf.dtype), places, values)
+            shape, whole = tuple(np.shape(leaf)), after[path].copy()
+            leaves[path] = _leaf_delta(shape, str(leaf.dtype), places, values, whole)
     return Delta(leaves, _hash(old, before), _hash(new, after))
 
 
@@ -257,8 +264,8 @@ def payload_bytes(delta: Delta) -> int:
       delta: what ``optkit.encode_delta`` gave.
 
     Returns:
-      ``count*(itemsize + 2)`` for each leaf whose changes lie less than 65536 places apart; names,
-      shapes and hashes are not counted.
+      ``count*(itemsize + 2)`` for each leaf whose changes lie less than 65536 places apart, at most
+      ``size*itemsize``; names, shapes and hashes are not counted.
 
     Example:
       >>> import numpy as np, optkit

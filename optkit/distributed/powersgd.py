@@ -189,7 +189,9 @@ def powersgd_mean(
     """Averages gradients over workers, sending low-rank factors instead of matrices.
 
     First in the chain, inside ``jax.shard_map`` (or ``jax.vmap(axis_name=...)``), fed with the
-    gradient of this worker's own batch. For matrices G of fan_out by fan_in, r = rank:
+    gradient of this worker's own batch: take it at ``jax.lax.pcast(params, axis_name,
+    to="varying")``, or ``shard_map`` sums it over the workers itself. For matrices G of fan_out by
+    fan_in, r = rank:
 
     1. ``M = G + e``;
     2. "paper": ``P = orth(sum(M orth(Q)))``; ``Q <- mean(M^T P)``; ``u = P Q^T``;
@@ -239,7 +241,7 @@ def powersgd_mean(
 
     Raises:
       ValueError: an option out of range, or ``warm_start=False`` with "alternating"; in update
-        gradients that differ over workers with ``axis_name=None``.
+        gradients that differ over workers with ``axis_name=None``, or are summed over them already.
 
     Example:
       >>> import jax, jax.numpy as jnp, optkit

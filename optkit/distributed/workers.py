@@ -42,15 +42,25 @@ def varying(x: jax.Array) -> frozenset[str]:
 
 
 def check_local(updates: PyTree, axis_name: AxisName, who: str) -> None:
-    """Raises ValueError if gradients of several workers would be taken for those of one."""
-    if axis_name is not None:
-        return
-    for path, leaf in leaves_with_paths(updates):
-        if axes := sorted(varying(leaf)):
+    """Raises ValueError unless gradients are those of one worker, as far as types can tell."""
+    named = leaves_with_paths(updates)
+    if axis_name is None:
+        for path, leaf in named:
+            if axes := sorted(varying(leaf)):
+                raise ValueError(
+                    f"{who} has axis_name=None, one worker, but the gradient of leaf {path!r} "
+                    f"differs along the mesh axes {axes}; give axis_name={axes[0]!r}, or "
+                    "axis_name=() to treat each worker on its own"
+                )
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    for name in axes_of(axis_name):
+        if not named or name not in manual or not varying(lax.axis_index(name)):
+            continue  # nothing keeps track of what varies
+        if all(name not in varying(leaf) for _, leaf in named):
             raise ValueError(
-                f"{who} has axis_name=None, one worker, but the gradient of leaf {path!r} differs "
-                f"along the mesh axes {axes}; give axis_name={axes[0]!r}, or axis_name=() to treat "
-                "each worker on its own"
+                f"{who} averages over {name!r}, but all gradients are equal along it: JAX has "
+                "summed them already, as it does for parameters that do not vary; differentiate "
+                f"at jax.lax.pcast(params, {name!r}, to='varying')"
             )
 
 

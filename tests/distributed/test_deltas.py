@@ -61,11 +61,16 @@ def test_every_bit_arrives(dtype: Any, seed: int, share: float) -> None:
     new = weights(seed + 1, dtype, share, old)
     delta = optkit.encode_delta(old, new)
     assert_bits(optkit.apply_delta(old, delta), new)
-    off = {k: int(np.sum(bits(old[k]) != bits(new[k]))) for k in old}
-    assert {k: d.count for k, d in delta.leaves.items()} == {k: n for k, n in off.items() if n}
-    each = np.dtype(dtype).itemsize
-    dense = sum(2 * d.count for d in delta.leaves.values() if d.form == "dense")
-    assert optkit.payload_bytes(delta) == sum(off.values()) * (each + 2) - dense
+    each, want = np.dtype(dtype).itemsize, 0
+    for name in old:
+        count, size = int(np.sum(bits(old[name]) != bits(new[name]))), new[name].size
+        assert (name in delta.leaves) == (count > 0)
+        if count:
+            whole = size * each < count * (each + 2)
+            assert (delta.leaves[name].form == "dense") == whole
+            assert delta.leaves[name].count == (size if whole else count)
+        want += min(count * (each + 2), size * each)
+    assert optkit.payload_bytes(delta) == want
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
@@ -75,10 +80,9 @@ def test_every_bit_arrives_from_inside_jit(dtype: Any) -> None:
         new = weights(1, dtype, share, old)
         delta = FIXED(old, new, 40)
         assert_bits(APPLY(old, delta), new)
-        host = optkit.encode_delta(old, new)
         for name in old:
             count = int(delta.count[name])
-            assert count == (host.leaves[name].count if name in host.leaves else 0)
+            assert count == np.sum(bits(old[name]) != bits(new[name]))
             assert np.all(np.asarray(delta.places[name])[count:] == old[name].size)
 
 
@@ -87,6 +91,7 @@ def test_zeros_of_both_signs_and_nans_of_all_kinds_differ() -> None:
     new = {"w": np.array([0x80000000, 0x7FC00001, 0x3F800000, 0x7FC00000], np.uint32).view("f4")}
     delta = optkit.encode_delta(old, new)
     assert delta.leaves["w"].indices().tolist() == [0, 1]
+    assert delta.leaves["w"].form == "gaps16"
     assert_bits(optkit.apply_delta(old, delta), new)
     assert not optkit.encode_delta(new, new).leaves
 
@@ -122,6 +127,7 @@ def test_merging_is_associative_and_the_last_one_wins(seed: int) -> None:
     for name in left.leaves:
         np.testing.assert_array_equal(left.leaves[name].indices(), right.leaves[name].indices())
         np.testing.assert_array_equal(left.leaves[name].values, right.leaves[name].values)
+        assert left.leaves[name].form == right.leaves[name].form
 
 
 def test_another_base_is_refused() -> None:

@@ -227,6 +227,30 @@ def test_workers_without_an_axis_are_refused() -> None:
     np.testing.assert_allclose(update(())(g), g, atol=1e-6)  # each on its own, on purpose
 
 
+def test_gradients_that_are_summed_already_are_refused() -> None:
+    """shard_map sums the gradient of what does not vary, behind which no mean makes sense."""
+    tx = average()
+
+    def step(p: jax.Array, x: jax.Array, varies: bool) -> jax.Array:
+        at = jax.lax.pcast(p, AXIS, to="varying") if varies else p
+        g = jax.grad(lambda w: jnp.sum(w * x))(at)
+        return tx.update({"w": g}, tx.init({"w": p}))[0]["w"]
+
+    p, x = np.ones((4, 4), np.float32), np.ones((8, 4), np.float32)
+    for varies in (True, False):
+        mapped = jax.shard_map(
+            lambda p, x, varies=varies: step(p, x, varies),
+            mesh=mesh_of(2),
+            in_specs=(P(), P(AXIS)),
+            out_specs=P(),
+        )
+        if varies:
+            np.testing.assert_allclose(jax.jit(mapped)(p, x), 1.0, atol=1e-5)
+        else:
+            with pytest.raises(ValueError, match=r"summed them already.*pcast\(params, 'workers'"):
+                jax.jit(mapped)(p, x)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
