@@ -60,6 +60,21 @@ def _threshold(scores: Sequence[jax.Array], dropped: jax.Array) -> jax.Array:
     return jnp.where(dropped > 0, flat[jnp.maximum(dropped - 1, 0)], -jnp.inf)
 
 
+def _checked_plan(total_steps: int, init_warmup: int, final_warmup: int, interval: int) -> Plan:
+    """The plan of these options; raises ValueError where they leave no room for a budget."""
+    for name, value in (("total_steps", total_steps), ("interval", interval)):
+        check_static_int(name, value)
+    for name, value in (("init_warmup", init_warmup), ("final_warmup", final_warmup)):
+        check_static_int(name, value, low=0)
+    if max(init_warmup, 1) + final_warmup >= total_steps:
+        raise ValueError(
+            f"init_warmup={init_warmup} and final_warmup={final_warmup} leave no step of "
+            f"total_steps={total_steps} in which importance is measured and the budget falls; "
+            "give smaller ones"
+        )
+    return Plan(total_steps, init_warmup, final_warmup, interval)
+
+
 @register(
     kind="wrapper",
     family="lora",
@@ -145,24 +160,11 @@ def adalora(
       equal scores fall together and fewer may remain than the budget allows.
     """
     inner = check_transformation("inner", inner)
-    for name, value in (
-        ("target_rank", target_rank),
-        ("total_steps", total_steps),
-        ("interval", interval),
-    ):
-        check_static_int(name, value)
-    for name, value in (("init_warmup", init_warmup), ("final_warmup", final_warmup)):
-        check_static_int(name, value, low=0)
-    if max(init_warmup, 1) + final_warmup >= total_steps:
-        raise ValueError(
-            f"init_warmup={init_warmup} and final_warmup={final_warmup} leave no step of "
-            f"total_steps={total_steps} in which importance is measured and the budget falls; "
-            "give smaller ones"
-        )
+    check_static_int("target_rank", target_rank)
+    plan = _checked_plan(total_steps, init_warmup, final_warmup, interval)
     check_number("b1", b1, low=0.0, high=1.0)
     check_number("b2", b2, low=0.0, high=1.0)
     naming = Naming(a, b, e, layout, required)
-    plan = Plan(total_steps, init_warmup, final_warmup, interval)
 
     def sizes(tree: AdapterTree) -> tuple[int, int]:
         counts = [int(np.prod(x.batch, dtype=int)) for x in tree.adapters]

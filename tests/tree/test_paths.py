@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optkit.tree import leaves_with_paths, map_with_path, matches, values_by_path
+from optkit.tree.paths import wildcards
 
 
 class Attention(NamedTuple):
@@ -116,6 +117,15 @@ def test_globs_without_double_stars_match_component_by_component(pattern, path):
     else:
         expected = len(pattern) == len(path) and all(map(fnmatch.fnmatchcase, path, pattern))
     assert matches("/".join(pattern), "/".join(path)) is expected
+
+
+@given(st.lists(st.sampled_from("ab"), min_size=2, max_size=4))
+def test_wildcards_are_what_a_pattern_leaves_open(path):
+    path = "/".join(path)
+    whole = wildcards("**/*", path)
+    assert whole is not None and "".join(whole) == path
+    for pattern in ("a", "?/**", "**/b", "re:a(.*)b"):
+        assert (wildcards(pattern, path) is not None) is matches(pattern, path)
 
 
 def test_an_invalid_expression_is_named_with_the_remedy():
