@@ -27,6 +27,20 @@ def test_an_nnx_model_has_its_adapters_found_by_their_own_names():
     }
 
 
+@pytest.mark.parametrize("name", ["lora_pro", "altlora", "lora_plus"])
+def test_an_nnx_optimizer_trains_the_adapters_of_a_model_and_leaves_its_kernel(name):
+    model = nnx.LoRALinear(6, 4, lora_rank=2, rngs=nnx.Rngs(0))
+    x, kernel = jnp.ones((3, 6)), model.kernel[...]
+    optimizer = nnx.Optimizer(model, getattr(optkit, name)(0.1), wrt=nnx.LoRAParam)
+    loss = lambda m: jnp.mean((m(x) - 1.0) ** 2)  # noqa: E731
+    before = loss(model)
+    for _ in range(3):
+        grads = nnx.grad(loss, argnums=nnx.DiffState(0, nnx.LoRAParam))(model)
+        optimizer.update(model, grads)
+    assert loss(model) < before
+    np.testing.assert_array_equal(model.kernel[...], kernel)
+
+
 def test_leading_axes_are_a_batch():
     (found,) = adapters({"layers": tree(lora_a=(5, 2, 6, 3), lora_b=(5, 2, 3, 4))})
     assert (found.batch, found.rank, found.fan_in, found.fan_out) == ((5, 2), 3, 6, 4)
