@@ -147,3 +147,17 @@ def test_what_cannot_be_cut_is_refused() -> None:
         SignCodec(size="median")  # type: ignore[arg-type]
     with pytest.raises(NameError, match=r"averages over the axis 'workers', which is not there"):
         optkit.onebit_mean(AXIS).init({"w": np.zeros(3, np.float32)})
+
+
+def test_what_is_sent_of_a_large_matrix() -> None:
+    """By hand: 4 Mi numbers, eight workers, 28 MiB for a plain average."""
+    params = {"w": jax.ShapeDtypeStruct((1024, 4096), np.float32)}
+    byte = UniformCodec(bits=8, block=None)
+    for tx, mib in (
+        (optkit.onebit_mean(AXIS), 0.875),
+        (optkit.compressed_mean(byte, AXIS), 7.0),
+        (optkit.powersgd_mean(AXIS, rank=4), 4 * 5120 * 4 * 1.75 / 2**20),
+    ):
+        sent = optkit.wire_bytes(tx, params, 8, AXIS)
+        assert sent.least / 2**20 == pytest.approx(mib, rel=1e-3)
+        assert sent.plain == 28 * 2**20
