@@ -20,8 +20,8 @@ from optkit.transforms.base import (
 )
 from optkit.transforms.error_feedback import fresh_key
 from optkit.transforms.grid import check_steps, grid_of, is_matrix, step_to
+from optkit.transforms.moment_rules import RULES
 from optkit.transforms.momentum import momentum
-from optkit.transforms.quantize import RULES
 from optkit.transforms.stored_leaves import leaf_key, round_trip
 from optkit.tree import (
     PyTree,

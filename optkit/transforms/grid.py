@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from optkit.catalogue import register
 from optkit.codecs import AffineCodec, Codec
-from optkit.codecs.base import codec_name
+from optkit.codecs.base import codec_name, parts_of
 from optkit.transforms.base import (
     Transformation,
     check_gradients,
@@ -106,7 +106,9 @@ def quantize_params(
     are not lost. What rounding leaves goes nowhere; ``optkit.eco`` hands it to the momentum.
 
     With ``store=True`` the state holds the codes, and they are the weights: parameters are what is
-    read of them, in any dtype, and need not be kept (``optkit.stored_params``). Without it the
+    read of them, in any dtype, and need not be kept (``optkit.stored_params``). It has to be the
+    last link then: what changes the updates after it, or parameters between steps, is not seen.
+    Begin with ``stored_params(state, params)``, which are on the grid. Without it the
     updates lead to the grid; ``codec.encode(p)`` gives codes of a grid that may be a little
     narrower, so that only ``store`` keeps weights exactly from step to step in so few bytes.
 
@@ -259,8 +261,15 @@ def stored_params(state: PyTree, params: PyTree, codec: Codec | None = None) -> 
 def _read(grid: Codec, codes: PyTree, params: PyTree) -> PyTree:
     """The parameters, with the exact float32 weights in place of those that are stored."""
     structure: Any = jax.tree.structure(params)
+    try:
+        nodes = structure.flatten_up_to(codes)
+    except ValueError as error:
+        raise ValueError(
+            f"the stored weights are those of another tree than these parameters ({error}); give "
+            "parameters of the tree that init was given"
+        ) from error
     leaves = []
-    for node, p in zip(structure.flatten_up_to(codes), jax.tree.leaves(params), strict=True):
+    for node, (path, p) in zip(nodes, leaves_with_paths(params), strict=True):
         if isinstance(node, optax.MaskedNode):
             leaves.append(p)
             continue
@@ -268,6 +277,13 @@ def _read(grid: Codec, codes: PyTree, params: PyTree) -> PyTree:
             raise ValueError(
                 f"weights were stored by codec {codec_name(node)!r}, and {grid.name!r} reads them; "
                 "give that codec"
+            )
+        found = {name: part.shape for name, part in parts_of(node).items()}
+        needed = {name: part.shape for name, part in grid.shapes(p.shape).items()}
+        if found != needed:
+            raise ValueError(
+                f"leaf {path!r} of shape {p.shape} would be stored as {needed}, and the state has "
+                f"{found}; give the shape that init was given"
             )
         placed = None if isinstance(p, jax.core.Tracer) else getattr(p, "sharding", None)
         value = read(grid, node, p.shape, spec_of(p) if isinstance(p, jax.Array) else None)

@@ -1,8 +1,7 @@
 """Optimizer state in few bits: any transformation's moments, decoded and encoded at each step."""
 
-import fnmatch
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -27,6 +26,7 @@ from optkit.transforms.base import (
     update_inner,
 )
 from optkit.transforms.hyperparams import check_choice, check_static_int
+from optkit.transforms.moment_rules import StateRules, check_named, check_rules, kind_of
 from optkit.transforms.stored_kernel import kernel_of
 from optkit.transforms.stored_leaves import leaf_by_leaf, readers_of, write
 from optkit.tree import PyTree, Selector, match_state, selects
@@ -35,16 +35,6 @@ from optkit.tree.selection import check_selects
 
 CodecName = Literal["dynamic8", "dynamic4", "fp8", "linear8", "bf16", "float32"]
 CodecLike: TypeAlias = CodecName | Codec | Mapping[str, CodecName | Codec]
-Kind = Literal["signed", "unsigned", "keep"]
-StateRules: TypeAlias = Sequence[tuple[str, Kind]]
-
-# Names of fields, in the states of Optax and optkit, that hold what a codec may round.
-RULES: dict[Kind, tuple[str, ...]] = {
-    "signed": ("mu", "m", "momentum", "trace", "exp_avg", "velocity", "memory", "utility"),
-    "unsigned": ("nu", "nu_max", "exp_avg_sq", "moment", "e_g", "e_x"),
-    # Weights, and sums that codes of few bits would round back to what they were.
-    "keep": ("master", "acc_grads", "gathered", "z", "anchor", "sum_of_squares", "total"),
-}
 
 
 class QuantizeState(NamedTuple):
@@ -99,42 +89,6 @@ def codecs_of(codec: CodecLike) -> dict[str, Codec]:
             )
         out[sign] = own
     return out
-
-
-def _kind(owner: str, rules: StateRules) -> Kind | None:
-    """Which kind of moment the state below an owner's path is; None if no rule names it."""
-    field = owner.rsplit("/", 1)[-1].lstrip(".")
-    for pattern, kind in rules:
-        if _names(pattern, owner):
-            return kind
-    return next((kind for kind, fields in RULES.items() if field in fields), None)
-
-
-def _names(pattern: str, owner: str) -> bool:
-    """Tells whether a rule's pattern names a state: its field, or with a slash its whole path."""
-    field = owner.rsplit("/", 1)[-1].lstrip(".")
-    return fnmatch.fnmatchcase(owner if "/" in pattern else field, pattern)
-
-
-def _check_named(rules: StateRules, owners: set[str]) -> None:
-    """Refuses a rule that names no state: misspelt, it would leave the moment to another one."""
-    lost = [pattern for pattern, _ in rules if not any(_names(pattern, own) for own in owners)]
-    if owners and lost:
-        fields = sorted({own.rsplit("/", 1)[-1].lstrip(".") for own in owners})
-        raise ValueError(
-            f"rules: {', '.join(map(repr, lost))} names no state of a parameter; the fields are "
-            + ", ".join(map(repr, fields))
-        )
-
-
-def _check_rules(rules: StateRules) -> None:
-    if any(not isinstance(rule, tuple | list) or len(rule) != 2 for rule in rules):
-        raise ValueError(f"rules={rules!r} must be a list of pairs, such as [('nu', 'unsigned')]")
-    for pattern, kind in rules:
-        if kind not in get_args(Kind):
-            raise ValueError(
-                f"rule {pattern!r} -> {kind!r}: a moment is {', '.join(map(repr, get_args(Kind)))}"
-            )
 
 
 def _key(given: int | jax.Array) -> jax.Array:
@@ -194,7 +148,8 @@ def quantize_state(
 
     Args:
       inner: any transformation, with or without learning rate.
-      codec: "dynamic8" (blocks of 256), "dynamic4" (128), "linear8", "fp8", "bf16", "float32" (for
+      codec: "dynamic8" (blocks of 256), "dynamic4" (128), "linear8" (for momenta: small second
+        moments become 0, and Adam's steps many times the rate), "fp8", "bf16", "float32" (for
         comparison), a codec of ``optkit.codecs``, or ``{"signed": ..., "unsigned": ...}`` of
         either.
       rules: ``(pattern, kind)``, first match wins, before the names that are known: a wildcard on
@@ -216,8 +171,8 @@ def quantize_state(
 
     Raises:
       ValueError: an unknown codec, or one of the wrong sign; at init a large moment that no rule
-        names, a rule or ``keep`` that names nothing; at update a state that another codec stored,
-        or a leaf or codec that the kernel asked for does not serve.
+        names or one calls wrongly, a rule or ``keep`` that names nothing; at update a state that
+        another codec stored, or a leaf or codec that the kernel asked for does not serve.
       TypeError: a codec of another type.
 
     Example:
@@ -237,7 +192,7 @@ def quantize_state(
     """
     inner = check_transformation("inner", inner)
     codecs = codecs_of(codec)
-    _check_rules(rules)
+    check_rules(rules)
     check_static_int("min_size", min_size, low=0)
     if implementation is not None:
         check_choice("implementation", implementation, get_args(Implementation))
@@ -250,13 +205,7 @@ def quantize_state(
             return None
         if keep is not None and selects(keep, match.param_path or "", match.param):
             return None
-        kind = _kind(match.owner, rules)
-        if kind is None:
-            field = match.owner.rsplit("/", 1)[-1]
-            raise ValueError(
-                f"no rule tells whether state {match.owner!r} of leaf {match.param_path!r} has "
-                f'negative entries; give rules=[({field!r}, "signed")], "unsigned" or "keep"'
-            )
+        kind = kind_of(match, rules)
         if kind != "keep" and kind not in codecs:
             raise ValueError(
                 f"state {match.owner!r} of leaf {match.param_path!r} is {kind}, and codec has no "
@@ -276,7 +225,7 @@ def quantize_state(
             fresh = _key(key)
             count = jnp.zeros((), jnp.int32)
         matches = list(match_state(state, params))
-        _check_named(rules, {m.owner for m in matches if _is_moment(m.leaf, m.param)})
+        check_named(rules, {m.owner for m in matches if _is_moment(m.leaf, m.param)})
         if keep is not None:
             check_selects("keep", keep, params)
         leaves = []

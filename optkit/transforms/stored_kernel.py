@@ -41,8 +41,8 @@ class Kernel:
             if self.strict:
                 path = self.paths[readers[0].leaf]
                 raise ValueError(
-                    f"leaf {path!r}: no kernel serves it: {reason}; give implementation=None or "
-                    f"'xla', or keep its moments in float32: keep={path!r}"
+                    f"leaf {path!r}: no kernel serves it: {reason}; give implementation='xla', or, "
+                    f"if it is a single leaf, keep its moments in float32: keep={path!r}"
                 )
             return None
 

@@ -145,3 +145,17 @@ def test_wrong_use_is_refused():
         optkit.stored_params(RANDOM.init(p), p)
     with pytest.raises(ValueError, match="affine4_8_flat"):
         optkit.stored_params(TX[True].init(p), p)
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"w": jnp.zeros((4, 3))}, "leaf 'w' of shape .4, 3. would be stored as .*init was given"),
+        ({"w": jnp.zeros((2, 2))}, "leaf 'w' of shape .2, 2."),
+        ({"params": {"w": jnp.zeros((3, 4))}}, "another tree than these parameters"),
+    ],
+)
+def test_stored_weights_are_read_as_what_they_were(params, text):
+    state = optkit.quantize_params(optax.sgd(0.1), store=True).init({"w": jnp.zeros((3, 4))})
+    with pytest.raises(ValueError, match=text):
+        optkit.stored_params(state, params)

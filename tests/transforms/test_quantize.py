@@ -174,6 +174,12 @@ def test_wrong_options_are_answered(options: dict, error: type, match: str) -> N
         quantize_state(optax.adam(0.1), **options)
 
 
+def test_a_rule_cannot_take_the_sign_of_a_known_moment() -> None:
+    tx = quantize_state(optax.adam(0.1), rules=[("mu", "unsigned")], min_size=0)
+    with pytest.raises(ValueError, match="'mu' has both signs"):
+        tx.init(tree(0))
+
+
 def test_codecs_of_both_signs_may_be_given_by_name() -> None:
     tx = quantize_state(optax.adam(0.1), {"signed": "dynamic4", "unsigned": "fp8"}, min_size=0)
     signed, unsigned = TableCodec(bits=4, exponent_bits=3, block=128), Fp8Codec()

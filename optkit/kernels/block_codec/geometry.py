@@ -87,7 +87,10 @@ def why_not(codecs: Sequence[Codec], shape: Shape, arrays: Sequence[jax.Array] =
     size = math.prod(shape)
     for codec in codecs:
         if not isinstance(codec, TableCodec):
-            return f"{codec.name} is not a table: only optkit.codecs.TableCodec is served"
+            return (
+                f"{codec.name} is not a table: only optkit.codecs.TableCodec is served, such as "
+                "dynamic8, dynamic4 and linear8"
+            )
         if codec.is_random:
             return f"{codec.name} rounds at random: only rounding='nearest' is served"
         if codec.block % LANES or codec.block > MOST:

@@ -64,6 +64,8 @@ class Subspace:
             )
         row_codec(self.stored_as)  # to refuse one that does not fit
         first = self.draw is None and self.kind in ("svd", "randomized_svd")
+        if self.lazy is not None and not isinstance(self.lazy, LazyRefresh):
+            raise TypeError(f"lazy={self.lazy!r} must be an optkit.LazyRefresh, or None")
         if self.lazy is not None and not first:
             raise ValueError(
                 "lazy needs first singular vectors: basis='svd' or 'randomized_svd', not "
