@@ -98,3 +98,14 @@ def test_what_the_kernel_cannot_take_is_refused_by_name(
 def test_an_unknown_implementation_is_refused() -> None:
     with pytest.raises(ValueError, match="did you mean 'pallas'"):
         optkit.quantize_state(optkit.adamw(1e-2), implementation="palas")  # type: ignore[arg-type]
+
+
+def test_members_of_a_population_get_their_own() -> None:
+    members = {"w": jnp.stack([arrays(seed)["conv"] for seed in (0, 1)])}
+    found = []
+    for by in ("interpret", "xla"):
+        tx = optkit.quantize_state(optkit.lion(1e-3), min_size=100, implementation=by)
+        state = jax.vmap(tx.init)(members)
+        updates, state = jax.jit(jax.vmap(tx.update))(members, state, members)
+        found.append((updates, state.inner))
+    jax.tree.map(np.testing.assert_array_equal, *found)
