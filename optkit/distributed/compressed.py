@@ -15,11 +15,12 @@ from optkit.distributed.workers import (
     PerWorker,
     as_varying,
     check_axis_name,
+    check_bound,
     check_local,
     count_workers,
     exchange,
     gather,
-    unbound,
+    mean,
 )
 from optkit.transforms.base import Transformation, check_same_leaves
 from optkit.transforms.error_feedback import check_codec
@@ -96,7 +97,7 @@ def compressed_average(
     kept = [codec.decode(own, y.shape) for y, own in zip(sums, coded, strict=True)]
     lost = [y - x for y, x in zip(sums, kept, strict=True)]
     if workers == 1:  # coded once more it is the same
-        return kept, lost, list(served)
+        return mean(kept, axis_name), lost, list(served)
     rows = [
         _cut(own, codec.shapes(shape), workers) for own, shape in zip(coded, shapes, strict=True)
     ]
@@ -124,10 +125,8 @@ def compressed_average(
 
 def fresh_errors(tree: PyTree, codec: Codec, axis_name: AxisName, who: str) -> PerWorker:
     """Zeros for the leaves of a tree, see ``CompressedMeanState``."""
-    try:
-        workers = count_workers(axis_name)
-    except NameError as error:
-        raise unbound(error, axis_name, who) from error
+    check_bound(axis_name, who)
+    workers = count_workers(axis_name)
 
     def zeros(leaf: Any, share: int) -> jax.Array:
         length = padded_size(jnp.size(leaf), workers, codec) // share
@@ -266,8 +265,8 @@ def compressed_mean(
 
     Raises:
       TypeError: a compressor that is no codec.
-      ValueError: one whose codes cannot be cut into chunks; in update gradients that differ over
-        workers with ``axis_name=None``.
+      ValueError: one whose codes cannot be cut into chunks; in update
+        ``axis_name=None`` inside a ``shard_map``.
       NameError: used outside of its axis.
 
     Example:
@@ -333,7 +332,7 @@ def onebit_mean(
       parameter, and 4/workers for the chunk that it serves; 8 with one worker.
 
     Raises:
-      ValueError: in update gradients that differ over workers with ``axis_name=None``.
+      ValueError: in update ``axis_name=None`` inside a ``shard_map``.
       NameError: used outside of its axis.
 
     Example:

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from optkit.catalogue import LeafBytes, register
 from optkit.distributed.compressed import (
@@ -20,6 +19,7 @@ from optkit.distributed.workers import (
     as_varying,
     check_axis_name,
     check_local,
+    cond,
     mean,
 )
 from optkit.transforms import Transformation, descend
@@ -95,7 +95,7 @@ def _scale_by_onebit_adam(
             mu, new = average_tree(moved(state.mu, own), error, ONE_BIT, axis_name)
             return only_active(mu, active), state.nu, new or error
 
-        mu, nu, error = lax.cond(state.count < warmup_steps, warm, compressed)
+        mu, nu, error = cond(state.count < warmup_steps, warm, compressed, axis_name)
         out = map_leaves(lambda g, m, v: (m / (jnp.sqrt(v) + e)).astype(g.dtype), updates, mu, nu)
         record = recorded(state.count, b1=b1, b2=b2, eps=eps)
         return out, ScaleByOnebitAdamState(state.count + 1, mu, nu, error, record)
@@ -173,8 +173,7 @@ def onebit_adam(
       4/workers for the chunk that it serves; 16 with one worker. See ``optkit.init_workers``.
 
     Raises:
-      ValueError: an option out of range; in update gradients that differ over workers with
-        ``axis_name=None``.
+      ValueError: an option out of range; in update ``axis_name=None`` inside a ``shard_map``.
       NameError: used outside of its axis.
 
     Example:

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import PartitionSpec
 
 from optkit.catalogue import LeafBytes, register
@@ -14,9 +13,10 @@ from optkit.distributed.workers import (
     AxisName,
     PerWorker,
     as_varying,
+    check_bound,
     check_local,
+    cond,
     count_workers,
-    unbound,
 )
 from optkit.linalg.norms import norm_over
 from optkit.transforms import Transformation, descend
@@ -121,10 +121,8 @@ def _scale_by_onebit_lamb(
         return recorded(count, False, **numbers)
 
     def fresh_error(params: PyTree) -> PerWorker:
-        try:
-            workers = count_workers(axis_name)
-        except NameError as error:
-            raise unbound(error, axis_name, "onebit_lamb") from error
+        check_bound(axis_name, "onebit_lamb")
+        workers = count_workers(axis_name)
         whole = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
         length = padded_size(whole, workers, ONE_BIT)
         rows = jax.tree.map(
@@ -219,8 +217,8 @@ def _scale_by_onebit_lamb(
             out, factor = unzip(mu, done, 2)
             return out, mu, state.nu, fresh, state.ratio, factor, scale, error
 
-        out, mu, nu, fresh, ratio, factor, scale, error = lax.cond(
-            state.count < warmup_steps, warm, compressed
+        out, mu, nu, fresh, ratio, factor, scale, error = cond(
+            state.count < warmup_steps, warm, compressed, axis_name
         )
         out = map_leaves(lambda u, g: u.astype(g.dtype), out, updates)
         return out, OnebitLambState(
@@ -303,8 +301,8 @@ def onebit_lamb(
       of stacked layers has one ratio.
 
     Raises:
-      ValueError: an option out of range, params not given to update, or gradients that differ over
-        workers with ``axis_name=None``.
+      ValueError: an option out of range, params not given to update, or ``axis_name=None`` inside
+        a ``shard_map``.
       NameError: used outside of its axis.
 
     Example:

@@ -32,6 +32,7 @@ from optkit.tree import (
     MatrixView,
     PyTree,
     RuleLike,
+    leaves_with_paths,
     upcast,
 )
 from optkit.tree.sharding import place_like, place_statistic, zeros_beside
@@ -49,6 +50,20 @@ class PowerSgdState(NamedTuple):
     left: PyTree | None  # at each leaf (*batch, fan_out, rank) float32; "alternating" only
     basis: PyTree  # at each leaf (*batch, fan_in, rank) float32
     key: jax.Array | None  # PRNG key of factors that are drawn at every step, else None
+
+
+def _waiting(chosen: ChosenMatrices, error: PerWorker) -> dict[str, Any]:
+    """Returns the errors of this worker by path; others raise ValueError."""
+    held = dict(leaves_with_paths(error.value))
+    for path, leaf in chosen.leaves.items():
+        inside = jax.sharding.get_abstract_mesh().manual_axes and path in held
+        if inside and held[path].shape != leaf.shape:
+            raise ValueError(
+                f"leaf {path!r} has shape {leaf.shape}, and each worker {held[path].shape} of its "
+                "error in the state: it is not the state of all workers; make that with "
+                "optkit.init_workers(tx, params, mesh, axis_name)"
+            )
+    return chosen.held(error.value)
 
 
 @register(
@@ -115,7 +130,8 @@ def powersgd_mean(
 
     Args:
       axis_name: name (or names) of the axis that the workers are along; None for one worker, which
-        raises inside a ``shard_map`` over whose axes the gradients differ; () for each on its own.
+        raises inside a ``shard_map``; () for each device on its own, such as where the axes of a
+        ``shard_map`` split a model and not a batch.
       rank: r; smaller matrices have their own full rank.
       schedule: "paper", also torch's; "alternating", the authors' later one.
       iterations: passes a step.
@@ -143,7 +159,9 @@ def powersgd_mean(
 
     Raises:
       ValueError: an option out of range, or ``warm_start=False`` with "alternating"; in update
-        gradients that differ over workers with ``axis_name=None``, or are summed over them already.
+        ``axis_name=None`` inside a ``shard_map``, gradients that are summed over workers already,
+        or a state that was not made by ``optkit.init_workers``.
+      NameError: used outside of its axis.
 
     Example:
       >>> import jax, jax.numpy as jnp, optkit
@@ -235,7 +253,7 @@ def powersgd_mean(
         chosen = ChosenMatrices(updates, dims, roles, pays)
         whole = {path: upcast(g) for path, g in chosen.leaves.items()}
         if state.error is not None:
-            waiting = chosen.held(state.error.value)
+            waiting = _waiting(chosen, state.error)
             whole = {path: g + waiting[path] for path, g in whole.items()}
         whole = as_varying(whole, axis_name)
         given = chosen.layout.split(whole, "out")

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from optkit.distributed.workers import as_varying, axes_of
+from optkit.transforms.hyperparams import check_static_int
 from optkit.tree import PyTree, leaf_bytes, tree_bytes
 
 
@@ -94,7 +95,8 @@ def wire_bytes(
       ``WireBytes(least, most, plain)``.
 
     Raises:
-      ValueError: several axes.
+      ValueError: several axes, or no workers.
+      NameError: ``tx`` averages over another axis.
 
     Example:
       >>> import jax, jax.numpy as jnp, optkit
@@ -106,6 +108,8 @@ def wire_bytes(
     (name,) = axes_of(axis_name) if len(axes_of(axis_name)) == 1 else (None,)
     if name is None:
         raise ValueError(f"axis_name={axis_name!r} must be one axis: each has a wire of its own")
+
+    check_static_int("workers", workers)
 
     def step(params: PyTree) -> tuple[()]:
         tx.update(as_varying(params, name), tx.init(params), params)

@@ -10,6 +10,9 @@ from jax.sharding import PartitionSpec
 from optkit.tree import PyTree, leaves_with_paths
 
 AxisName: TypeAlias = str | tuple[str, ...] | None
+Branch: TypeAlias = Callable[[], Any]
+
+_KIND = "manual_axis_type"  # of the type of an array, in versions of JAX that keep track
 
 
 class PerWorker(NamedTuple):
@@ -35,24 +38,27 @@ def check_axis_name(axis_name: Any) -> None:
         )
 
 
-def varying(x: jax.Array) -> frozenset[str]:
+def varying(x: Any) -> frozenset[str]:
     """The manual mesh axes over which an array varies; none where nothing keeps track of them."""
-    kind = getattr(jax.typeof(x), "manual_axis_type", None)
+    kind = getattr(x if isinstance(x, jax.core.ShapedArray) else jax.typeof(x), _KIND, None)
     return frozenset(getattr(kind, "varying", ()))
 
 
 def check_local(updates: PyTree, axis_name: AxisName, who: str) -> None:
     """Raises ValueError unless gradients are those of one worker, as far as types can tell."""
     named = leaves_with_paths(updates)
-    if axis_name is None:
-        for path, leaf in named:
-            if axes := sorted(varying(leaf)):
-                raise ValueError(
-                    f"{who} has axis_name=None, one worker, but the gradient of leaf {path!r} "
-                    f"differs along the mesh axes {axes}; give axis_name={axes[0]!r}, or "
-                    "axis_name=() to treat each worker on its own"
-                )
+    check_bound(axis_name, who)
     manual = jax.sharding.get_abstract_mesh().manual_axes
+    if axis_name is None and manual:
+        # Without types that keep track of it, gradients of several workers look like those of one.
+        found = ((path, sorted(varying(leaf))) for path, leaf in named)
+        path, axes = next((pair for pair in found if pair[1]), ("", sorted(manual)))
+        why = f"; the gradient of leaf {path!r} differs along {axes}" if path else ""
+        raise ValueError(
+            f"{who} has axis_name=None, one worker, inside a shard_map over the mesh axes "
+            f"{sorted(manual)}{why}: give axis_name={axes[0]!r} to average along it, or "
+            "axis_name=() to treat each device on its own, such as where axes split a model"
+        )
     for name in axes_of(axis_name):
         if not named or name not in manual or not varying(lax.axis_index(name)):
             continue  # nothing keeps track of what varies
@@ -62,6 +68,14 @@ def check_local(updates: PyTree, axis_name: AxisName, who: str) -> None:
                 "summed them already, as it does for parameters that do not vary; differentiate "
                 f"at jax.lax.pcast(params, {name!r}, to='varying')"
             )
+
+
+def check_bound(axis_name: AxisName, who: str) -> None:
+    """Raises NameError with the remedy unless the axes are there."""
+    try:
+        count_workers(axis_name)
+    except NameError as error:
+        raise unbound(error, axis_name, who) from error
 
 
 def count_workers(axis_name: AxisName) -> int:
@@ -92,6 +106,27 @@ def as_varying(tree: PyTree, axis_name: AxisName) -> PyTree:
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(leaf, tree) if manual else tree
+
+
+def cond(when: Any, one: Branch, other: Branch, axis_name: AxisName) -> Any:
+    """``lax.cond`` of branches of which, without communication, one may vary where the other not.
+
+    That is so with ``axis_name=()``: gradients vary over axes of which nothing else here knows.
+    """
+    if axis_name != () or not jax.sharding.get_abstract_mesh().manual_axes:
+        return lax.cond(when, one, other)
+    types = [jax.make_jaxpr(branch)().out_avals for branch in (one, other)]
+    both = [varying(x) | varying(y) for x, y in zip(*types, strict=True)]
+
+    def alike(branch: Branch) -> Branch:
+        def run() -> Any:
+            leaves, structure = jax.tree.flatten(branch())
+            cast = [as_varying(x, tuple(sorted(own))) for x, own in zip(leaves, both, strict=True)]
+            return jax.tree.unflatten(structure, cast)
+
+        return run
+
+    return lax.cond(when, alike(one), alike(other))
 
 
 def exchange(rows: jax.Array, axis_name: AxisName) -> jax.Array:
@@ -152,6 +187,10 @@ def init_workers(
       The state, and its ``optkit.worker_specs``. An error of shape (m, n) is kept for all workers
       as (workers*m, n).
 
+    Raises:
+      ValueError: an axis that the mesh does not have.
+      NameError: the transformation averages over another axis.
+
     Example:
       >>> import jax, jax.numpy as jnp, optkit
       >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -162,6 +201,11 @@ def init_workers(
       ((8, 8), ('data',))
     """
     init: Callable[[PyTree], PyTree] = tx.init
+    if missing := [name for name in axes_of(axis_name) if name not in mesh.axis_names]:
+        raise ValueError(
+            f"axis_name={axis_name!r}: the mesh has no axis {missing[0]!r}, only "
+            f"{list(mesh.axis_names)}"
+        )
     nested = init
     for name in reversed(axes_of(axis_name)):
         size = mesh.shape[name]

@@ -222,7 +222,7 @@ def test_workers_without_an_axis_are_refused() -> None:
         return jax.jit(jax.shard_map(step, mesh=mesh_of(2), in_specs=P(AXIS), out_specs=P(AXIS)))
 
     g = np.ones((8, 4), np.float32)
-    with pytest.raises(ValueError, match=r"leaf 'w' differs along .*\['workers'\]; give axis_name"):
+    with pytest.raises(ValueError, match=r"leaf 'w' differs along \['workers'\]: give axis_name"):
         update(None)(g)
     np.testing.assert_allclose(update(())(g), g, atol=1e-6)  # each on its own, on purpose
 
