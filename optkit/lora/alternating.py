@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.lora.algebra import product, pseudo_inverse, spectrum
-from optkit.lora.find import AdapterTree, by_scale, check_scale
+from optkit.lora.find import AdapterTree, by_scale, check_scale, check_served
 from optkit.lora.naming import Naming, Scale
 from optkit.transforms.base import Transformation, check_same_leaves, need_params
 from optkit.transforms.hyperparams import (
@@ -200,7 +200,8 @@ def alternating(
         )
 
     def init_fn(params: PyTree) -> AltLoraState:
-        AdapterTree(naming, params)  # to refuse a tree that does not fit
+        # To refuse a tree that does not fit.
+        check_served(scale, AdapterTree(naming, params), params)
         decay_mask(mask, params, ())
         count = jnp.zeros((), jnp.int32)
         mu = zeros_like_params(params, state_dtype)

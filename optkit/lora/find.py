@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optkit.lora.naming import LETTERS, AdapterLayout, Naming, Patterns, Scale
+from optkit.lora.naming import (
+    LETTERS,
+    AdapterLayout,
+    Naming,
+    Patterns,
+    Scale,
+    check_scale_names,
+)
 from optkit.tree import PyTree, leaves_with_paths, map_groups, matches
 from optkit.tree.sharding import spec_of
 
@@ -120,6 +127,7 @@ class AdapterTree:
 
     def __init__(self, naming: Naming, tree: PyTree) -> None:
         pairs = leaves_with_paths(tree)
+        self.naming = naming
         self.structure: Any = jax.tree.structure(tree)
         self.index = {path: at for at, (path, _) in enumerate(pairs)}
         leaves = dict(pairs)
@@ -217,6 +225,13 @@ def scale_of(scale: Scale, adapter: Adapter) -> Any:
     )
 
 
+def check_served(scale: Scale, tree: AdapterTree, params: PyTree) -> None:
+    """Raises ValueError if a pattern of a scale names no adapter, or an adapter has no pattern."""
+    check_scale_names(scale, tree.naming, [adapter.a for adapter in tree.adapters], params)
+    for adapter in tree.adapters:
+        scale_of(scale, adapter)
+
+
 def by_scale(
     tree: AdapterTree,
     scale: Scale,
@@ -276,6 +291,7 @@ def delta(
     """
     check_scale(scale)
     tree = AdapterTree(Naming(a, b, None, layout), params)
+    check_served(scale, tree, params)
     left, right = tree.split(params)
     return {
         x.a: tree.turn(scale_of(scale, x) * jnp.matmul(bb, aa, precision="highest"))

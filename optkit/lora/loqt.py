@@ -10,7 +10,7 @@ from optkit.codecs import Codec, TableCodec
 from optkit.codecs.base import stored
 from optkit.linalg.bases import leading_basis
 from optkit.lora.algebra import product
-from optkit.lora.find import Adapter, AdapterTree, check_scale, scale_of
+from optkit.lora.find import Adapter, AdapterTree, check_scale, check_served, scale_of
 from optkit.lora.naming import AdapterLayout, Naming, Patterns, Scale, words_of
 from optkit.transforms.base import check_gradients
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_int
@@ -186,6 +186,7 @@ def merge_and_reinit(
     check_gradients(grads, params)
     naming = Naming(a, b, None, layout)
     tree = AdapterTree(naming, params)
+    check_served(scale, tree, params)
     paths = _bases(tree, naming, base, params)
     leaves, slopes = (tree.structure.flatten_up_to(x) for x in (params, grads))
     left, right = tree.split(params)

@@ -8,7 +8,7 @@ import jax
 
 from optkit.tree import PyTree, leaves_with_paths, matches
 from optkit.tree.paths import wildcards
-from optkit.tree.selection import SHOWN, masked_paths
+from optkit.tree.selection import SHOWN, closest, masked_paths
 
 AdapterLayout = Literal["flax", "peft"]
 Patterns = str | Sequence[str]
@@ -97,9 +97,16 @@ class Naming:
             return
         lone, path = next(iter(parts.items()))
         lost = missing[0]
+        hidden = any(matches(word, p) for word in words_of(getattr(self, lost)) for p in masked)
+        if missing == ["e"] and not hidden:
+            raise ValueError(
+                f"{parts['a']!r} and {parts['b']!r} are an adapter without singular values: "
+                f"e={self.e!r} names no leaf beside them. The model has to be W + s B diag(E) A; "
+                "add a leaf of r numbers to it, or name the one that it has by e="
+            )
         why = (
             "a mask or route hides it: an adapter has to go to one transformation whole"
-            if any(matches(word, p) for word in words_of(getattr(self, lost)) for p in masked)
+            if hidden
             else f"name it by {lost}=, or leave {path!r} out by a narrower {lone}="
         )
         raise ValueError(
@@ -117,6 +124,31 @@ class Naming:
             f"{self._said()} name no adapter; the leaves are "
             f"{', '.join(map(repr, here[:SHOWN]))}{more}. Give the patterns of your own names, or "
             "required=False if a tree may have none"
+        )
+
+
+def check_scale_names(scale: Scale, naming: Naming, found: Sequence[str], tree: PyTree) -> None:
+    """Raises ValueError if a pattern of a mapping of scales names no A, be it a masked one.
+
+    Args:
+      scale: s, or a mapping of patterns to it.
+      naming: how adapters are named.
+      found: paths of A.
+      tree: parameters.
+    """
+    if not isinstance(scale, Mapping):
+        return
+    masked = [p for p in masked_paths(tree) if any(matches(w, p) for w in words_of(naming.a))]
+    paths = [*found, *masked]
+    lost = [word for word in scale if not any(matches(word, path) for path in paths)]
+    if lost and paths:
+        parts = [part for word in lost for part in (word, *word.split("/"))]
+        hint = closest(parts, paths)
+        more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+        raise ValueError(
+            f"scale={dict(scale)!r}: {', '.join(map(repr, lost))} names no adapter"
+            f"{f'; did you mean {hint}? The' if hint else '; the'} A of the adapters are "
+            f"{', '.join(map(repr, paths[:SHOWN]))}{more}"
         )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optkit.catalogue import StateBytes, register
 from optkit.lora.algebra import adjusted, adjusted_at_zero, frame, together
-from optkit.lora.find import AdapterTree, by_scale, check_scale
+from optkit.lora.find import AdapterTree, by_scale, check_scale, check_served
 from optkit.lora.naming import AdapterLayout, Naming, Patterns, Scale
 from optkit.transforms.base import Transformation, check_same_leaves, need_params
 from optkit.transforms.hyperparams import (
@@ -168,6 +168,7 @@ def scale_by_lora_pro(
 
     def init_fn(params: PyTree) -> ScaleByLoraProState:
         tree = AdapterTree(naming, params)
+        check_served(scale, tree, params)
 
         def moments() -> PyTree:
             return tree.pack(

@@ -99,7 +99,7 @@ def check_selects(
     here = ", ".join(repr(path) for path, _ in leaves[:SHOWN])
     more = f" and {len(leaves) - SHOWN} more" if len(leaves) > SHOWN else ""
     others = "; other leaves are not seen here: another route serves them" if masked else ""
-    hint = _hint(lost, paths)
+    hint = closest(lost, paths)
     asked = f"; did you mean {hint}? The" if hint else "; the"
     raise ValueError(
         f"{what} names no leaf{asked} leaves are {here}{more}{others}. "
@@ -107,8 +107,8 @@ def check_selects(
     )
 
 
-def _hint(words: Sequence[str], paths: Sequence[str]) -> str:
-    """The closest role, component or path to the first word that has one."""
+def closest(words: Sequence[str], paths: Sequence[str]) -> str:
+    """Returns the closest role, component or path to the first word that has one, or nothing."""
     parts = {part for path in paths for part in path.split("/")}
     for word in words:
         if word.startswith("re:"):

@@ -78,6 +78,11 @@ REFUSED = [
         {"e": "lora_e"},
         r"'lora_e' of shape \(3,\) has not the 2 singular values",
     ),
+    (
+        tree(lora_a=(4, 2), lora_b=(2, 4)),
+        {"e": "lora_e"},
+        r"'lora_a' and 'lora_b' are an adapter without singular values: e='lora_e' .* by e=",
+    ),
 ]
 
 
@@ -116,8 +121,22 @@ def test_scales_that_serve_nothing_are_refused():
     for wrong in (0.0, float("inf"), "1", {"up/**": 0.0}):
         with pytest.raises(ValueError, match="scale"):
             optkit.lora_pro(0.1, scale=wrong)
-    with pytest.raises(ValueError, match=r"no pattern for the adapter 'lora_a'"):
-        delta(params, {"up/**": 1.0})
+    with pytest.raises(ValueError, match=r"no pattern for the adapter 'x/lora_a'"):
+        delta({"x": params, "up": params}, {"up/**": 1.0})
+
+
+@pytest.mark.parametrize("name", ["lora_pro", "altlora", "scale_by_lora_pro"])
+def test_a_misspelt_pattern_of_a_scale_is_told_at_init(name):
+    factor = tree(lora_a=(4, 2), lora_b=(2, 4))
+    params = {"down": factor, "up": factor}
+    build = getattr(optkit, name)
+    with pytest.raises(ValueError, match=r"'dwn/\*' names no adapter; did you mean 'down'\? The A"):
+        build(scale={"dwn/*": 2.0, "**": 1.0}).init(params)
+    with pytest.raises(ValueError, match=r"no pattern for the adapter 'up/lora_a'"):
+        build(scale={"down/*": 2.0}).init(params)
+    # One mapping serves two transformations of which each sees its own adapters.
+    each = build(scale={"down/*": 2.0, "up/*": 1.0})
+    optkit.route({"one": each, "two": each}, [("down", "one"), ("**", "two")]).init(params)
 
 
 def test_other_leaves_rest_train_or_are_given():
