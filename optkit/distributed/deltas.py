@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optkit.transforms.base import check_same_leaves
 from optkit.tree import PyTree, leaves_with_paths
 
 Form = Literal["gaps16", "int32", "int64", "dense"]
@@ -75,6 +74,11 @@ class FixedDelta(NamedTuple):
 
 def _bits(path: str, leaf: Any) -> np.ndarray:
     """The flattened leaf as unsigned integers."""
+    if isinstance(leaf, jax.core.Tracer):
+        raise TypeError(
+            f"leaf {path!r} has no bits yet inside jax.jit, where a delta's size is not known; use "
+            "optkit.encode_delta_fixed and optkit.apply_delta_fixed there"
+        )
     if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         raise TypeError(f"leaf {path!r} of dtype {leaf.dtype} has no bits; give its key data")
     array = np.ascontiguousarray(np.asarray(leaf)).reshape(-1)
@@ -93,6 +97,26 @@ def _hash(tree: PyTree, bits: dict[str, np.ndarray]) -> str:
 
 def _all_bits(tree: PyTree) -> dict[str, np.ndarray]:
     return {path: _bits(path, leaf) for path, leaf in leaves_with_paths(tree)}
+
+
+def _check_same(old: PyTree, new: PyTree) -> None:
+    """Raises unless weights have the paths, shapes and dtypes of those before them."""
+    before, after = dict(leaves_with_paths(old)), dict(leaves_with_paths(new))
+    for path in [*before, *after]:
+        if path not in before or path not in after:
+            which = "old" if path in before else "new"
+            raise ValueError(f"leaf {path!r} is in the {which} weights only; deltas need both")
+        a, b = before[path], after[path]
+        if np.shape(a) != np.shape(b):
+            raise ValueError(
+                f"leaf {path!r} was of shape {np.shape(a)} and is of {np.shape(b)}; a delta is of "
+                "weights of equal shapes: send this leaf whole"
+            )
+        was, now = (getattr(x, "dtype", type(x)) for x in (a, b))
+        if was != now:
+            raise ValueError(f"leaf {path!r} was of dtype {was} and is of {now}; cast it")
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        raise ValueError("the old and new weights have the same paths in other containers")
 
 
 def _leaf_delta(
@@ -144,7 +168,7 @@ def encode_delta(old: PyTree, new: PyTree) -> Delta:
 
     Raises:
       ValueError: other paths, shapes or dtypes.
-      TypeError: a leaf without bits of its own, such as a PRNG key.
+      TypeError: a leaf without bits of its own, such as a PRNG key, or inside ``jax.jit``.
 
     Example:
       >>> import numpy as np, optkit
@@ -156,10 +180,7 @@ def encode_delta(old: PyTree, new: PyTree) -> Delta:
     Reference:
       SparseRL-Sync, arXiv 2605.07330. Its code compares floats, and marks with NaN what stayed.
     """
-    check_same_leaves(old, new, "new weights", shapes=True)
-    for (path, a), (_, b) in zip(leaves_with_paths(old), leaves_with_paths(new), strict=True):
-        if a.dtype != b.dtype:
-            raise ValueError(f"leaf {path!r} was of dtype {a.dtype} and is of {b.dtype}; cast it")
+    _check_same(old, new)
     before, after = _all_bits(old), _all_bits(new)
     leaves = {}
     for path, leaf in leaves_with_paths(new):
@@ -184,8 +205,9 @@ def apply_delta(tree: PyTree, delta: Delta, *, check: bool = True) -> PyTree:
       The new weights: NumPy arrays where there were such, else arrays on the devices of the old.
 
     Raises:
-      ValueError: weights that are not the delta's base; or, without the check, without a leaf that
-        it changes, or with one of another shape or dtype.
+      ValueError: weights without a leaf that the delta changes, or with one of another shape or
+        dtype; or, unless that is not checked, weights that are not its base.
+      TypeError: no delta, or values inside ``jax.jit``.
 
     Example:
       >>> import numpy as np, optkit
@@ -193,18 +215,23 @@ def apply_delta(tree: PyTree, delta: Delta, *, check: bool = True) -> PyTree:
       >>> optkit.apply_delta(old, optkit.encode_delta(old, new))["w"].tolist()
       [0.0, 7.0, 0.0]
     """
+    if not isinstance(delta, Delta):
+        swapped = "; the weights come first" if isinstance(tree, Delta) else ""
+        raise TypeError(
+            f"delta of type {type(delta).__name__} is not what optkit.encode_delta gives{swapped}"
+        )
     named = dict(leaves_with_paths(tree))
+    for path, own in delta.leaves.items():
+        leaf = named.get(path)
+        if leaf is None or tuple(np.shape(leaf)) != own.shape or str(leaf.dtype) != own.dtype:
+            what = "is not there" if leaf is None else f"is {leaf.dtype}{tuple(np.shape(leaf))}"
+            raise ValueError(f"leaf {path!r} {what}; the delta has {own.dtype}{own.shape}")
     bits = _all_bits(tree)
     if check and _hash(tree, bits) != delta.base:
         raise ValueError(
             "these weights are not those that the delta starts from (their hash is another); apply "
             "all deltas in order, merge them, or send the weights whole"
         )
-    for path, own in delta.leaves.items():
-        leaf = named.get(path)
-        if leaf is None or tuple(np.shape(leaf)) != own.shape or str(leaf.dtype) != own.dtype:
-            what = "is not there" if leaf is None else f"is {leaf.dtype}{tuple(np.shape(leaf))}"
-            raise ValueError(f"leaf {path!r} {what}; the delta has {own.dtype}{own.shape}")
 
     def changed(path: str, leaf: Any) -> Any:
         if path not in delta.leaves:
@@ -298,7 +325,7 @@ def encode_delta_fixed(old: PyTree, new: PyTree, capacity: int) -> FixedDelta:
       not in it: send it whole.
 
     Raises:
-      ValueError: other paths or shapes, or a capacity below 1.
+      ValueError: other paths, shapes or dtypes, or a capacity below 1.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -309,7 +336,7 @@ def encode_delta_fixed(old: PyTree, new: PyTree, capacity: int) -> FixedDelta:
     """
     if capacity < 1:
         raise ValueError(f"capacity={capacity!r} must be an integer of at least 1")
-    check_same_leaves(old, new, "new weights", shapes=True)
+    _check_same(old, new)
 
     def leaf(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         before, after = (_unsigned(jnp.asarray(x)).reshape(-1) for x in (a, b))

@@ -146,13 +146,30 @@ def test_another_base_is_refused() -> None:
 
 def test_trees_that_differ_are_refused_by_leaf() -> None:
     a = weights(0, np.float32, 1.0)
-    with pytest.raises(ValueError, match=r"w: shape \(5, 7\)"):
-        optkit.encode_delta(a, {**a, "w": a["w"][:2]})
+    for encode in (optkit.encode_delta, lambda old, new: optkit.encode_delta_fixed(old, new, 3)):
+        with pytest.raises(ValueError, match=r"leaf 'w' was of shape \(5, 7\) and is of \(2, 7\)"):
+            encode(a, {**a, "w": a["w"][:2]})
+        for old, new, which in ((a, {**a, "x": a["w"]}, "new"), ({**a, "x": a["w"]}, a, "old")):
+            with pytest.raises(ValueError, match=f"leaf 'x' is in the {which} weights only"):
+                encode(old, new)
+    with pytest.raises(ValueError, match="same paths in other containers"):
+        optkit.encode_delta({"a": (a["w"],)}, {"a": [a["w"]]})
     with pytest.raises(ValueError, match="leaf 'w' was of dtype float32 and is of float16"):
         optkit.encode_delta(a, {**a, "w": np.zeros((5, 7), np.float16)})
     key = {"k": jax.random.key(0)}
     with pytest.raises(TypeError, match="leaf 'k' of dtype key<fry> has no bits"):
         optkit.encode_delta(key, key)
+
+
+def test_what_is_no_delta_or_has_no_bits_is_told() -> None:
+    a, b = (weights(i, np.float32, 1.0) for i in range(2))
+    delta = optkit.encode_delta(a, b)
+    with pytest.raises(TypeError, match=r"delta of type dict .*; the weights come first"):
+        optkit.apply_delta(delta, a)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leaf 'w' is not there; the delta has float32"):
+        optkit.apply_delta({"gain": a["gain"]}, delta)
+    with pytest.raises(TypeError, match=r"leaf '.*' has no bits yet .*encode_delta_fixed"):
+        jax.jit(optkit.encode_delta)(a, b)
 
 
 def test_arrays_of_jax_stay_where_they_are() -> None:
