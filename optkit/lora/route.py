@@ -4,16 +4,28 @@ from typing import Any, Literal, TypeAlias
 
 import optax
 
+from optkit.lora.find import AdapterTree
 from optkit.lora.naming import Naming
 from optkit.transforms.adam import scale_by_adam
 from optkit.transforms.base import Transformation, check_gradients, check_transformation
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice
 from optkit.transforms.recording import RouteRecord
 from optkit.transforms.route import Rules, assign, build_route
-from optkit.transforms.step import descend
+from optkit.transforms.step import Mask, decay_mask, descend
 from optkit.tree import PyTree
 
 Other: TypeAlias = optax.GradientTransformation | Literal["frozen", "adamw"]
+
+
+def checking_mask(mask: Mask, inner: optax.GradientTransformation) -> Transformation:
+    """Refuses at init a mask that does not fit, be there a decay for it or not."""
+    inner = check_transformation("inner", inner)
+
+    def init_fn(params: PyTree) -> PyTree:
+        decay_mask(mask, params, ())
+        return inner.init(params)
+
+    return Transformation(init_fn, inner.update)
 
 
 def split_adapters(
@@ -49,6 +61,10 @@ def split_adapters(
         rules: Rules = [(lambda path, leaf: path in paths, name), ("**", rest)]
         return build_route(routes, rules, (), lambda params: RouteRecord(assign(params, rules, ())))
 
+    def init_fn(params: PyTree) -> PyTree:
+        AdapterTree(naming, params)  # to refuse a tree that does not fit
+        return build(params).init(params)
+
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
@@ -56,4 +72,4 @@ def split_adapters(
         check_gradients(updates, params)
         return build(updates).update(updates, state, params, **extra_args)
 
-    return Transformation(lambda params: build(params).init(params), update_fn)
+    return Transformation(init_fn, update_fn)

@@ -2,19 +2,40 @@
 
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
 from optkit.catalogue import register
-from optkit.lora.find import AdapterTree
+from optkit.lora.find import Adapter, AdapterTree
 from optkit.lora.loqt import trains_b
 from optkit.lora.naming import AdapterLayout, Naming, Patterns
-from optkit.lora.route import Other, split_adapters
+from optkit.lora.route import Other, checking_mask, split_adapters
 from optkit.transforms import Transformation, descend, scale_by_adam
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.recording import RouteRecord
 from optkit.transforms.route import FROZEN, Rules, assign, build_route
 from optkit.transforms.step import Mask, StepDecay
-from optkit.tree import PyTree
+from optkit.tree import PyTree, leaves_with_paths
+
+
+def _check_frozen(found: list[Adapter], params: PyTree) -> None:
+    """Raises ValueError for a frozen factor of zeros, where values are known."""
+    leaves = dict(leaves_with_paths(params))
+    for adapter in found:
+        frozen, trained = (adapter.a, adapter.b)[:: 1 if trains_b(adapter) else -1]
+        leaf = leaves[frozen]
+        known = isinstance(leaf, np.ndarray) or (
+            isinstance(leaf, jax.Array)
+            and not isinstance(leaf, jax.core.Tracer)
+            and leaf.is_fully_addressable
+        )
+        if known and leaf.size and not np.any(np.asarray(leaf)):
+            raise ValueError(
+                f"{frozen!r}, which loqt freezes, is 0 everywhere, so that {trained!r} would have "
+                "gradients of 0 for ever: call optkit.lora.merge_and_reinit first, which gives it "
+                "directions of the weight's gradient"
+            )
 
 
 @register(
@@ -48,13 +69,16 @@ def loqt(
     W' rests between two merges, ``optkit.lora.merge_and_reinit``, which give the frozen factor the
     leading directions of W's gradient:
 
-    1. every so often (``optkit.lora.merge_steps``): merge, and start the trained factor anew;
+    1. every so often (``optkit.lora.merge_steps``): merge, and start the trained factor anew; a
+       merge comes before step 0, and before init;
     2. ``u`` = Adam's direction of the trained factor; ``B <- (1 - lr*weight_decay)*B - lr*u``.
 
     All other leaves are frozen, or go to ``other``.
 
     Choose it to pretrain where neither weights nor moments fit: the base takes as many bits as its
-    codec has, and only r numbers for each longer-side channel have moments. Evidence: training at
+    codec has, and only r numbers for each longer-side channel have moments. Not for adapters as
+    ``flax.nnx.LoRA`` starts them, B at 0, without a merge: where fan_in > fan_out B is the frozen
+    one, and A would never move. Evidence: training at
     a loss close to full precision on one GPU is the paper's claim, which is not examined here.
 
     Args:
@@ -78,7 +102,8 @@ def loqt(
       factors, ``8*r*max(fan_in, fan_out)`` for each weight.
 
     Raises:
-      ValueError: an option out of range; at init what ``optkit.lora.adapters`` refuses.
+      ValueError: an option out of range; at init what ``optkit.lora.adapters`` refuses, and a
+        frozen factor of zeros, if its values are known there.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -92,7 +117,8 @@ def loqt(
     """
     naming = Naming(a, b, None, layout, required)
     adam = scale_by_adam(b1, b2, eps, state_dtype=state_dtype)
-    trained = descend(adam, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)
+    descent = descend(adam, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)
+    trained = checking_mask(mask, descent)
 
     def build(tree: PyTree) -> Transformation:
         found = AdapterTree(naming, tree).adapters
@@ -102,8 +128,12 @@ def loqt(
             {"trained": trained}, rules, (), lambda params: RouteRecord(assign(params, rules, ()))
         )
 
+    def init_fn(params: PyTree) -> PyTree:
+        _check_frozen(AdapterTree(naming, params).adapters, params)
+        return build(params).init(params)
+
     inner = optax.GradientTransformationExtraArgs(
-        lambda params: build(params).init(params),
+        init_fn,
         lambda updates, state, params=None, **extra: build(updates).update(
             updates, state, params, **extra
         ),

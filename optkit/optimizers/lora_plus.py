@@ -7,7 +7,7 @@ import optax
 
 from optkit.catalogue import register
 from optkit.lora.naming import AdapterLayout, Naming, Patterns, words_of
-from optkit.lora.route import Other, split_adapters
+from optkit.lora.route import Other, checking_mask, split_adapters
 from optkit.transforms import (
     Transformation,
     decay_weights,
@@ -133,12 +133,14 @@ def lora_plus(
         (_names(patterns), name) for name, patterns in zip(rates, (embeddings, a, b), strict=True)
     ]
     adam = scale_by_adam(b1, b2, eps, state_dtype=state_dtype)
-    shrink = decay_weights(weight_decay, kind=decay, mask=mask)
+    # The constant 0 adds no link, which would ask for parameters.
+    still = isinstance(weight_decay, int | float) and weight_decay == 0
+    shrink = [] if still else [decay_weights(weight_decay, kind=decay, mask=mask)]
     steps = route({name: scale_by_learning_rate(rate) for name, rate in rates.items()}, rules)
-    links = [shrink, adam, steps] if decay == "coupled" else [adam, shrink, steps]
+    links = [*shrink, adam, steps] if decay == "coupled" else [adam, *shrink, steps]
     if isinstance(other, str) and other == "adamw":
         is_vector: Any = lambda path, leaf: jnp.ndim(leaf) < 2  # noqa: E731
         served = {"vectors": descend(adam, fast), "matrices": descend(adam, learning_rate)}
         other = route(served, [(is_vector, "vectors"), ("**", "matrices")])
-    inner = in_float32(optax.chain(*links))
+    inner = checking_mask(mask, in_float32(optax.chain(*links)))
     return split_adapters("lora_plus", inner, other, naming, learning_rate)

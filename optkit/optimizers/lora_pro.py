@@ -5,7 +5,7 @@ from typing import Any
 from optkit.catalogue import register
 from optkit.lora.naming import AdapterLayout, Naming, Patterns, Scale
 from optkit.lora.pro import FULL_SIZE, Counter, FirstStep, scale_by_lora_pro
-from optkit.lora.route import Other, split_adapters
+from optkit.lora.route import Other, checking_mask, split_adapters
 from optkit.transforms import Transformation, descend
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.step import Mask, StepDecay
@@ -118,5 +118,6 @@ def lora_pro(
         group_bytes=group_bytes,
     )
     inner = descend(direction, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)
+    inner = checking_mask(mask, inner)
     naming = Naming(a, b, None, layout, required)
     return split_adapters("lora_pro", inner, other, naming, learning_rate, state_dtype)

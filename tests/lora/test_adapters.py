@@ -139,6 +139,20 @@ def test_a_misspelt_pattern_of_a_scale_is_told_at_init(name):
     optkit.route({"one": each, "two": each}, [("down", "one"), ("**", "two")]).init(params)
 
 
+RECIPES = ["lora_pro", "altlora", "altlora_plus", "lora_plus", "loqt"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_refuse_a_mask_that_names_nothing_and_the_wrong_layout_alike(name):
+    params = tree(lora_a=(4, 2), lora_b=(2, 6))
+    for weight_decay in (0.0, 0.1):
+        tx = getattr(optkit, name)(weight_decay=weight_decay, mask="lora_c")
+        with pytest.raises(ValueError, match="mask='lora_c' names no leaf; did you mean 'lora_"):
+            tx.init(params)
+    with pytest.raises(ValueError, match="layout='flax' reads them the other way round"):
+        getattr(optkit, name)(layout="peft").init(params)
+
+
 def test_other_leaves_rest_train_or_are_given():
     params = {"up": tree(lora_a=(4, 2), lora_b=(2, 4), kernel=(4, 4)), "bias": jnp.ones(4)}
     for other, moved in (("frozen", 0.0), ("adamw", -0.1), (optkit.signsgd(0.3), -0.3)):

@@ -144,6 +144,20 @@ def test_one_factor_trains_between_merges_and_has_all_the_state():
     assert rows == {"wide/lora_b": 8 * 2 * 16, "tall/lora_a": 8 * 2 * 16, "stack/lora_b": 8 * 32}
 
 
+def test_a_frozen_factor_of_zeros_is_refused_where_its_values_are_known():
+    """As nnx.LoRA starts with B = 0: harmless where B trains, and no training where A does."""
+    params, grads = draw(4)
+    for layer in params.values():
+        layer["lora_b"] = np.zeros_like(layer["lora_b"])
+    tx = optkit.loqt(0.1)
+    tx.init({"wide": params["wide"], "stack": params["stack"]})
+    for given_as in (np.asarray, jnp.asarray):
+        with pytest.raises(ValueError, match=r"'tall/lora_b', which .*merge_and_reinit first"):
+            tx.init(jax.tree.map(given_as, params))
+    jax.eval_shape(tx.init, params)
+    tx.init(MERGE[0](params, grads).params)
+
+
 def test_the_trained_factor_takes_adamw_s_step_decay_included():
     params, grads = (tree["wide"] for tree in draw(3))
     tx = optkit.loqt(0.1, weight_decay=0.5, mask="lora_b")
@@ -166,9 +180,12 @@ def test_a_quantized_regression_is_learned_through_merges():
     tx = optkit.loqt(0.1)
     grad, update = jax.jit(jax.grad(loss)), jax.jit(tx.update)
     merge = jax.jit(lambda p, g: merge_and_reinit(p, g, scale=SCALE, compensate=3).params)
-    state, merges, start = tx.init(params), set(merge_steps(200, 40, times="static")), loss(params)
+    merges, start = merge_steps(200, 40, times="static"), loss(params)
+    assert merges[0] == 0
+    params = merge(params, grad(params))
+    state = tx.init(params)
     for step in range(200):
-        if step in merges:
+        if step in merges[1:]:
             params = merge(params, grad(params))
         updates, state = update(grad(params), state, params)
         params = optax.apply_updates(params, updates)

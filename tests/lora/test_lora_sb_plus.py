@@ -93,5 +93,10 @@ def test_a_ratio_of_1_is_adamw():
     txs = optkit.lora_plus(0.01, ratio=1.0, weight_decay=0.1), optkit.adamw(0.01, weight_decay=0.1)
     got, want = (tx.update(grads, tx.init(params), params)[0] for tx in txs)
     jax.tree.map(np.testing.assert_array_equal, got, want)
+    plain = optkit.lora_plus(0.01)  # without decay it has no use for parameters
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(plain.update(grads, plain.init(params), p)[0] for p in (params, None)),
+    )
     with pytest.raises(TypeError, match="ratio must be a number, not a schedule"):
         optkit.lora_plus(0.01, ratio=lambda t: t)
