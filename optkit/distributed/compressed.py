@@ -24,7 +24,15 @@ from optkit.distributed.workers import (
 )
 from optkit.transforms.base import Transformation, check_same_leaves
 from optkit.transforms.error_feedback import check_codec
-from optkit.tree import PyTree, leaves_with_paths, map_with_path, upcast, values_by_path
+from optkit.tree import (
+    PyTree,
+    leaf_bytes,
+    leaves_with_paths,
+    map_with_path,
+    tree_bytes,
+    upcast,
+    values_by_path,
+)
 from optkit.tree.sharding import mesh_of, spec_of, whole_stack, zeros_beside
 
 ONE_BIT = SignCodec(zero="plus", size="rms")
@@ -50,6 +58,12 @@ def flat(x: jax.Array, length: int) -> jax.Array:
     """The entries in a row, filled up with zeros."""
     row = x.reshape(-1).astype(jnp.float32)
     return jnp.pad(row, (0, length - row.size)) if length > row.size else row
+
+
+def pays(leaf: Any, workers: int, codec: Codec) -> bool:
+    """Says whether less is sent of a leaf in the codec's form than by a plain average of it."""
+    chunk = codec.shapes((padded_size(jnp.size(leaf), workers, codec) // workers,))
+    return workers * tree_bytes(chunk) < leaf_bytes(leaf)
 
 
 Parts = dict[str, jax.Array]
@@ -198,6 +212,25 @@ def average_tree(
     return out, PerWorker(new)
 
 
+def average_where_it_pays(
+    tree: PyTree, error: PerWorker | None, codec: Codec, axis_name: AxisName
+) -> tuple[PyTree, PerWorker | None]:
+    """Returns ``average_tree`` of the leaves for which it pays, and plain means of the others."""
+    chosen = paying(tree, codec, axis_name)
+    coded, error = average_tree(chosen, error, codec, axis_name)
+    found = dict(leaves_with_paths(coded))
+    rest = {path: leaf for path, leaf in leaves_with_paths(tree) if path not in found}
+    found |= dict(zip(rest, mean(list(rest.values()), axis_name), strict=True))
+    structure: Any = jax.tree.structure(tree)
+    return structure.unflatten([found[path] for path, _ in leaves_with_paths(tree)]), error
+
+
+def paying(tree: PyTree, codec: Codec, axis_name: AxisName) -> PyTree:
+    """The leaves of which less is sent in the codec's form; None in place of the others."""
+    workers = count_workers(axis_name)
+    return jax.tree.map(lambda leaf: leaf if pays(leaf, workers, codec) else None, tree)
+
+
 def only_active(tree: PyTree, active: PyTree | None) -> PyTree:
     """Multiplies leaves by the masks that a tree or prefix of one has for them."""
     if active is None:
@@ -210,7 +243,7 @@ def only_active(tree: PyTree, active: PyTree | None) -> PyTree:
 
 def check_cut(name: str, value: Any) -> Codec:
     """Returns a codec whose codes can be cut into chunks, or raises with the remedy."""
-    codec = check_codec(name, value)
+    codec = check_codec(name, value, "SignCodec()")
     if not isinstance(codec, SignCodec | UniformCodec) or codec.is_random:
         raise ValueError(
             f"{name}={codec!r} cannot be cut into chunks, one for each worker to average; give "
@@ -219,15 +252,18 @@ def check_cut(name: str, value: Any) -> Codec:
     return codec
 
 
-def _state_bytes(codec: Codec) -> dict[str, float]:
-    return {"*": LeafBytes(8, lambda size: 8 * padded_size(size, 1, codec), "in whole chunks")}
+def _state_bytes(least: int) -> dict[str, float]:
+    def held(size: int) -> int:
+        return 8 * padded_size(size, 1, ONE_BIT) if size >= least else 0
+
+    return {"*": LeafBytes(8, held, "in whole chunks")}
 
 
 @register(
     kind="part",
     family="communication",
     paper=("1-bit Adam: Communication Efficient Large-Scale Training", "2102.02888", 2021),
-    state_bytes=_state_bytes(ONE_BIT),
+    state_bytes=_state_bytes(2),
     tags=("compression", "error feedback", "8-bit", "data parallel"),
     chain="C(g + e) > exchange > mean > C(mean + e') > gather",
     example={"compressor": SignCodec(zero="plus")},
@@ -238,6 +274,7 @@ def compressed_mean(
     *,
     error_feedback: bool = True,
     active: PyTree | None = None,
+    every_leaf: bool = False,
 ) -> Transformation:
     """Averages gradients over workers, each part of which travels in a codec's form.
 
@@ -251,6 +288,10 @@ def compressed_mean(
     What leaves is ``C(z)`` of all chunks. ``mean(g + e) + s = u + mean(e') + s'`` for the new
     errors: nothing is lost.
 
+    Leaves of which no less is sent that way than of themselves are averaged plainly, in one
+    exchange: chunks are whole blocks of the codec and have scales, which is much for a bias. With
+    ``UniformCodec``'s blocks of 256 codes it pays for leaves of more than ``65*workers`` numbers.
+
     Args:
       compressor: ``optkit.codecs.SignCodec`` or ``UniformCodec``. ``UniformCodec(bits=8)`` sends a
         byte an entry; of fewer bits codes take a byte, too.
@@ -258,10 +299,12 @@ def compressed_mean(
       error_feedback: keep what was not sent for the next step, here and at servers.
       active: a tree (or prefix) of masks of zeros and ones that the mean is multiplied by: for
         entries whose gradient is always 0, which signs cannot say.
+      every_leaf: compress those for which it does not pay, too, as ``optkit.onebit_mean`` does.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` that keeps dtypes. State bytes of a worker: 4 per
-      parameter, and 4/workers for the chunk that it serves; 8 with one worker.
+      parameter, and 4/workers for the chunk that it serves; 8 with one worker; none for leaves that
+      are averaged plainly.
 
     Raises:
       TypeError: a compressor that is no codec.
@@ -271,7 +314,8 @@ def compressed_mean(
 
     Example:
       >>> import jax, jax.numpy as jnp, optkit
-      >>> tx = optkit.compressed_mean(optkit.codecs.UniformCodec(bits=8), "workers")
+      >>> codec = optkit.codecs.UniformCodec(bits=8)
+      >>> tx = optkit.compressed_mean(codec, "workers", every_leaf=True)
       >>> own = jnp.array([[1.0, -2.0], [3.0, -4.0]])
       >>> u = jax.vmap(lambda g: tx.update(g, tx.init(g))[0], axis_name="workers")(own)
       >>> u[0].round(2).tolist(), bool((u[0] == u[1]).all())
@@ -288,7 +332,9 @@ def compressed_mean(
         count = jnp.zeros((), jnp.int32)
         if not error_feedback:
             return CompressedMeanState(count, None)
-        error = fresh_errors(params, codec, axis_name, "compressed_mean")
+        check_bound(axis_name, "compressed_mean")
+        chosen = params if every_leaf else paying(params, codec, axis_name)
+        error = fresh_errors(chosen, codec, axis_name, "compressed_mean")
         return CompressedMeanState(count, error)
 
     def update_fn(
@@ -296,7 +342,8 @@ def compressed_mean(
     ) -> tuple[PyTree, CompressedMeanState]:
         del params, extra_args
         check_local(updates, axis_name, "compressed_mean")
-        out, error = average_tree(updates, state.error, codec, axis_name)
+        average = average_tree if every_leaf else average_where_it_pays
+        out, error = average(updates, state.error, codec, axis_name)
         return only_active(out, active), CompressedMeanState(state.count + 1, error)
 
     return Transformation(init_fn, update_fn)
@@ -306,7 +353,7 @@ def compressed_mean(
     kind="part",
     family="communication",
     paper=("1-bit Adam: Communication Efficient Large-Scale Training", "2102.02888", 2021),
-    state_bytes=_state_bytes(ONE_BIT),
+    state_bytes=_state_bytes(0),
     tags=("compression", "error feedback", "sign", "data parallel"),
     chain="signs of g + e > exchange > mean > signs of mean + e' > gather",
 )
@@ -347,4 +394,6 @@ def onebit_mean(
       Tang et al., 1-bit Adam, arXiv 2102.02888, in the layout of DeepSpeed 0.15.1
       (runtime/comm/compressed.py).
     """
-    return compressed_mean(ONE_BIT, axis_name, error_feedback=error_feedback, active=active)
+    return compressed_mean(
+        ONE_BIT, axis_name, error_feedback=error_feedback, active=active, every_leaf=True
+    )

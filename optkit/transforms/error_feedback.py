@@ -40,13 +40,13 @@ class Ef21State(NamedTuple):
     key: jax.Array | None  # PRNG key, constant; None if nothing is random
 
 
-def check_codec(name: str, value: Any) -> Codec:
-    """Returns a codec, or raises TypeError with the remedy."""
+def check_codec(name: str, value: Any, example: str = "TopK(0.01)") -> Codec:
+    """Returns a codec, or raises TypeError with one that fits as the remedy."""
     if not isinstance(value, Codec):
         given = f"{value!r}"
         if hasattr(value, "update"):
             given = "a transformation: the codec comes first, then inner; it"
-        raise TypeError(f"{name}={given} must be a codec, such as optkit.codecs.TopK(0.01)")
+        raise TypeError(f"{name}={given} must be a codec, such as optkit.codecs.{example}")
     return value
 
 

@@ -41,7 +41,7 @@ def waiting(state: Any, name: str) -> np.ndarray:
 @given(seed=st.integers(0, 2**16))
 def test_what_was_averaged_and_what_waits_is_all_there_was(codec: Codec, seed: int) -> None:
     grads = gradients(seed, 4, 3, SHAPES)
-    out, states = follow(optkit.compressed_mean(codec, AXIS), grads)
+    out, states = follow(optkit.compressed_mean(codec, AXIS, every_leaf=True), grads)
     for name in SHAPES:
         sent = np.sum([np.float64(u[name][0]) for u in out], 0)
         total = np.sum([np.float64(g[name]).mean(0) for g in grads], 0)
@@ -130,7 +130,8 @@ def test_without_memory_what_is_lost_is_lost() -> None:
 
 def test_16_bit_gradients_lose_nothing_either() -> None:
     grads = [jax.tree.map(lambda x: x.astype("bfloat16"), g) for g in gradients(5, 4, 2, SHAPES)]
-    out, states = follow(optkit.compressed_mean(UniformCodec(bits=8, block=None), AXIS), grads)
+    codec = UniformCodec(bits=8, block=None)
+    out, states = follow(optkit.compressed_mean(codec, AXIS, every_leaf=True), grads)
     assert all(u["w"].dtype == "bfloat16" for u in out)
     sent = np.sum([np.float64(u["w"][0]) for u in out], 0)
     total = np.sum([np.float64(g["w"]).mean(0) for g in grads], 0)
@@ -141,12 +142,38 @@ def test_what_cannot_be_cut_is_refused() -> None:
     for codec in (TopK(3), UniformCodec(rounding="stochastic")):
         with pytest.raises(ValueError, match=re.escape(f"compressor={codec!r} cannot be cut")):
             optkit.compressed_mean(codec)
-    with pytest.raises(TypeError, match="compressor='sign' must be a codec"):
+    with pytest.raises(TypeError, match=r"compressor='sign' must be a codec, .*SignCodec\(\)"):
         optkit.compressed_mean("sign")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="size='median' is not one of"):
         SignCodec(size="median")  # type: ignore[arg-type]
     with pytest.raises(NameError, match=r"averages over the axis 'workers', which is not there"):
         optkit.onebit_mean(AXIS).init({"w": np.zeros(3, np.float32)})
+
+
+def test_leaves_for_which_it_does_not_pay_are_averaged_plainly() -> None:
+    """Of 8 workers' leaves at least 8*(256 + 4) bytes travel with blocks of 256 codes."""
+    tx = optkit.compressed_mean(UniformCodec(bits=8), AXIS)
+    shapes = {"big": (53, 10), "edge": (520,), "b": (32,), "gain": (), "none": (0, 4)}
+    grads = gradients(6, 1, 8, shapes)
+    (out,), (state,) = follow(tx, grads)
+    assert {name for name, e in state.error.value["worker"].items() if e is not None} == {"big"}
+    for name, u in out.items():
+        mean = grads[0][name].mean(0)
+        if name == "big":
+            assert 0.0 < np.linalg.norm(u[0] - mean) < 0.05 * np.linalg.norm(mean)
+        else:
+            np.testing.assert_allclose(u, np.broadcast_to(mean, u.shape), atol=1e-6)
+    got, last, compiled = on_devices(tx, grads)
+    np.testing.assert_allclose(got[0]["big"], out["big"][0], atol=1e-5)
+    assert last.error.value["worker"]["b"] is None
+    plain = 2 * 7 / 8 * 4 * (520 + 32 + 1)
+    assert sent_bytes(compiled, 8) == pytest.approx(2 * 7 * 260 + plain)
+    specs = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    assert optkit.wire_bytes(tx, specs, 8, AXIS).most == pytest.approx(2 * 7 * 260 + plain)
+    bias = {"b": specs["b"]}
+    assert optkit.wire_bytes(tx, bias, 8, AXIS).most == pytest.approx(224)
+    always = optkit.compressed_mean(UniformCodec(bits=8), AXIS, every_leaf=True)
+    assert optkit.wire_bytes(always, bias, 8, AXIS).most == 3640
 
 
 def test_what_is_sent_of_a_large_matrix() -> None:
