@@ -52,7 +52,7 @@ def is_matrix(path: str, leaf: Any) -> bool:
 def grid_of(codec: Any, rounding: GridRounding) -> Codec:
     """Returns a codec that rounds as asked, if it is one with a choice."""
     check_choice("rounding", rounding, ("nearest", "stochastic"))
-    grid = check_codec("codec", codec)
+    grid = check_codec("codec", codec, "AffineCodec()")
     if any(field.name == "rounding" for field in dataclasses.fields(grid)):
         grid = dataclasses.replace(grid, rounding=rounding)  # type: ignore[call-arg]
     return grid
