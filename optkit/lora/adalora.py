@@ -27,6 +27,8 @@ from optkit.transforms.hyperparams import (
     recorded,
     value_at,
 )
+from optkit.transforms.recording import recording
+from optkit.transforms.route import FROZEN
 from optkit.tree import PyTree, upcast, zeros_like_params
 
 
@@ -75,6 +77,20 @@ def _checked_plan(total_steps: int, init_warmup: int, final_warmup: int, interva
     return Plan(total_steps, init_warmup, final_warmup, interval)
 
 
+def _check_inner(inner: Transformation, tree: AdapterTree, params: PyTree) -> None:
+    """Raises ValueError if singular values are frozen inside: those at 0 would stay there."""
+    with recording() as found:
+        jax.eval_shape(inner.init, params)
+    for adapter in tree.adapters:
+        if any(record.routes.get(str(adapter.e)) == FROZEN for record in found.routes):
+            raise ValueError(
+                f"the optimizer inside adalora freezes the singular values {adapter.e!r}, so that "
+                "nothing could be trained from E = 0; give one that trains A, B and E, such as "
+                'optkit.freeze("kernel", optkit.adamw(1e-3)): recipes of adapters without E '
+                "(lora_pro, altlora, lora_plus, loqt) are none"
+            )
+
+
 @register(
     kind="wrapper",
     family="lora",
@@ -116,11 +132,12 @@ def adalora(
        all adapters together only the ``optkit.lora.adalora_budget`` best keep their values; the
        others become exactly 0. They may grow again until they are masked anew.
 
-    Wrap it around everything, clipping included: the gradients must be those of the loss, to which
-    ``optkit.lora.orthogonality_penalty`` belongs.
+    Wrap it around everything, clipping included, and around an optimizer that trains A, B and E,
+    such as AdamW: ``optkit.lora_pro`` and its kin know no E and would freeze it. The gradients must
+    be those of the loss, to which ``optkit.lora.orthogonality_penalty`` belongs.
 
     Args:
-      inner: a whole optimizer, learning rate and all.
+      inner: a whole optimizer of A, B and E, learning rate and all.
       target_rank: singular values that remain, on average over adapters.
       total_steps: of the training.
       init_warmup: steps before the budget falls.
@@ -139,21 +156,22 @@ def adalora(
       those of ``inner``.
 
     Raises:
-      ValueError: an option out of range; at init a target above an adapter's rank (names it), or
-        what ``optkit.lora.adapters`` refuses.
+      ValueError: an option out of range; at init a target above an adapter's rank (names it), an
+        ``inner`` that freezes singular values, or what ``optkit.lora.adapters`` refuses.
       TypeError: ``inner`` is no transformation.
 
     Example:
       >>> import jax.numpy as jnp, optax, optkit
       >>> params = {"lora_a": jnp.ones((3, 2)), "lora_b": jnp.ones((2, 3))}
-      >>> params["lora_e"] = jnp.array([3.0, 1.0])
-      >>> tx = optkit.adalora(optax.sgd(0.1), target_rank=1, total_steps=3, final_warmup=1)
+      >>> params |= {"lora_e": jnp.array([3.0, 1.0]), "kernel": jnp.ones((3, 3))}
+      >>> inner = optkit.freeze("kernel", optkit.adamw(0.1))  # AdamW of A, B and E
+      >>> tx = optkit.adalora(inner, target_rank=1, total_steps=3, final_warmup=1)
       >>> state = tx.init(params)
       >>> for _ in range(3):
       ...   updates, state = tx.update(params, state, params)
       ...   params = optax.apply_updates(params, updates)
       >>> params["lora_e"].round(2).tolist()
-      [2.19..., 0.0]
+      [2.70..., 0.0]
 
     Reference:
       Zhang et al., AdaLoRA, arXiv 2303.10512, as its code has it: a threshold, so that values of
@@ -173,6 +191,7 @@ def adalora(
 
     def init_fn(params: PyTree) -> AdaLoraState:
         tree = AdapterTree(naming, params)
+        _check_inner(inner, tree, params)
         for adapter in tree.adapters:
             if adapter.rank < target_rank:
                 raise ValueError(

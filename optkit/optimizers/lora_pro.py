@@ -99,6 +99,15 @@ def lora_pro(
       >>> [(row.path, row.state_bytes) for row in optkit.plan(tx, params).rows if row.state_bytes]
       [('up/lora_a', 384)]
 
+      The same of a ``flax.nnx`` model, whose adapters alone are differentiated:
+
+      >>> from flax import nnx
+      >>> model = nnx.LoRALinear(8, 6, lora_rank=2, rngs=nnx.Rngs(0))
+      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
+      >>> loss = lambda model: (model(jnp.ones((1, 8))) ** 2).mean()
+      >>> grads = nnx.grad(loss, argnums=nnx.DiffState(0, nnx.LoRAParam))(model)
+      >>> u = optimizer.update(model, grads)  # the kernel rests
+
     Reference:
       Wang et al., LoRA-Pro, arXiv 2407.18242; see ``optkit.scale_by_lora_pro`` for departures.
     """

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import optkit
 from optkit.lora import adalora_budget, orthogonality_penalty
+from optkit.transforms.recording import recording
 
 STEPS, INTERVAL, WARM, LAST = 12, 3, 2, 3
 SHAPES = {
@@ -124,6 +125,23 @@ def test_penalty_is_the_mean_of_norms_and_has_a_gradient_where_it_is_0():
     flat = {"lora_a": jnp.eye(4, 2), "lora_b": jnp.eye(2, 5)}
     value, grads = jax.value_and_grad(orthogonality_penalty)(flat)
     assert value == 0 and not any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("name", ["lora_pro", "altlora", "altlora_plus", "lora_plus", "loqt"])
+def test_an_inner_that_freezes_singular_values_is_refused(name):
+    params = {"lora_a": jnp.ones((3, 2)), "lora_b": jnp.ones((2, 3)), "lora_e": jnp.zeros(2)}
+    tx = optkit.adalora(getattr(optkit, name)(0.1), 1, 10)
+    with pytest.raises(ValueError, match=r"freezes the singular values 'lora_e'.*adamw"):
+        tx.init(params)
+
+
+def test_the_look_at_what_an_inner_freezes_is_none_of_a_plan_s_business():
+    params = {"lora_a": jnp.ones((3, 2)), "lora_b": jnp.ones((2, 3)), "lora_e": jnp.zeros(2)}
+    params |= {"kernel": jnp.ones((3, 3))}
+    tx = optkit.adalora(optkit.freeze("kernel", optax.sgd(0.1)), 1, 10)
+    with recording() as found:
+        tx.init(params)
+    assert len(found.routes) == 1
 
 
 def test_plans_that_leave_no_room_are_refused():
