@@ -1,13 +1,14 @@
 """What an optimizer will do to a model, leaf by leaf, before anything is allocated."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from optkit.transforms.base import check_transformation
 from optkit.transforms.recording import Recording, recording
@@ -136,7 +137,11 @@ def _notes(found: Recording, roles: Iterable[RuleLike], params: PyTree) -> tuple
 
 
 def plan(
-    tx: optax.GradientTransformation, params: PyTree, *, roles: tuple[RuleLike, ...] = ()
+    tx: optax.GradientTransformation,
+    params: PyTree,
+    *,
+    roles: tuple[RuleLike, ...] = (),
+    axis_sizes: Mapping[str, int] | None = None,
 ) -> Plan:
     """Returns a table of who serves each leaf and what state it costs; allocates nothing.
 
@@ -149,6 +154,8 @@ def plan(
       params: parameters or ``jax.ShapeDtypeStruct``s, for example from ``jax.eval_shape``.
       roles: your own ``(pattern, role)`` rules for the role column, in place of those that the
         transformation was built with.
+      axis_sizes: how many workers there are along each axis that ``tx`` averages over, such as
+        ``{"data": 8}``; bytes are those of one worker then.
 
     Returns:
       A ``Plan``: ``print(plan)`` is the table with totals; ``plan.state_bytes`` and
@@ -156,6 +163,7 @@ def plan(
 
     Raises:
       TypeError: ``tx`` is no transformation.
+      NameError: ``tx`` averages over an axis that ``axis_sizes`` does not have.
 
     Example:
       >>> import jax, jax.numpy as jnp, optkit
@@ -170,7 +178,7 @@ def plan(
     tx = check_transformation("tx", tx, swapped_with=params)
     with recording() as found:
         # A fresh function: eval_shape would otherwise answer from its cache and record nothing.
-        state = jax.eval_shape(lambda p: tx.init(p), params)
+        state = _state(lambda p: tx.init(p), params, dict(axis_sizes or {}))
     owned: dict[str | None, list[StateLeaf]] = {}
     for match in match_state(state, params):
         owned.setdefault(match.param_path, []).append(match)
@@ -180,6 +188,24 @@ def plan(
     ]
     shared = sum(leaf_bytes(match.leaf) for match in owned.get(None, []))
     return Plan(tuple(rows), shared, tree_bytes(params), _notes(found, roles, params))
+
+
+def _state(init: Callable[[PyTree], PyTree], params: PyTree, sizes: dict[str, int]) -> PyTree:
+    """Shapes of the state, of one worker where there are axes of them."""
+    if sizes:  # on a mesh that need not be there
+        mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+        init = jax.shard_map(
+            init, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False
+        )
+    try:
+        return jax.eval_shape(init, params)
+    except NameError as error:
+        if "axis" not in str(error):
+            raise
+        raise NameError(
+            f"{error}. Here: tell plan how many workers there are along it, "
+            "plan(tx, params, axis_sizes={'data': 8})"
+        ) from error
 
 
 def _row(

@@ -54,6 +54,18 @@ def test_bytes_of_a_plan_are_those_of_the_state(name):
     assert f"state {plan.state_bytes:,} bytes" in str(plan)
 
 
+def test_a_plan_of_workers_is_of_one_of_them():
+    tx = optkit.onebit_adam(axis_name="data")
+    params = {"w": jnp.zeros((16, 8)), "b": jnp.zeros(64)}
+    plan = optkit.plan(tx, params, axis_sizes={"data": 8})
+    of_leaves = {row.path: row.state_bytes for row in plan.rows}
+    assert of_leaves == {"w": 128 * 12 + 128 // 8 * 4, "b": 64 * 12 + 64 // 8 * 4}
+    with pytest.raises(NameError, match=r"axis 'data', which is not there.*axis_sizes=\{'data': 8"):
+        optkit.plan(tx, params)
+    alone = optkit.plan(optkit.onebit_adam(), params)
+    assert alone.state_bytes > plan.state_bytes == sum(of_leaves.values()) + plan.shared_bytes
+
+
 def _plain(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
