@@ -115,7 +115,8 @@ def _check_same(old: PyTree, new: PyTree) -> None:
         was, now = (getattr(x, "dtype", type(x)) for x in (a, b))
         if was != now:
             raise ValueError(f"leaf {path!r} was of dtype {was} and is of {now}; cast it")
-    if jax.tree.structure(old) != jax.tree.structure(new):
+    structure: Any = jax.tree.structure(old)
+    if structure != jax.tree.structure(new):
         raise ValueError("the old and new weights have the same paths in other containers")
 
 
@@ -215,10 +216,11 @@ def apply_delta(tree: PyTree, delta: Delta, *, check: bool = True) -> PyTree:
       >>> optkit.apply_delta(old, optkit.encode_delta(old, new))["w"].tolist()
       [0.0, 7.0, 0.0]
     """
-    if not isinstance(delta, Delta):
+    given: Any = delta
+    if not isinstance(given, Delta):
         swapped = "; the weights come first" if isinstance(tree, Delta) else ""
         raise TypeError(
-            f"delta of type {type(delta).__name__} is not what optkit.encode_delta gives{swapped}"
+            f"delta of type {type(given).__name__} is not what optkit.encode_delta gives{swapped}"
         )
     named = dict(leaves_with_paths(tree))
     for path, own in delta.leaves.items():
