@@ -111,9 +111,10 @@ def as_varying(tree: PyTree, axis_name: AxisName) -> PyTree:
 def cond(when: Any, one: Branch, other: Branch, axis_name: AxisName) -> Any:
     """``lax.cond`` of branches of which, without communication, one may vary where the other not.
 
-    That is so with ``axis_name=()``: gradients vary over axes of which nothing else here knows.
+    That is so of manual axes besides those of the workers, of which nothing else here knows.
     """
-    if axis_name != () or not jax.sharding.get_abstract_mesh().manual_axes:
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if set(manual) <= set(axes_of(axis_name)):
         return lax.cond(when, one, other)
     types = [jax.make_jaxpr(branch)().out_avals for branch in (one, other)]
     both = [varying(x) | varying(y) for x, y in zip(*types, strict=True)]

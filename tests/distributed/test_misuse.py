@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import optkit
@@ -42,6 +43,23 @@ def test_an_axis_left_out_is_told_with_and_without_types(name: str, check_vma: b
     with pytest.raises(ValueError, match=r"axis_name=None, one worker.*give axis_name='workers'"):
         jax.eval_shape(step(MAKERS[name](None), check_vma), given)
     assert jax.eval_shape(step(MAKERS[name](()), check_vma), given).shape == (2, 8, 8)
+
+
+@METHODS
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_model_may_be_split_over_another_axis(name: str, check_vma: bool) -> None:
+    types = (AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 2), (AXIS, "model"), axis_types=types, devices=jax.devices()[:4])
+    tx, where = MAKERS[name](AXIS), P(AXIS, "model")
+
+    def own(p: Any, g: Any) -> Any:
+        return tx.update({"w": g}, tx.init({"w": p}), {"w": p})[0]["w"]
+
+    one = jax.shard_map(
+        own, mesh=mesh, in_specs=(P(None, "model"), where), out_specs=where, check_vma=check_vma
+    )
+    given = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((8, 16), (16, 16))]
+    assert jax.eval_shape(one, *given).shape == (16, 16)
 
 
 @METHODS
