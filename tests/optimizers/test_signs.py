@@ -83,8 +83,9 @@ def test_zero_gradients_move_nothing(name):
     options = {name: 0.0 for name in entry.hyperparameters() if name.endswith(idle)}
     if name == "scion":
         options = {"constrained": False}  # its constraint shrinks weights whatever the gradient
-    if name.startswith("eco"):
-        options["codec"] = optkit.codecs.IdentityCodec()  # weights move onto the grid of others
+    grid = {"eco_adamw": "codec", "eco_sgdm": "codec", "q_galore": "weight_codec"}
+    if name in grid:
+        options[grid[name]] = optkit.codecs.IdentityCodec()  # weights move onto the grid of others
     zeros = [jax.tree.map(np.zeros_like, PARAMS)] * 3
     u = run(entry.factory(0.1, **{**entry.example, **options}), PARAMS, zeros)[0]
     assert not any(np.any(x) for x in jax.tree.leaves(u))
