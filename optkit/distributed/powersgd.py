@@ -37,7 +37,7 @@ from optkit.tree import (
 )
 from optkit.tree.sharding import place_like, place_statistic, zeros_beside
 
-Half = Literal["paper", "alternating"]
+PowerSgdSchedule = Literal["paper", "alternating"]
 InitFactor = Callable[[str, str, tuple[int, ...]], Any]
 
 
@@ -88,7 +88,7 @@ def powersgd_mean(
     axis_name: AxisName = None,
     *,
     rank: int = 2,
-    schedule: Half = "paper",
+    schedule: PowerSgdSchedule = "paper",
     iterations: int = 1,
     start_step: int = 0,
     min_compression_rate: float = 2.0,
@@ -183,7 +183,7 @@ def powersgd_mean(
     for name, value in (("rank", rank), ("iterations", iterations)):
         check_static_int(name, value)
     check_static_int("start_step", start_step, low=0)
-    check_choice("schedule", schedule, get_args(Half))
+    check_choice("schedule", schedule, get_args(PowerSgdSchedule))
     check_choice("qr_method", qr_method, get_args(QrMethod))
     for name, number in (("min_compression_rate", min_compression_rate), ("orth_eps", orth_eps)):
         check_static_number(name, number)
