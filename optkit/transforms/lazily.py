@@ -54,12 +54,14 @@ class Lazily:
 
         Returns:
           None if an output depends on another input that has not been made, or on these otherwise
-          than entry by entry.
+          than entry by entry; or if these have been made after all.
         """
         given = [self._jaxpr.invars[index] for index in inputs]
         atoms = [self._jaxpr.outvars[index] for index in outputs]
         eqns, reached = self._towards(atoms)
         shape = given[0].aval.shape
+        if any(var in self._values for var in given):
+            return None  # something that couples leaves has needed them in full
         if not reached <= {*given} or any(x.aval.shape != shape for x in atoms):
             return None
         depends, others = set(given), []
