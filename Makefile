@@ -19,7 +19,8 @@ VENV_TPU ?= .venv-tpu
 DEMO ?= optkit race adamw lion muon cautious_adamw --task bytelm --config benchmarks/demo.toml \
 	--out demo_out
 PYTEST_FLAGS ?= -n $(JOBS) --dist worksteal
-LATEST_TESTS ?= tests/golden $(patsubst %,tests/conformance/test_%.py,compilation models sharding state)
+LATEST_TESTS ?= tests/golden tests/kernels $(patsubst %,tests/conformance/test_%.py,compilation models sharding state) \
+	tests/transforms/test_elementwise.py tests/transforms/test_stored_kernel.py
 LATEST_FLAGS ?= -m "not slow and not tpu"
 
 # Packages of the user or of another project must not be seen in place of those installed here.

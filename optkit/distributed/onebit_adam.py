@@ -52,6 +52,11 @@ def mean_tree(tree: PyTree, axis_name: AxisName) -> PyTree:
     return jax.tree.unflatten(structure, mean(leaves, axis_name))
 
 
+def averaged(decay: Any, old: PyTree, new: PyTree) -> PyTree:
+    """``decay*old + (1-decay)*new``, in the dtypes of the old."""
+    return map_leaves(lambda x, y: (decay * x + (1.0 - decay) * y).astype(x.dtype), old, new)
+
+
 def _scale_by_onebit_adam(
     b1: ScalarOrSchedule,
     b2: ScalarOrSchedule,
@@ -81,18 +86,13 @@ def _scale_by_onebit_adam(
         own = jax.tree.map(upcast, updates)
         error = as_varying(state.error, axis_name)
 
-        def moved(mu: PyTree, g: PyTree) -> PyTree:
-            return map_leaves(lambda x, y: (a1 * x + (1.0 - a1) * y).astype(x.dtype), mu, g)
-
         def warm() -> tuple[PyTree, PyTree, PerWorker]:
             g = mean_tree(own, axis_name)
-            nu = map_leaves(
-                lambda v, y: (a2 * v + (1.0 - a2) * jnp.square(y)).astype(v.dtype), state.nu, g
-            )
-            return moved(state.mu, g), nu, error
+            nu = averaged(a2, state.nu, jax.tree.map(jnp.square, g))
+            return averaged(a1, state.mu, g), nu, error
 
         def compressed() -> tuple[PyTree, PyTree, PerWorker]:
-            mu, new = average_tree(moved(state.mu, own), error, ONE_BIT, axis_name)
+            mu, new = average_tree(averaged(a1, state.mu, own), error, ONE_BIT, axis_name)
             return only_active(mu, active), state.nu, new or error
 
         mu, nu, error = cond(state.count < warmup_steps, warm, compressed, axis_name)

@@ -1,5 +1,6 @@
 """1-bit LAMB: as 1-bit Adam, with trust ratios of the warm-up that follow the fresh variance."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from optkit.catalogue import LeafBytes, register
 from optkit.distributed.compressed import ONE_BIT, compressed_average, only_active, padded_size
-from optkit.distributed.onebit_adam import check_moments, mean_tree
+from optkit.distributed.onebit_adam import averaged, check_moments, mean_tree
 from optkit.distributed.workers import (
     AxisName,
     PerWorker,
@@ -22,7 +23,6 @@ from optkit.linalg.norms import norm_over
 from optkit.transforms import Transformation, descend
 from optkit.transforms.base import check_same_leaves, map_leaves, need_params, unzip
 from optkit.transforms.hyperparams import (
-    Scalar,
     ScalarOrSchedule,
     check_number,
     recorded,
@@ -105,33 +105,96 @@ def _average_flat(mu: PyTree, error: PerWorker, axis_name: AxisName) -> tuple[Py
     return jax.tree.unflatten(structure, found), PerWorker(new)
 
 
+class _Bounds(NamedTuple):
+    """What trust ratios and factors may be."""
+
+    ratio: tuple[float, float]
+    ratio_decay: float
+    factor: tuple[float, float]
+    factor_pace: float
+
+
+class _Now(NamedTuple):
+    """The hyperparameters of one step."""
+
+    b1: Any
+    b2: Any
+    eps: Any
+    weight_decay: Any
+
+
+def _step(now: _Now, m: jax.Array, v: jax.Array, p: jax.Array, decays: bool) -> tuple[Any, Any]:
+    """Adam's direction, and with the decay of a leaf that decays."""
+    plain = m / (jnp.sqrt(v) + now.eps)
+    return plain, plain + now.weight_decay * p if decays else plain
+
+
+def _warm_leaf(now: _Now, bounds: _Bounds) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The direction and the average of trust ratios of a leaf in the warm-up."""
+
+    def leaf(m: jax.Array, v: jax.Array, p: jax.Array, decays: bool, held: jax.Array) -> Any:
+        _, u = _step(now, m, v, p, decays)
+        free = (_norm(p) == 0) | (_norm(u) == 0)
+        ratio = jnp.where(free, 1.0, jnp.clip(_divided(_norm(p), _norm(u)), *bounds.ratio))
+        keep = bounds.ratio_decay
+        new = jnp.where(ratio == 1.0, held, keep * held + (1.0 - keep) * ratio)
+        return ratio * u, new.astype(held.dtype)
+
+    return leaf
+
+
+def _later_leaf(now: _Now, bounds: _Bounds) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The direction and the factor of a leaf after the warm-up."""
+
+    def leaf(
+        m: jax.Array,
+        v: jax.Array,
+        fresh: jax.Array,
+        p: jax.Array,
+        decays: bool,
+        ratio: jax.Array,
+        last: jax.Array,
+    ) -> Any:
+        plain, u = _step(now, m, v, p, decays)
+        grown = (jnp.sqrt(v) + now.eps) / (jnp.sqrt(fresh) + now.eps)
+        # An eps of 0, where both moments are 0: nothing has changed.
+        factor = jnp.max(jnp.where(jnp.isnan(grown), 1.0, grown), initial=0.0)
+        if decays:
+            share = jnp.minimum(1.0, _divided(_norm(plain), _norm(u)))
+            factor = jnp.where(now.weight_decay == 0, factor, factor * share + 1.0 - share)
+        pace = bounds.factor_pace
+        factor = jnp.clip(
+            jnp.clip(factor, *bounds.factor), last * (1.0 - pace), last * (1.0 + pace)
+        )
+        return ratio * factor * u, factor.astype(last.dtype)
+
+    return leaf
+
+
+def _fresh_error(params: PyTree, axis_name: AxisName) -> PerWorker:
+    check_bound(axis_name, "onebit_lamb")
+    workers = count_workers(axis_name)
+    whole = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+    length = padded_size(whole, workers, ONE_BIT)
+    rows = jax.tree.map(
+        lambda x: zeros_beside(x, (1, jnp.size(x)), jnp.float32, lambda *_: PartitionSpec()),
+        params,
+    )
+    server = None if workers == 1 else jnp.zeros((1, length // workers), jnp.float32)
+    fill = jnp.zeros((1, length - whole), jnp.float32)
+    return PerWorker({"fill": fill, "server": server, "worker": rows})
+
+
 def _scale_by_onebit_lamb(
     numbers: dict[str, ScalarOrSchedule],
     warmup_steps: int | jax.Array,
     axis_name: AxisName,
     active: PyTree | None,
-    bounds: dict[str, Any],
+    bounds: _Bounds,
     mask: Mask,
 ) -> Transformation:
-    low, high = bounds["ratio_bounds"]
-    least, most = bounds["factor_bounds"]
-    keep, pace = bounds["ratio_decay"], bounds["factor_pace"]
-
     def record(count: jax.Array) -> dict[str, jax.Array]:
         return recorded(count, False, **numbers)
-
-    def fresh_error(params: PyTree) -> PerWorker:
-        check_bound(axis_name, "onebit_lamb")
-        workers = count_workers(axis_name)
-        whole = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
-        length = padded_size(whole, workers, ONE_BIT)
-        rows = jax.tree.map(
-            lambda x: zeros_beside(x, (1, jnp.size(x)), jnp.float32, lambda *_: PartitionSpec()),
-            params,
-        )
-        server = None if workers == 1 else jnp.zeros((1, length // workers), jnp.float32)
-        fill = jnp.zeros((1, length - whole), jnp.float32)
-        return PerWorker({"fill": fill, "server": server, "worker": rows})
 
     def init_fn(params: PyTree) -> OnebitLambState:
         decay_mask(mask, params, ())  # to refuse a mask that does not fit
@@ -142,7 +205,15 @@ def _scale_by_onebit_lamb(
             for value in (0.0, 1.0, 1.0)
         )
         return OnebitLambState(
-            count, mu, nu, fresh, ratio, factor, scale, fresh_error(params), record(count)
+            count,
+            mu,
+            nu,
+            fresh,
+            ratio,
+            factor,
+            scale,
+            _fresh_error(params, axis_name),
+            record(count),
         )
 
     def update_fn(
@@ -152,32 +223,16 @@ def _scale_by_onebit_lamb(
         check_local(updates, axis_name, "onebit_lamb")
         params = need_params(params, "onebit_lamb")
         check_same_leaves(updates, state.mu, "state")
-        a1, a2, e, wd = (value_at(numbers[k], state.count) for k in ("b1", "b2", "eps", _DECAY))
+        now = _Now(**{name: value_at(value, state.count) for name, value in numbers.items()})
         own, weights = jax.tree.map(upcast, updates), jax.tree.map(upcast, params)
         decays = decay_mask(mask, params, ())
 
-        def average(a: Scalar, old: PyTree, new: PyTree) -> PyTree:
-            return map_leaves(lambda x, y: (a * x + (1.0 - a) * y).astype(x.dtype), old, new)
-
-        def step(m: jax.Array, v: jax.Array, p: jax.Array, on: bool) -> tuple[jax.Array, jax.Array]:
-            plain = m / (jnp.sqrt(v) + e)
-            return plain, plain + wd * p if on else plain
-
         def warm() -> Any:
             g = mean_tree(own, axis_name)
-            mu = average(a1, state.mu, g)
-            nu = average(a2, state.nu, jax.tree.map(jnp.square, g))
-
-            def leaf(m: jax.Array, v: jax.Array, p: jax.Array, on: bool, held: jax.Array) -> Any:
-                _, u = step(m, v, p, on)
-                ratio = _divided(_norm(p), _norm(u))
-                free = (_norm(p) == 0) | (_norm(u) == 0)
-                ratio = jnp.where(free, 1.0, jnp.clip(ratio, low, high))
-                new = jnp.where(ratio == 1.0, held, keep * held + (1.0 - keep) * ratio)
-                return ratio * u, new.astype(held.dtype)
-
-            done = jax.tree.map(leaf, mu, nu, weights, decays, state.ratio)
-            out, ratio = unzip(mu, done, 2)
+            mu = averaged(now.b1, state.mu, g)
+            nu = averaged(now.b2, state.nu, jax.tree.map(jnp.square, g))
+            leaf = _warm_leaf(now, bounds)
+            out, ratio = unzip(mu, jax.tree.map(leaf, mu, nu, weights, decays, state.ratio), 2)
             fresh = jax.tree.map(jnp.copy, nu)
             error = as_varying(state.error, axis_name)
             return out, mu, nu, fresh, ratio, state.factor, state.scale, error
@@ -189,31 +244,14 @@ def _scale_by_onebit_lamb(
                 _scales(state.mu),
                 state.scale,
             )
-            sent = map_leaves(lambda m, s: m * s, average(a1, state.mu, own), scale)
+            sent = map_leaves(lambda m, s: m * s, averaged(now.b1, state.mu, own), scale)
             got, error = _average_flat(sent, as_varying(state.error, axis_name), axis_name)
             mu = map_leaves(lambda m, s, old: (m / s).astype(old.dtype), got, scale, state.mu)
             mu = only_active(mu, active)
-            read = map_leaves(lambda m, old: (m - a1 * old) / (1.0 - a1), mu, state.mu)
-            fresh = average(a2, state.fresh, jax.tree.map(jnp.square, read))
-
-            def leaf(
-                m: jax.Array, v: jax.Array, f: jax.Array, p: jax.Array, on: bool, *held: jax.Array
-            ) -> Any:
-                ratio, last = held
-                plain, u = step(m, v, p, on)
-                grown = (jnp.sqrt(v) + e) / (jnp.sqrt(f) + e)
-                # An eps of 0, where both moments are 0: nothing has changed.
-                factor = jnp.max(jnp.where(jnp.isnan(grown), 1.0, grown), initial=0.0)
-                if on:
-                    share = jnp.minimum(1.0, _divided(_norm(plain), _norm(u)))
-                    factor = jnp.where(wd == 0, factor, factor * share + 1.0 - share)
-                factor = jnp.clip(factor, least, most)
-                factor = jnp.clip(factor, last * (1.0 - pace), last * (1.0 + pace))
-                return ratio * factor * u, factor.astype(last.dtype)
-
-            done = jax.tree.map(
-                leaf, mu, state.nu, fresh, weights, decays, state.ratio, state.factor
-            )
+            read = map_leaves(lambda m, old: (m - now.b1 * old) / (1.0 - now.b1), mu, state.mu)
+            fresh = averaged(now.b2, state.fresh, jax.tree.map(jnp.square, read))
+            held = (weights, decays, state.ratio, state.factor)
+            done = jax.tree.map(_later_leaf(now, bounds), mu, state.nu, fresh, *held)
             out, factor = unzip(mu, done, 2)
             return out, mu, state.nu, fresh, state.ratio, factor, scale, error
 
@@ -226,9 +264,6 @@ def _scale_by_onebit_lamb(
         )
 
     return Transformation(init_fn, update_fn)
-
-
-_DECAY = "weight_decay"
 
 
 @register(
@@ -323,12 +358,7 @@ def onebit_lamb(
             raise ValueError(f"{name}={pair!r} must be two numbers of at least 0, the least first")
     check_number("ratio_decay", ratio_decay, low=0.0, high=1.0)
     check_number("factor_pace", factor_pace, low=0.0, high=1.0)
-    numbers = {"b1": b1, "b2": b2, "eps": eps, _DECAY: weight_decay}
-    bounds = {
-        "ratio_bounds": ratio_bounds,
-        "ratio_decay": ratio_decay,
-        "factor_bounds": factor_bounds,
-        "factor_pace": factor_pace,
-    }
+    numbers = {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
+    bounds = _Bounds(ratio_bounds, ratio_decay, factor_bounds, factor_pace)
     direction = _scale_by_onebit_lamb(numbers, warmup_steps, axis_name, active, bounds, mask)
     return descend(direction, learning_rate)

@@ -20,7 +20,7 @@ from optkit.distributed.workers import (
     mean,
 )
 from optkit.linalg.subspace import QrMethod, orthonormalize
-from optkit.transforms.base import Transformation
+from optkit.transforms.base import Transformation, prng_key
 from optkit.transforms.hyperparams import (
     check_choice,
     check_number,
@@ -208,9 +208,6 @@ def powersgd_mean(
 
     rounds = Rounds(axis_name, orth, iterations, precision, group_bytes)
 
-    def start() -> jax.Array:
-        return key if isinstance(key, jax.Array) else jax.random.key(int(key))
-
     def draw(path: str, part: int, which: str, like: jax.Array, seed: jax.Array) -> jax.Array:
         if init_factor is None:
             own = jax.random.fold_in(seed, zlib.crc32(f"{path}:{which}:{part}".encode()))
@@ -237,11 +234,11 @@ def powersgd_mean(
         chosen = ChosenMatrices(params, dims, roles, pays)
         error = PerWorker(chosen.zeros()) if error_feedback else None
         drawn = {
-            which: chosen.packed(factors(chosen, which, start()))
+            which: chosen.packed(factors(chosen, which, prng_key(key)))
             for which in ("left", "basis")
             if alternating or which == "basis"
         }
-        held = None if warm_start else jnp.copy(start())
+        held = None if warm_start else jnp.copy(prng_key(key))
         count = jnp.zeros((), jnp.int32)
         return PowerSgdState(count, error, drawn.get("left"), drawn["basis"], held)
 

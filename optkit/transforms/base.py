@@ -16,6 +16,15 @@ from optkit.tree.paths import full_path_string
 Transformation: TypeAlias = optax.GradientTransformationExtraArgs
 
 
+def prng_key(key: int | jax.Array | None) -> jax.Array:
+    """Returns a PRNG key for a seed, 0 if None, or the key that was given, typed or of old."""
+    if not isinstance(key, jax.Array):
+        return jax.random.key(0 if key is None else int(key))
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
+        return key
+    return jax.random.key(key.astype(jnp.uint32))  # a seed that optax.inject_hyperparams injects
+
+
 def _called(factory: Callable[..., Any]) -> str:
     """How a user writes the call of a factory: by the shortest public name that is known."""
     name = getattr(factory, "__name__", "")

@@ -15,6 +15,7 @@ from optkit.transforms.base import (
     check_gradients,
     check_transformation,
     keep_dtypes,
+    prng_key,
 )
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
@@ -30,6 +31,13 @@ Order = Literal["random", "epochs", "ascending", "descending", "fixed"]
 Blocks: TypeAlias = Literal["layers", "leaves"] | Sequence[Selector]
 Free = Literal["drop", "sign", "sgd"]
 Draw = Callable[[jax.Array], Any]
+
+
+_FREE: dict[Free, Callable[[jax.Array], jax.Array]] = {
+    "drop": jnp.zeros_like,
+    "sign": jnp.sign,
+    "sgd": lambda g: g,
+}
 
 
 class RotateBlocksState(NamedTuple):
@@ -193,22 +201,6 @@ def rotate_blocks(
     check_number("free_scale", free_scale)
     numbers = {"full_scale": full_scale, "free_scale": free_scale}
 
-    def chosen(turn: jax.Array, count: int) -> jax.Array:
-        """One bool a block."""
-        if draw is not None:
-            return jnp.asarray(draw(turn), bool)
-        if order in ("random", "epochs"):
-            seed = 0 if key is None else key
-            start = seed if isinstance(seed, jax.Array) else jax.random.key(int(seed))
-            round_, place = (turn, 0) if order == "random" else divmod(turn, max(count, 1))
-            ranks = jnp.argsort(jax.random.permutation(jax.random.fold_in(start, round_), count))
-            ranks = (ranks - place) % max(count, 1)
-            return ranks < active
-        first = turn * active if order != "fixed" else jnp.zeros_like(turn)
-        places = jnp.arange(count)
-        places = count - 1 - places if order == "descending" else places
-        return (places - first) % max(count, 1) < active
-
     def read(tree: PyTree) -> tuple[list[list[int]], list[Kind]]:
         found = blocks_of(tree, blocks, roles)
         return found, kinds_of(tree, found, active, order, draw is not None)
@@ -240,7 +232,9 @@ def rotate_blocks(
         found, kinds = read(updates)
         # A turn of one step cannot be shorter.
         clock = state.count + jnp.int32(refresh_every > 1) if first_short else state.count
-        on = chosen(clock // refresh_every, len(found))
+        turn = clock // refresh_every
+        on = active_at(turn, len(found), active, order, key) if draw is None else draw(turn)
+        on = jnp.asarray(on, bool)
         due = (clock % refresh_every == 0) | (state.count == 0)
         tenants = [_tenants(kind, on) for kind in kinds]
 
@@ -258,29 +252,38 @@ def rotate_blocks(
         before = jax.tree.map(lambda a, b: jnp.where(due, a, b), fresh, state.inner)
         out, after = inner.update(given, before, own, **extra_args)
         structure: Any = jax.tree.structure(updates)
-        trained = structure.flatten_up_to(out)
+        trained, grads = structure.flatten_up_to(out), jax.tree.leaves(updates)
         inside, outside = (value_at(v, state.count) for v in (full_scale, free_scale))
-        result = [jnp.zeros_like(g) for g in jax.tree.leaves(updates)]
-        grads = jax.tree.leaves(updates)
-        for number, kind in enumerate(kinds):
+        result = [jnp.zeros_like(g) for g in grads]
+        for kind, (held, alive) in zip(kinds, tenants, strict=True):
             for member, block in enumerate(kind.members):
                 for place, index in enumerate(found[block]):
-                    g = upcast(grads[index])
-                    rest = {"drop": jnp.zeros_like, "sign": jnp.sign, "sgd": lambda g: g}[free](g)
-                    u = outside * rest
+                    u = outside * _FREE[free](upcast(grads[index]))
                     for slot, home in enumerate(kind.members[: kind.slots]):
-                        here, alive = (x[slot] for x in tenants[number])
                         mine = inside * upcast(trained[found[home][place]])
-                        u = jnp.where(alive & (here == member), mine, u)
+                        u = jnp.where(alive[slot] & (held[slot] == member), mine, u)
                     result[index] = u.astype(grads[index].dtype)
-        new = RotateBlocksState(
-            state.count + 1,
-            keep_dtypes(after, state.inner),
-            recorded(state.count, False, **numbers),
-        )
+        record = recorded(state.count, False, **numbers)
+        new = RotateBlocksState(state.count + 1, keep_dtypes(after, state.inner), record)
         return structure.unflatten(result), new
 
     return Transformation(init_fn, update_fn)
+
+
+def active_at(
+    turn: jax.Array, count: int, active: int, order: Order, key: int | jax.Array | None
+) -> jax.Array:
+    """Returns one bool a block: those that an order has train in a turn."""
+    whole = max(count, 1)
+    if order in ("random", "epochs"):
+        round_, place = (turn, 0) if order == "random" else divmod(turn, whole)
+        own = jax.random.fold_in(prng_key(key), round_)
+        ranks = jnp.argsort(jax.random.permutation(own, count))
+        return (ranks - place) % whole < active
+    first = turn * active if order != "fixed" else jnp.zeros_like(turn)
+    places = jnp.arange(count)
+    places = count - 1 - places if order == "descending" else places
+    return (places - first) % whole < active
 
 
 def _tenants(kind: Kind, on: jax.Array) -> tuple[jax.Array, jax.Array]:

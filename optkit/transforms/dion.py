@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from optkit.catalogue import StateBytes, register
 from optkit.linalg.norms import safe_sqrt, to_unit_peak, unit_over
 from optkit.linalg.subspace import QrMethod, power_iteration
-from optkit.transforms.base import Transformation, map_leaves
+from optkit.transforms.base import Transformation, map_leaves, prng_key
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_choice,
@@ -168,9 +168,7 @@ def scale_by_dion(
     def first_basis(path: str, part: int, like: jax.Array) -> jax.Array:
         shape, dtype = like.shape, like.dtype
         if init_basis is None:
-            seed = 0 if key is None else key
-            start = seed if isinstance(seed, jax.Array) else jax.random.key(int(seed))
-            own = jax.random.fold_in(start, zlib.crc32(path.encode()))
+            own = jax.random.fold_in(prng_key(key), zlib.crc32(path.encode()))
             return jax.random.normal(jax.random.fold_in(own, part), shape).astype(dtype)
         given = jnp.array(init_basis(path, shape), dtype)
         if given.shape != shape:

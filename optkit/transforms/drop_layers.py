@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, check_same_leaves, check_transformation
+from optkit.transforms.base import Transformation, check_same_leaves, check_transformation, prng_key
 from optkit.transforms.cuts import CutLaw, Sampling, check_cut, static_cut, switch
 from optkit.transforms.hyperparams import check_choice
 from optkit.transforms.partial_update import PartialUpdate, only
@@ -127,7 +127,7 @@ def drop_layers(
     def init_fn(params: PyTree) -> DropLayersState:
         layers = layers_of(params)
         start = jnp.zeros((), jnp.int32)
-        own = _fresh_key(key)
+        own = jnp.copy(prng_key(key))
         if clock == "global":
             state = inner.init(params)
         else:
@@ -191,11 +191,3 @@ def next_cut(state: PyTree) -> jax.Array:
             "that belongs to the drop_layers in question"
         )
     return found[0].cut
-
-
-def _fresh_key(key: int | jax.Array) -> jax.Array:
-    if not isinstance(key, jax.Array):
-        return jax.random.key(int(key))
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
-        return jnp.copy(key)
-    return jax.random.key(key.astype(jnp.uint32))  # a seed that optax.inject_hyperparams injects

@@ -8,7 +8,7 @@ import optax
 
 from optkit.catalogue import register
 from optkit.codecs import Codec, SignCodec
-from optkit.transforms.base import Transformation, check_transformation, map_leaves, unzip
+from optkit.transforms.base import Transformation, check_transformation, map_leaves, prng_key, unzip
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_choice,
@@ -65,11 +65,7 @@ def check_compressor(name: str, value: Any) -> Codec:
 
 def fresh_key(codec: Codec, key: int | jax.Array) -> jax.Array | None:
     """A PRNG key for a codec that needs one, else None."""
-    if not codec.is_random:
-        return None
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jnp.copy(key)
-    return jax.random.key(key)
+    return jnp.copy(prng_key(key)) if codec.is_random else None
 
 
 def compressed(codec: Codec, tree: PyTree, key: jax.Array | None, count: jax.Array) -> PyTree:

@@ -15,6 +15,7 @@ from optkit.transforms.base import (
     keep_dtypes,
     map_leaves,
     need_params,
+    prng_key,
 )
 from optkit.tree import PyTree, map_with_path, upcast
 
@@ -238,7 +239,7 @@ def stochastic_round(key: int | jax.Array = 0) -> Transformation:
 
     def init_fn(params: PyTree) -> StochasticRoundState:
         del params
-        fresh = jnp.copy(key) if isinstance(key, jax.Array) else jax.random.key(int(key))
+        fresh = jnp.copy(prng_key(key))
         return StochasticRoundState(fresh, jnp.zeros((), jnp.int32))
 
     def update_fn(

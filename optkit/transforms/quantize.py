@@ -23,6 +23,7 @@ from optkit.transforms.base import (
     Transformation,
     check_transformation,
     keep_dtypes,
+    prng_key,
     update_inner,
 )
 from optkit.transforms.hyperparams import check_choice, check_static_int
@@ -89,13 +90,6 @@ def codecs_of(codec: CodecLike) -> dict[str, Codec]:
             )
         out[sign] = own
     return out
-
-
-def _key(given: int | jax.Array) -> jax.Array:
-    """A fresh PRNG key, from a seed or a copy of one."""
-    if isinstance(given, jax.Array) and jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
-        return jnp.copy(given)
-    return jax.random.key(given)
 
 
 def _is_moment(leaf: Any, param: Any) -> bool:
@@ -222,7 +216,7 @@ def quantize_state(
         state = inner.init(params)
         fresh, count = None, None
         if is_random:
-            fresh = _key(key)
+            fresh = jnp.copy(prng_key(key))
             count = jnp.zeros((), jnp.int32)
         matches = list(match_state(state, params))
         check_named(rules, {m.owner for m in matches if _is_moment(m.leaf, m.param)})

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from optkit.codecs import Codec
-from optkit.transforms.base import Transformation
+from optkit.transforms.base import Transformation, prng_key
 from optkit.transforms.hyperparams import check_choice, check_static_int
 from optkit.transforms.low_rank.lazy import LazyRefresh
 from optkit.transforms.low_rank.projection import (
@@ -86,8 +86,7 @@ class Subspace:
     @property
     def random(self) -> jax.Array:
         """The PRNG key."""
-        seed = 0 if self.key is None else self.key
-        return seed if isinstance(seed, jax.Array) else jax.random.key(int(seed))
+        return prng_key(self.key)
 
     @property
     def codec(self) -> Codec | None:
