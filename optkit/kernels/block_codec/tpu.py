@@ -1,12 +1,12 @@
 """The operation as a Pallas kernel for TPUs: a tile is read, worked on and stored in one pass."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -56,7 +56,9 @@ def update_stored(
         if outputs[output].dtype == flat[array].dtype:
             aliases[first + 2 * len(read) + array] = 2 * len(write) + output
     call = pl.pallas_call(
-        functools.partial(_kernel, function, read, write, form, len(scalars), len(outputs)),
+        functools.partial(
+            _kernel, function, read, write, form, len(scalars), len(flat), len(outputs)
+        ),
         grid=grid,
         in_specs=[table] * (len(read) + len(write))
         + [number] * len(scalars)
@@ -99,16 +101,19 @@ def _kernel(
     write: Sequence[TableCodec],
     form: Geometry,
     scalars: int,
+    inputs: int,
     outputs: int,
     *refs: Any,
 ) -> None:
     """A tile: span by span, so that what is decoded stays in registers."""
-    counts = (len(read), len(write), scalars)
-    at = np.cumsum([0, *counts]).tolist()
-    read_tables, write_tables, numbers = (refs[a : a + n] for a, n in zip(at, counts, strict=False))
-    first_out = len(refs) - outputs - 2 * len(write)
-    stored, arrays = refs[at[3] : at[3] + 2 * len(read)], refs[at[3] + 2 * len(read) : first_out]
-    new, results = refs[first_out : len(refs) - outputs], refs[len(refs) - outputs :]
+    rest = iter(refs)
+
+    def take(count: int) -> list[Any]:
+        return list(itertools.islice(rest, count))
+
+    read_tables, write_tables, numbers = take(len(read)), take(len(write)), take(scalars)
+    stored, arrays = take(2 * len(read)), take(inputs)
+    new, results = take(2 * len(write)), take(outputs)
     width = (*stored, *new)[0].shape[1] * 8 // form.bits
     values = [ref[0] for ref in numbers]
     for start in range(0, width, form.span):
