@@ -1,6 +1,6 @@
 """A function evaluated output by output, its inputs made when they are needed and not before."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ class Lazily:
     ) -> None:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(list(shapes))
         self.structure: Any = jax.tree.structure(shape)
-        self._jaxpr = closed.jaxpr
+        self._jaxpr: Any = _inlined(closed.jaxpr)
         self._make = make
         self._inputs = {var: index for index, var in enumerate(self._jaxpr.invars)}
         consts = zip(self._jaxpr.constvars, closed.consts, strict=True)
@@ -109,3 +109,36 @@ class Lazily:
         part = self._jaxpr.replace(constvars=[], invars=given, outvars=made, eqns=eqns)
         run = core.jaxpr_as_fun(core.ClosedJaxpr(part, []))
         self._values.update(zip(made, run(*(self._values[x] for x in given)), strict=True))
+
+
+def _inlined(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """Writes calls of jitted functions out: one of a whole tree would couple its leaves."""
+    renamed: dict[Any, Any] = {}
+
+    def of(x: Any, names: dict[Any, Any]) -> Any:
+        return x if isinstance(x, core.Literal) else names.get(x, x)
+
+    def written(eqns: Sequence[Any], names: dict[Any, Any], inside: bool) -> Iterator[Any]:
+        for eqn in eqns:
+            given = [of(x, names) for x in eqn.invars]
+            body = _body(eqn)
+            if body is not None:
+                own = dict(zip(body.invars, given, strict=True))
+                yield from written(body.eqns, own, inside=True)
+                names.update(zip(eqn.outvars, (of(x, own) for x in body.outvars), strict=True))
+                continue
+            if inside:  # a function that is called twice has the same variables twice
+                names.update({x: core.Var(x.aval) for x in eqn.outvars if type(x) is core.Var})
+            yield eqn.replace(invars=given, outvars=[of(x, names) for x in eqn.outvars])
+
+    eqns = list(written(jaxpr.eqns, renamed, inside=False))
+    return jaxpr.replace(eqns=eqns, outvars=[of(x, renamed) for x in jaxpr.outvars])
+
+
+def _body(eqn: Any) -> core.Jaxpr | None:
+    """The program of a jitted function that says nothing of where its arrays lie."""
+    if eqn.primitive.name not in ("jit", "pjit"):
+        return None
+    closed, places = eqn.params["jaxpr"], ("in_shardings", "out_shardings")
+    placed = any(isinstance(x, jax.sharding.Sharding) for name in places for x in eqn.params[name])
+    return None if placed or closed.consts else closed.jaxpr

@@ -71,3 +71,15 @@ def test_two_moments_may_depend_on_each_other() -> None:
     ones = jnp.ones((2, 2))
     (out,) = piece([2 * ones, 3 * ones], [ones], [])
     np.testing.assert_array_equal(out, 7 * ones)
+
+
+def test_one_jitted_call_of_two_leaves_does_not_couple_them() -> None:
+    halve = jax.jit(lambda tree: jax.tree.map(lambda x: x / 2, tree))
+
+    def function(m: list[Any]) -> list[Any]:
+        a, b = halve(halve(m))
+        return [a, a + b]
+
+    piece = found(function, inputs=1)
+    assert piece is not None
+    np.testing.assert_allclose(piece([G], piece.arrays, piece.scalars)[0], G / 4)
