@@ -1,0 +1,78 @@
+"""Parameters of one member or of a population, kept as what they share and what sets them apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optkit.tree.dtypes import upcast
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("base", "a", "b", "scale"),
+    meta_fields=("left", "right"),
+)
+@dataclass(frozen=True)
+class Perturbed:
+    """A parameter of one member: ``base + scale * sum_r a[..., r] b[..., r]``.
+
+    The axes of ``base`` are of three kinds: those of ``a`` (left), those of ``b`` (right), and
+    batch axes (stacked layers, experts), which both factors have. In a population ``a``, ``b`` and
+    ``scale`` have a leading axis of members, or of pairs that share their factors, and ``base``
+    has none.
+
+    Attributes:
+      base: the parameter that all members share; ``shape`` and dtype of the leaf.
+      a: ``(*base's shape without the right axes, rank)``, the axes in base's order.
+      b: ``(*base's shape without the left axes, rank)``.
+      scale: ``()``, with the member's sign.
+      left: axes of ``base`` that only ``a`` has.
+      right: axes of ``base`` that only ``b`` has.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optkit.evolution import Perturbed
+      >>> w = Perturbed(jnp.zeros((2, 3)), jnp.ones((3, 1)), jnp.ones((2, 1)), jnp.array(0.5), (1,), (0,))
+      >>> w.materialize()
+      Array([[0.5, 0.5, 0.5],
+             [0.5, 0.5, 0.5]], dtype=float32)
+    """
+
+    base: Any
+    a: Any
+    b: Any
+    scale: Any
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return tuple(self.base.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the parameter."""
+        return self.base.dtype
+
+    def materialize(self) -> jax.Array:
+        """Returns the member's parameter in full; shape and dtype of ``base``."""
+        delta = outer(self.a, self.b, self.left, self.right)
+        return (upcast(self.base) + self.scale * delta).astype(self.base.dtype)
+
+
+def is_perturbed(x: Any) -> bool:
+    """Tells whether something is a ``Perturbed`` leaf."""
+    return isinstance(x, Perturbed)
+
+
+def outer(a: jax.Array, b: jax.Array, left: Sequence[int], right: Sequence[int]) -> jax.Array:
+    """Returns ``sum_r a_r b_r`` on the axes of the parameter that the factors are of."""
+    ndim = a.ndim - 1 + len(right)
+    a_axes = [axis for axis in range(ndim) if axis not in right]
+    b_axes = [axis for axis in range(ndim) if axis not in left]
+    return jnp.einsum(a, [*a_axes, ndim], b, [*b_axes, ndim], list(range(ndim)))
