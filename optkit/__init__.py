@@ -4,6 +4,7 @@ from optkit import (
     catalogue,
     codecs,
     distributed,
+    evolution,
     fast_weights,
     kernels,
     linalg,
@@ -29,6 +30,7 @@ from optkit.distributed import (
     wire_bytes,
     worker_specs,
 )
+from optkit.evolution import ars, eggroll, mezo, openai_es, population_perturb
 from optkit.fast_weights import lact
 from optkit.linalg import decayed_mask
 from optkit.lora import adalora, scale_by_lora_pro
@@ -247,6 +249,7 @@ __all__ = [
     "apollo_mini",
     "apply_delta",
     "apply_delta_fixed",
+    "ars",
     "auon",
     "badam",
     "blend_momentum",
@@ -281,10 +284,12 @@ __all__ = [
     "eco_adamw",
     "eco_sgdm",
     "ef21",
+    "eggroll",
     "elastic_prior",
     "encode_delta",
     "encode_delta_fixed",
     "error_feedback",
+    "evolution",
     "ewc_online",
     "export_state",
     "extrapolate",
@@ -329,6 +334,7 @@ __all__ = [
     "masks",
     "master_weights",
     "merge_deltas",
+    "mezo",
     "momentum",
     "muon",
     "muon_dion",
@@ -346,10 +352,12 @@ __all__ = [
     "onebit_lamb",
     "onebit_mean",
     "online_elastic_prior",
+    "openai_es",
     "orthogonalize",
     "partial_value_and_grad",
     "payload_bytes",
     "plan",
+    "population_perturb",
     "powersgd_mean",
     "predict_weights",
     "project_away",

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from optkit._calls import cached_factory, observed
 
-Kind = Literal["recipe", "part", "wrapper"]
+Kind = Literal["recipe", "part", "wrapper", "strategy"]
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
@@ -90,7 +90,8 @@ class Entry:
       name: the name it is exported under.
       factory: builds the transformation; ``learning_rate`` first for recipes, the inner
         transformation first for wrappers.
-      kind: recipe (a whole optimizer), part (a link of a chain) or wrapper (takes an inner one).
+      kind: recipe (a whole optimizer), part (a link of a chain), wrapper (takes an inner one) or
+        strategy (a first link that is fed with fitnesses instead of gradients).
       family: what it is about: matrix, sign, adaptive, accumulator, direction, safety, ...
       paper: its source, None for plumbing.
       state_bytes: bytes per float32 parameter by role, ``"*"`` for the roles not named; a
@@ -165,7 +166,7 @@ def register(
     built anew, the step would compile anew.
 
     Args:
-      kind: recipe, part or wrapper.
+      kind: recipe, part, wrapper or strategy.
       family: what it is about.
       state_bytes: bytes per float32 parameter by role.
       chain: its links in one line.
@@ -240,7 +241,7 @@ def entries(
 
     Args:
       pattern: wildcard on the name.
-      kind: recipe, part or wrapper.
+      kind: recipe, part, wrapper or strategy.
       family: exact family.
       tag: a tag that must be there.
 

@@ -36,7 +36,8 @@ class Perturbed:
     Example:
       >>> import jax.numpy as jnp
       >>> from optkit.evolution import Perturbed
-      >>> w = Perturbed(jnp.zeros((2, 3)), jnp.ones((3, 1)), jnp.ones((2, 1)), jnp.array(0.5), (1,), (0,))
+      >>> a, b = jnp.ones((3, 1)), jnp.ones((2, 1))
+      >>> w = Perturbed(jnp.zeros((2, 3)), a, b, jnp.array(0.5), left=(1,), right=(0,))
       >>> w.materialize()
       Array([[0.5, 0.5, 0.5],
              [0.5, 0.5, 0.5]], dtype=float32)
@@ -63,6 +64,18 @@ class Perturbed:
         """Returns the member's parameter in full; shape and dtype of ``base``."""
         delta = outer(self.a, self.b, self.left, self.right)
         return (upcast(self.base) + self.scale * delta).astype(self.base.dtype)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("value",), meta_fields=())
+@dataclass(frozen=True)
+class Varied:
+    """A parameter of which each member of a population has its own.
+
+    Attributes:
+      value: ``(members, *shape)``.
+    """
+
+    value: Any
 
 
 def is_perturbed(x: Any) -> bool:

@@ -12,7 +12,7 @@ from optkit.tree import PyTree
 State = TypeVar("State", bound=NamedTuple)
 
 
-class Strategy(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
+class Strategy(optax.GradientTransformationExtraArgs):
     """A population method: an Optax transformation whose "gradients" are fitnesses.
 
     ``update(fitness, state, params)`` returns a pseudo-gradient, to be descended, so that
@@ -68,7 +68,7 @@ class Strategy(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         """
         self = super().__new__(cls, init, update)
         self.population, self._members, self._state = population, members, state
-        return self  # type: ignore[no-any-return]
+        return self
 
     def state(self, state: Any) -> Any:
         """Returns this method's own state out of the state of a chain that has it.
