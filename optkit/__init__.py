@@ -30,7 +30,7 @@ from optkit.distributed import (
     wire_bytes,
     worker_specs,
 )
-from optkit.evolution import ars, eggroll, mezo, openai_es, population_perturb
+from optkit.evolution import ars, eggroll, mezo, openai_es, pgpe, population_perturb, snes
 from optkit.fast_weights import lact
 from optkit.linalg import decayed_mask
 from optkit.lora import adalora, scale_by_lora_pro
@@ -61,6 +61,7 @@ from optkit.optimizers import (
     cautious_lion,
     cautious_muon,
     classp,
+    clipup,
     cwd_adamw,
     cwd_lion,
     dion,
@@ -264,6 +265,7 @@ __all__ = [
     "classp",
     "clip_by_global_norm",
     "clip_leaf_norm",
+    "clipup",
     "coast_weights",
     "codecs",
     "compressed_mean",
@@ -356,6 +358,7 @@ __all__ = [
     "orthogonalize",
     "partial_value_and_grad",
     "payload_bytes",
+    "pgpe",
     "plan",
     "population_perturb",
     "powersgd_mean",
@@ -405,6 +408,7 @@ __all__ = [
     "skip_nonfinite",
     "skip_spikes",
     "sm3",
+    "snes",
     "sphere_project",
     "split",
     "split_matrices",

@@ -98,7 +98,7 @@ def list_methods(
     ] = "*",
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only methods with this tag.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only recipe, part, wrapper or strategy.")] = None,
+    kind: Annotated[str | None, typer.Option(help="recipe, part, wrapper or strategy.")] = None,
 ) -> None:
     """List the catalogued methods."""
     everything = optkit.catalogue.entries()

@@ -7,27 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optkit.evolution import shaping as shapers
 from optkit.evolution.drawing import Drawing
+from optkit.evolution.judging import Judge
 from optkit.evolution.noise import Factors, is_noise, summed, weighted_sum
-from optkit.evolution.shaping import NonFinite, Shaping
-from optkit.evolution.strategy import fitness_vector
-from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice
+from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.tree import PyTree
 
 Scale = Literal["gradient", "paper", "reference", "sum"]
-SHAPINGS: dict[str, Shaping] = {
-    name: getattr(shapers, name)
-    for name in (
-        "centered_rank",
-        "z_score",
-        "standardize",
-        "normalize",
-        "nes_utilities",
-        "pair_sign",
-        "pair_difference",
-    )
-}
 
 
 class PerturbState(NamedTuple):
@@ -43,31 +29,14 @@ class Estimate:
     """How fitnesses become weights of the noise, and their sum a pseudo-gradient."""
 
     drawing: Drawing
-    shaping: Shaping | None
+    judge: Judge
     scale: Scale
-    maximize: bool
-    nonfinite: NonFinite
     signs: bool
     chunk: int | None
 
     def weights(self, fitness: Any) -> jax.Array:
         """Returns the weight of each pair's noise, ``(pairs,)``: of + less that of -."""
-        size = self.drawing.population
-        given = fitness if self.drawing.still else fitness_vector(fitness, size)
-        values = jnp.asarray(given, jnp.float32) * (1.0 if self.maximize else -1.0)
-        values, good = shapers.finite(values, self.nonfinite)
-        shaped = values if self.shaping is None else self.shaping(values)
-        good = good.reshape(-1, size).all(axis=0)
-        if shaped.shape != (size,):
-            raise ValueError(
-                f"the shaping returned {shaped.shape} for fitnesses of shape {values.shape}; it "
-                f"has to return one weight a member, ({size},)"
-            )
-        if not self.drawing.antithetic:
-            return jnp.where(good, shaped, 0.0)
-        # Where one of two partners was not judged, the other says nothing about a direction.
-        plus, minus = shaped.reshape(-1, 2).T
-        return jnp.where(good.reshape(-1, 2).all(axis=1), plus - minus, 0.0)
+        return self.judge(fitness).reshape(self.drawing.pairs, -1) @ self.drawing.signs
 
     def factor(self, sigma: jax.Array) -> Any:
         """Returns what the weighted sum of unit noise is multiplied by."""
@@ -102,16 +71,6 @@ class Estimate:
         if self.signs and isinstance(noise, Factors):
             noise = Factors(jnp.sign(noise.a), jnp.sign(noise.b), noise.left, noise.right)
         return weighted_sum(noise, weights)
-
-
-def shaping_of(shaping: str | Shaping | None) -> Shaping | None:
-    """Returns the function of a name, or what was given."""
-    if isinstance(shaping, str):
-        check_choice("shaping", shaping, tuple(SHAPINGS))
-        return SHAPINGS[shaping]
-    if shaping is not None and not callable(shaping):
-        raise TypeError(f"shaping={shaping!r} is neither a name, nor a function, nor None")
-    return shaping
 
 
 def required(params: PyTree | None) -> PyTree:

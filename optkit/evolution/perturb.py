@@ -14,8 +14,8 @@ from optkit.evolution.estimate import (
     Scale,
     next_generation,
     required,
-    shaping_of,
 )
+from optkit.evolution.judging import Judge
 from optkit.evolution.noise import Compat, Law
 from optkit.evolution.shaping import NonFinite, Shaping, baseline_difference
 from optkit.evolution.strategy import Strategy
@@ -30,9 +30,11 @@ class PopulationPerturb(Strategy):
     Attributes:
       population: number of members.
       drawing: the settings of the noise.
+      judge: from fitnesses to the weights of members.
     """
 
     drawing: Drawing
+    judge: Judge
 
     def noise(self, params: PyTree, state: Any) -> PyTree:
         """Returns the noise of all pairs, of unit variance and without the members' signs.
@@ -208,7 +210,6 @@ def population_perturb(
     check_number("sigma", sigma, low=0.0)
     check_seed(key)
     check_choice("scale", scale, ("gradient", "paper", "reference", "sum"))
-    check_choice("nonfinite", nonfinite, ("worst", "zero", "propagate"))
     drawing = Drawing(
         population,
         antithetic=antithetic,
@@ -223,8 +224,9 @@ def population_perturb(
         still=int(baseline),
         compat=compat,
     )
-    shape = baseline_difference if baseline else shaping_of(shaping)
-    estimate = Estimate(drawing, shape, scale, maximize, nonfinite, signs, chunk)
+    shape = baseline_difference if baseline else shaping
+    judge = Judge(population, shape, maximize, nonfinite, paired=antithetic, questions=baseline)
+    estimate = Estimate(drawing, judge, scale, signs, chunk)
     return _strategy(drawing, estimate, sigma, key)
 
 
@@ -257,7 +259,7 @@ def _strategy(
     made = PopulationPerturb(
         init, update, population=drawing.population, members=members, state=PerturbState
     )
-    made.drawing = drawing
+    made.drawing, made.judge = drawing, estimate.judge
     return made
 
 

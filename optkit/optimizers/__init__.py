@@ -27,6 +27,7 @@ from optkit.optimizers.came import (
 from optkit.optimizers.cast_adams import cast_adams
 from optkit.optimizers.cautious import cautious_adamw, cautious_lion, cautious_muon
 from optkit.optimizers.classp import classp
+from optkit.optimizers.clipup import clipup
 from optkit.optimizers.cwd import cwd_adamw, cwd_lion
 from optkit.optimizers.dion import dion
 from optkit.optimizers.dion2 import dion2, dion3
@@ -111,6 +112,7 @@ __all__ = [
     "cautious_lion",
     "cautious_muon",
     "classp",
+    "clipup",
     "cwd_adamw",
     "cwd_lion",
     "dion",

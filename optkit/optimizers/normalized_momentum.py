@@ -2,25 +2,13 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms import Transformation, descend, global_norm, momentum
-from optkit.transforms.base import map_updates, stateless
+from optkit.transforms import Transformation, descend, momentum
+from optkit.transforms.guards import to_unit_norm
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_number
 from optkit.transforms.step import Decay, Mask
-from optkit.tree import PyTree
-
-
-def _unit(eps: float) -> Transformation:
-    def update(updates: PyTree, params: PyTree | None) -> PyTree:
-        del params
-        below = global_norm(updates) + eps
-        below = jnp.where(below > 0, below, 1.0)
-        return map_updates(lambda u: u / below, updates)
-
-    return stateless(update)
 
 
 @register(
@@ -83,5 +71,5 @@ def normalized_momentum(
       initialisation and lower-level steps are a training loop's and not part of this.
     """
     check_number("eps", eps, low=0.0)
-    direction = optax.chain(momentum(b1, state_dtype=state_dtype), _unit(eps))
+    direction = optax.chain(momentum(b1, state_dtype=state_dtype), to_unit_norm(eps))
     return descend(direction, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
-from optkit.transforms.base import Transformation, check_transformation
+from optkit.transforms.base import Transformation, check_transformation, map_updates, stateless
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_int
 from optkit.tree import PyTree, upcast
 
@@ -28,6 +28,18 @@ def global_norm(tree: PyTree) -> jax.Array:
       2.0
     """
     return _norm_of(tree, tree)
+
+
+def to_unit_norm(eps: float) -> Transformation:
+    """Divides updates by their norm over all leaves together, plus ``eps``; zero stays zero."""
+
+    def update(updates: PyTree, params: PyTree | None) -> PyTree:
+        del params
+        below = global_norm(updates) + eps
+        below = jnp.where(below > 0, below, 1.0)
+        return map_updates(lambda u: u / below, updates)
+
+    return stateless(update)
 
 
 def global_distance(one: PyTree, other: PyTree) -> jax.Array:
