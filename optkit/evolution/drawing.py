@@ -113,7 +113,7 @@ class Drawing:
         """Returns sigma with the sign of each member of some pairs, ``(members,)``."""
         moved = jnp.where(pairs < self.still, 0.0, sigma) if self.still else sigma
         each = jnp.broadcast_to(jnp.asarray(moved, jnp.float32), pairs.shape)
-        return (each[:, None] * self.signs).reshape(-1)
+        return jnp.outer(each, self.signs).reshape(-1)
 
     def lazy(self, params: PyTree, noise: PyTree, scales: jax.Array) -> PyTree:
         """Returns a population: leaves ``Perturbed``, ``Varied`` or, where left alone, shared."""
@@ -146,5 +146,5 @@ def _full(base: jax.Array, noise: Noise, scales: jax.Array) -> jax.Array:
         return jnp.broadcast_to(base, (*scales.shape, *base.shape))
     drawn = noise.full() if isinstance(noise, Factors) else noise
     each = scales.reshape(drawn.shape[0], -1, *[1] * base.ndim)
-    moved = upcast(base) + each * drawn[:, None]
-    return moved.reshape(-1, *base.shape).astype(base.dtype)
+    moved = upcast(base)[None, None] + each * drawn[:, None]
+    return moved.reshape(scales.shape[0], *base.shape).astype(base.dtype)

@@ -160,7 +160,7 @@ def _signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Random signs, 32 of them from each word."""
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
-    bits = (words >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    bits = (words >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
     return (2 * bits.astype(jnp.int8) - 1).reshape(-1)[:size].reshape(shape)
 
 

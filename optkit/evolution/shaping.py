@@ -85,7 +85,8 @@ def z_score(fitness: jax.Array, *, eps: float = 1e-5, groups: int | None = None)
     Example:
       >>> import jax.numpy as jnp
       >>> from optkit.evolution import shaping
-      >>> shaping.z_score(jnp.array([1.0, 3.0, 11.0, 13.0]), groups=2, eps=1.0).round(3).tolist()
+      >>> weights = shaping.z_score(jnp.array([1.0, 3.0, 11.0, 13.0]), groups=2, eps=1.0)
+      >>> [round(float(z), 3) for z in weights]
       [-0.192, 0.192, -0.192, 0.192]
 
     Reference:
@@ -310,7 +311,8 @@ def baseline_difference(fitness: jax.Array, *, eps: float = 1e-8) -> jax.Array:
     Example:
       >>> import jax.numpy as jnp
       >>> from optkit.evolution import shaping
-      >>> shaping.baseline_difference(jnp.array([[0.0, 0.0, 3.0, -3.0]])).round(3).tolist()
+      >>> weights = shaping.baseline_difference(jnp.array([[0.0, 0.0, 3.0, -3.0]]))
+      >>> [round(float(z), 3) for z in weights]
       [0.0, 0.0, 1.414, -1.414]
 
     Reference:
@@ -348,4 +350,5 @@ def _difference(fitness: jax.Array) -> jax.Array:
 
 
 def _spread(pairs: jax.Array) -> jax.Array:
-    return (pairs[:, None] * jnp.array([0.5, -0.5], pairs.dtype)).reshape(-1)
+    half = pairs / 2
+    return jnp.stack([half, 0.0 - half], axis=1).reshape(-1)

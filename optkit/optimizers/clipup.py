@@ -10,7 +10,13 @@ from optkit.catalogue import register
 from optkit.transforms import Transformation, descend, global_norm
 from optkit.transforms.base import map_leaves
 from optkit.transforms.guards import to_unit_norm
-from optkit.transforms.hyperparams import ScalarOrSchedule, check_number, recorded, value_at
+from optkit.transforms.hyperparams import (
+    Scalar,
+    ScalarOrSchedule,
+    check_number,
+    recorded,
+    value_at,
+)
 from optkit.transforms.momentum import MomentumState
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import PyTree, upcast, zeros_like_params
@@ -59,7 +65,7 @@ def clipup(
     learning_rate: ScalarOrSchedule = 1e-2,
     *,
     b1: ScalarOrSchedule = 0.9,
-    max_speed: ScalarOrSchedule | None = None,
+    max_speed: Scalar | None = None,
     eps: float = 1e-8,
     weight_decay: ScalarOrSchedule = 0.0,
     decay: Decay = "decoupled",
@@ -102,6 +108,7 @@ def clipup(
     Reference:
       Toklu et al., ClipUp, arXiv 2008.02387.
     """
+    check_number("learning_rate", learning_rate)
     check_number("b1", b1, low=0.0, high=1.0, open_high=True)
     check_number("eps", eps, low=0.0)
     if max_speed is not None:

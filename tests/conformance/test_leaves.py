@@ -24,6 +24,7 @@ from tests.conformance.trees import (
 LOOK_AT_ALL = (
     "clip_by_global_norm",
     "id3",
+    "clipup",
     "normalized_momentum",
     "skip_spikes",
     "upgd",
