@@ -3,28 +3,60 @@
 from optkit.evolution import search, shaping
 from optkit.evolution.ask_tell import AskTell, SearchState, ask_tell
 from optkit.evolution.estimate import PerturbState
+from optkit.evolution.interpreter import (
+    ExplainedLeaf,
+    Explanation,
+    MaterializedWarning,
+    apply_perturbed,
+    discover_axes,
+    explain,
+    population_apply,
+)
 from optkit.evolution.noise import Factors
 from optkit.evolution.perturb import PopulationPerturb, population_perturb, replay
 from optkit.evolution.perturbed import Perturbed, Varied
+from optkit.evolution.polystep import (
+    AdaptiveRadius,
+    cosine_annealing,
+    count_probes,
+    linear_annealing,
+    polystep,
+    polystep_es,
+    polytope_vertices,
+)
 from optkit.evolution.recipes import ars, eggroll, mezo, openai_es, spsa_value_and_grad
 from optkit.evolution.separable import pgpe, snes
 from optkit.evolution.strategy import Strategy
 
 __all__ = [
+    "AdaptiveRadius",
     "AskTell",
+    "ExplainedLeaf",
+    "Explanation",
     "Factors",
+    "MaterializedWarning",
     "PerturbState",
     "Perturbed",
     "PopulationPerturb",
     "SearchState",
     "Strategy",
     "Varied",
+    "apply_perturbed",
     "ars",
     "ask_tell",
+    "cosine_annealing",
+    "count_probes",
+    "discover_axes",
     "eggroll",
+    "explain",
+    "linear_annealing",
     "mezo",
     "openai_es",
     "pgpe",
+    "polystep",
+    "polystep_es",
+    "polytope_vertices",
+    "population_apply",
     "population_perturb",
     "replay",
     "search",

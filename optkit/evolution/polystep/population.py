@@ -1,0 +1,104 @@
+"""The population of PolyStep: how many probes there are, and some of them at a time."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optkit.evolution.polystep.coordinates import Coordinates
+from optkit.evolution.polystep.geometry import Polytope, polytope_vertices
+from optkit.evolution.polystep.probing import Probing
+from optkit.evolution.strategy import Strategy
+from optkit.transforms.hyperparams import check_static_int
+from optkit.tree import Dims, PyTree, RuleLike
+
+
+class PolyStep(Strategy):
+    """What ``polystep`` returns: a strategy whose population can be evaluated a few at a time.
+
+    Attributes:
+      population: number of probes.
+      probing: where they lie.
+    """
+
+    probing: Probing
+
+    def probes(
+        self, params: PyTree, state: Any, index: jax.Array, *, rotations: jax.Array | None = None
+    ) -> PyTree:
+        """Returns some members of the population.
+
+        Args:
+          params: the parameters that are probed around.
+          state: this method's state, or that of a chain that has it.
+          index: ``(n,)`` integers: particle by particle, corner by corner, from near to far.
+          rotations: recorded ones to be taken instead of those drawn.
+
+        Returns:
+          Leaves ``(n, *shape)``.
+        """
+        return self.probing.members(params, self.state(state), index, rotations)
+
+    def evaluate(
+        self,
+        function: Callable[[PyTree], jax.Array],
+        params: PyTree,
+        state: Any,
+        *,
+        chunk: int,
+    ) -> jax.Array:
+        """Returns the fitnesses of the population, of which only a part is in memory at a time.
+
+        Args:
+          function: parameters of one member to a scalar.
+          params: the parameters that are probed around.
+          state: this method's state, or that of a chain that has it.
+          chunk: members that are evaluated together.
+
+        Returns:
+          ``(population,)``.
+        """
+        check_static_int("chunk", chunk)
+        blocks = -(-self.population // chunk)
+        index = jnp.minimum(jnp.arange(blocks * chunk), self.population - 1).reshape(blocks, chunk)
+        run = jax.vmap(function)
+        fitness = jax.lax.map(lambda some: run(self.probes(params, state, some)), index)
+        return fitness.reshape(-1)[: self.population]
+
+
+def count_probes(
+    params: PyTree,
+    *,
+    particle_dim: int | None = None,
+    polytope: Polytope = "orthoplex",
+    num_probe: int = 1,
+    rank: int | None = None,
+    dims: Dims = None,
+    rules: Iterable[RuleLike] = (),
+) -> int:
+    """Returns how many probes a generation of ``polystep`` has if all particles are probed.
+
+    Args:
+      params: parameters or their shapes.
+      particle_dim: as of ``polystep``.
+      polytope: as of ``polystep``.
+      num_probe: as of ``polystep``.
+      rank: as of ``polystep``.
+      dims: as of ``polystep``.
+      rules: as of ``polystep``.
+
+    Returns:
+      Particles times corners times ``num_probe``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optkit.evolution.polystep import count_probes
+      >>> count_probes({"w": jnp.zeros((6, 5)), "b": jnp.zeros(5)})
+      72
+    """
+    dim = particle_dim or (8 if rank else 2)
+    check_static_int("num_probe", num_probe)
+    coordinates = Coordinates(params, rank, dims=dims, rules=tuple(rules))
+    particles = -(-coordinates.count // dim)
+    return particles * len(polytope_vertices(polytope, dim)) * num_probe
