@@ -3,6 +3,7 @@
 from optkit.evolution import search, shaping
 from optkit.evolution.ask_tell import AskTell, SearchState, ask_tell
 from optkit.evolution.estimate import PerturbState
+from optkit.evolution.evaluation import evaluate
 from optkit.evolution.interpreter import (
     ExplainedLeaf,
     Explanation,
@@ -48,6 +49,7 @@ __all__ = [
     "count_probes",
     "discover_axes",
     "eggroll",
+    "evaluate",
     "explain",
     "linear_annealing",
     "mezo",

@@ -113,7 +113,7 @@ class Drawing:
         """Returns sigma with the sign of each member of some pairs, ``(members,)``."""
         moved = jnp.where(pairs < self.still, 0.0, sigma) if self.still else sigma
         each = jnp.broadcast_to(jnp.asarray(moved, jnp.float32), pairs.shape)
-        return jnp.outer(each, self.signs).reshape(-1)
+        return jnp.outer(each, jnp.asarray(self.signs)).reshape(-1)
 
     def lazy(self, params: PyTree, noise: PyTree, scales: jax.Array) -> PyTree:
         """Returns a population: leaves ``Perturbed``, ``Varied`` or, where left alone, shared."""

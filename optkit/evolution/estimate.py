@@ -1,6 +1,7 @@
 """How the fitnesses of a population become a pseudo-gradient."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,9 +10,11 @@ import numpy as np
 
 from optkit.evolution.drawing import Drawing
 from optkit.evolution.judging import Judge
-from optkit.evolution.noise import Factors, is_noise, summed, weighted_sum
+from optkit.evolution.noise import Factors, LeafNoise, is_noise, summed, weighted_sum
+from optkit.evolution.spread import Spread
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.tree import PyTree
+from optkit.tree.sharding import place_like
 
 Scale = Literal["gradient", "paper", "reference", "sum"]
 
@@ -33,6 +36,7 @@ class Estimate:
     scale: Scale
     signs: bool
     chunk: int | None
+    spread: Spread | None = None
 
     def weights(self, fitness: Any) -> jax.Array:
         """Returns the weight of each pair's noise, ``(pairs,)``: of + less that of -."""
@@ -53,19 +57,37 @@ class Estimate:
         factor = -self.factor(state.es_sigma)
         flat, structure = jax.tree.leaves(params), jax.tree.structure(params)
         leaves = self.drawing.leaves(params)
-        keys = self.drawing.keys(len(leaves), state.es_key, state.es_step)
-        given = [None] * len(flat) if noise is None else jax.tree.leaves(noise, is_leaf=is_noise)
-        out = []
-        for base, leaf, key, own in zip(flat, leaves, keys, given, strict=True):
-            if not leaf.moved:
-                out.append(jnp.zeros_like(base))
-                continue
-            if own is not None:
-                total = self._sum(own, weights)
-            else:
-                total = summed(leaf, key, weights, self._sum, self.chunk)
-            out.append((factor * total).astype(base.dtype))
+        if noise is not None:
+            given = jax.tree.leaves(noise, is_leaf=is_noise)
+            totals = [None if own is None else self._sum(own, weights) for own in given]
+        elif self.spread is not None and self.spread.sums_apart(len(weights), self.drawing.rank):
+            apart = self.spread.added(partial(self._part, leaves))
+            totals = apart(weights, state.es_key, state.es_step)
+        else:
+            totals = self._totals(leaves, weights, state.es_key, state.es_step, 0)
+        out = [
+            jnp.zeros_like(base)
+            if total is None
+            else place_like((factor * total).astype(base.dtype), base)
+            for base, total in zip(flat, totals, strict=True)
+        ]
         return jax.tree.unflatten(structure, out)
+
+    def _part(
+        self, leaves: list[LeafNoise], index: Any, weights: jax.Array, key: Any, step: Any
+    ) -> list[Any]:
+        """The sums over the pairs of one device, ``weights`` being theirs."""
+        return self._totals(leaves, weights, key, step, index * len(weights))
+
+    def _totals(
+        self, leaves: list[LeafNoise], weights: jax.Array, key: Any, step: Any, first: Any
+    ) -> list[Any]:
+        """The weighted sum of each leaf's noise over pairs from the first on; None if frozen."""
+        keys = self.drawing.keys(len(leaves), key, step)
+        return [
+            summed(leaf, own, weights, self._sum, self.chunk, first) if leaf.moved else None
+            for leaf, own in zip(leaves, keys, strict=True)
+        ]
 
     def _sum(self, noise: Any, weights: jax.Array) -> jax.Array:
         if self.signs and isinstance(noise, Factors):

@@ -151,9 +151,9 @@ class LeafNoise:
             inputs, outputs = (math.prod(x[:-1]) for x in (b_shape, a_shape))
             drawn = self._numbers(key, (inputs + outputs, self.rank))
             return drawn[inputs:].reshape(a_shape), drawn[:inputs].reshape(b_shape)
-        drawn = self._numbers(key, (self.numbers,))
-        cut = math.prod(a_shape)
-        return drawn[:cut].reshape(a_shape), drawn[cut:].reshape(b_shape)
+        # A draw each: cut from one, the factors of a sharded leaf would have to be moved.
+        a_key, b_key = jax.random.split(key)
+        return self._numbers(a_key, a_shape), self._numbers(b_key, b_shape)
 
 
 def _signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -249,6 +249,7 @@ def summed(
     weights: jax.Array,
     measure: Callable[[Any, jax.Array], Any],
     chunk: int | None,
+    first: Any = 0,
 ) -> Any:
     """Returns a sum over pairs of ``measure(noise, weights)``, their noise drawn chunk by chunk.
 
@@ -258,10 +259,13 @@ def summed(
       weights: ``(K, ...)``, rows for pairs.
       measure: what is summed over the pairs of a chunk; linear in the weights.
       chunk: pairs whose noise lives together; None for what fits into 64 MiB.
+      first: number of the first pair.
     """
     pairs = weights.shape[0]
     size = min(pairs, chunk or max(1, TOGETHER // max(1, leaf.numbers)))
-    ids = jnp.arange(-(-pairs // size) * size, dtype=jnp.uint32).reshape(-1, size)
+    count = -(-pairs // size)
+    ids = jnp.arange(count * size, dtype=jnp.uint32).reshape(count, size)
+    ids = ids + jnp.asarray(first, jnp.uint32)
     if ids.shape[0] == 1:
         return measure(leaf.draw(key, ids[0]), weights)
     padded = jnp.zeros((ids.size, *weights.shape[1:]), weights.dtype).at[:pairs].set(weights)

@@ -1,10 +1,12 @@
 """The first link of a chain without gradients: draws a population, reads its fitness."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from optkit.catalogue import register
 from optkit.evolution.drawing import Drawing
@@ -18,6 +20,7 @@ from optkit.evolution.estimate import (
 from optkit.evolution.judging import Judge
 from optkit.evolution.noise import Compat, Law
 from optkit.evolution.shaping import NonFinite, Shaping, baseline_difference
+from optkit.evolution.spread import Reduce, Spread
 from optkit.evolution.strategy import Strategy
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_number, value_at
 from optkit.transforms.noise import Key, check_seed, fresh_key
@@ -31,10 +34,36 @@ class PopulationPerturb(Strategy):
       population: number of members.
       drawing: the settings of the noise.
       judge: from fitnesses to the weights of members.
+      spread: over which devices; None for one, or where the compiler decides.
     """
 
     drawing: Drawing
     judge: Judge
+    spread: Spread | None
+    _spread_by: Callable[[Spread], "PopulationPerturb"]
+
+    def on_mesh(
+        self, mesh: Mesh, axis: str | tuple[str, ...] = "members", *, reduce: Reduce = "replicate"
+    ) -> "PopulationPerturb":
+        """Returns the same method with its members spread over the devices of a mesh.
+
+        Args:
+          mesh: the devices.
+          axis: the axis or axes of the mesh that count members.
+          reduce: "replicate": every device sums over all members, so that fitnesses alone are
+            exchanged; "psum": each over its own, and the sums, as large as the parameters, are
+            added up; "auto" takes what is estimated to be faster.
+
+        Raises:
+          ValueError: no such axis, or pairs that do not divide over the devices.
+        """
+        spread = Spread(mesh, (axis,) if isinstance(axis, str) else tuple(axis), reduce)
+        if self.drawing.pairs % spread.devices:
+            raise ValueError(
+                f"a population of {self.population} does not divide over {spread.devices} devices; "
+                f"give a multiple of {spread.devices * len(self.drawing.signs)}"
+            )
+        return self._spread_by(spread)
 
     def noise(self, params: PyTree, state: Any) -> PyTree:
         """Returns the noise of all pairs, of unit variance and without the members' signs.
@@ -227,12 +256,12 @@ def population_perturb(
     shape = baseline_difference if baseline else shaping
     judge = Judge(population, shape, maximize, nonfinite, paired=antithetic, questions=baseline)
     estimate = Estimate(drawing, judge, scale, signs, chunk)
-    return _strategy(drawing, estimate, sigma, key)
+    return _strategy(estimate, sigma, key)
 
 
-def _strategy(
-    drawing: Drawing, estimate: Estimate, sigma: ScalarOrSchedule, key: Key
-) -> PopulationPerturb:
+def _strategy(estimate: Estimate, sigma: ScalarOrSchedule, key: Key) -> PopulationPerturb:
+    drawing = estimate.drawing
+
     def init(params: PyTree) -> PerturbState:
         drawing.leaves(params)
         step = jnp.zeros((), jnp.int32)
@@ -259,7 +288,8 @@ def _strategy(
     made = PopulationPerturb(
         init, update, population=drawing.population, members=members, state=PerturbState
     )
-    made.drawing, made.judge = drawing, estimate.judge
+    made.drawing, made.judge, made.spread = drawing, estimate.judge, estimate.spread
+    made._spread_by = lambda spread: _strategy(replace(estimate, spread=spread), sigma, key)
     return made
 
 

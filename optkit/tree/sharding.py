@@ -39,7 +39,8 @@ def spec_of(x: jax.Array) -> PartitionSpec | None:
     return jax.typeof(x).sharding.spec
 
 
-def _place(x: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
+def place(x: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
+    """Returns an array placed by a partition, or the compiler told to, as the axes are."""
     if all(kind == AxisType.Explicit for kind in mesh.axis_types):
         return jax.sharding.reshard(x, NamedSharding(mesh, spec))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
@@ -53,7 +54,7 @@ def shard_stack(stack: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
     """
     names = tuple(mesh.axis_names)
     stack = _halfway(stack, mesh, axis)
-    return _place(stack, mesh, _spec(stack.ndim, {axis: (*names[1:], names[0])}))
+    return place(stack, mesh, _spec(stack.ndim, {axis: (*names[1:], names[0])}))
 
 
 def unshard_stack(stack: jax.Array, mesh: Mesh, axis: int, spec: PartitionSpec | None) -> jax.Array:
@@ -65,19 +66,19 @@ def unshard_stack(stack: jax.Array, mesh: Mesh, axis: int, spec: PartitionSpec |
     stack = _halfway(stack, mesh, axis)
     if spec is None:
         free = PartitionSpec.UNCONSTRAINED
-        return _place(stack, mesh, PartitionSpec(None, *(free,) * (stack.ndim - 1)))
+        return place(stack, mesh, PartitionSpec(None, *(free,) * (stack.ndim - 1)))
     return place_stack(stack, mesh, spec)
 
 
 def place_stack(stack: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
     """Places a stack of leaves so that each has the given partition."""
-    return _place(stack, mesh, PartitionSpec(None, *spec))
+    return place(stack, mesh, PartitionSpec(None, *spec))
 
 
 def whole_stack(stack: jax.Array, batch: int, mesh: Mesh) -> jax.Array:
     """Says that a stack ``(leaves, *batch, ...)`` is whole but for its ``batch`` batch axes."""
     free = (PartitionSpec.UNCONSTRAINED,) * batch
-    return _place(stack, mesh, PartitionSpec(None, *free, *(None,) * (stack.ndim - batch - 1)))
+    return place(stack, mesh, PartitionSpec(None, *free, *(None,) * (stack.ndim - batch - 1)))
 
 
 def statistic_spec(
@@ -133,7 +134,7 @@ def zeros_beside(
     explicit = spec_of(leaf) if isinstance(leaf, jax.core.Tracer) else None
     if explicit is not None:
         mesh = mesh_of(leaf)
-        return _place(jnp.zeros(shape, dtype), mesh, rule(shape, leaf.shape, explicit))
+        return place(jnp.zeros(shape, dtype), mesh, rule(shape, leaf.shape, explicit))
     placed = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
     if isinstance(placed, NamedSharding):
         spec = rule(shape, np.shape(leaf), placed.spec)
@@ -144,15 +145,13 @@ def zeros_beside(
 def place_projected(x: jax.Array, leaf: Any) -> jax.Array:
     """Places what a leaf was projected to as ``projected_spec`` says, on Explicit axes."""
     spec = spec_of(leaf)
-    return (
-        x if spec is None else _place(x, mesh_of(leaf), projected_spec(x.shape, leaf.shape, spec))
-    )
+    return x if spec is None else place(x, mesh_of(leaf), projected_spec(x.shape, leaf.shape, spec))
 
 
 def place_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """Places an array like another one of its shape, on Explicit axes."""
     spec = spec_of(like)
-    return x if spec is None or spec_of(x) == spec else _place(x, mesh_of(like), spec)
+    return x if spec is None or spec_of(x) == spec else place(x, mesh_of(like), spec)
 
 
 def whole_along(x: jax.Array, axis: int) -> jax.Array:
@@ -164,7 +163,7 @@ def whole_along(x: jax.Array, axis: int) -> jax.Array:
     if parts[axis] is None:
         return x
     parts[axis] = None
-    return _place(x, mesh_of(x), PartitionSpec(*parts))
+    return place(x, mesh_of(x), PartitionSpec(*parts))
 
 
 def place_statistic(statistic: jax.Array, matrices: jax.Array) -> jax.Array:
@@ -177,7 +176,7 @@ def place_statistic(statistic: jax.Array, matrices: jax.Array) -> jax.Array:
         return statistic
     spec, rank = spec_of(matrices), matrices.ndim - 2
     batch = (PartitionSpec.UNCONSTRAINED,) * rank if spec is None else tuple(spec)[:rank]
-    return _place(statistic, mesh, PartitionSpec(*batch, *(None,) * (statistic.ndim - rank)))
+    return place(statistic, mesh, PartitionSpec(*batch, *(None,) * (statistic.ndim - rank)))
 
 
 def _halfway(stack: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
@@ -185,7 +184,7 @@ def _halfway(stack: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
     has_rows = stack.ndim - 2 > axis
     if len(names) == 1 or not has_rows or stack.shape[-2] % mesh.shape[names[0]]:
         return stack
-    return _place(stack, mesh, _spec(stack.ndim, {axis: names[1:], stack.ndim - 2: names[0]}))
+    return place(stack, mesh, _spec(stack.ndim, {axis: names[1:], stack.ndim - 2: names[0]}))
 
 
 def _spec(rank: int, parts: dict[int, Any]) -> PartitionSpec:
