@@ -335,3 +335,14 @@ def test_the_mean_of_a_swarm_is_what_is_returned():
     lengths = np.linalg.norm(places[1] - places[0], axis=1)
     assert np.all(lengths > 0.01) and np.all(lengths <= 0.5 + 1e-5)
     np.testing.assert_allclose(after.es_offsets.mean(0), state.es_offsets.mean(0), atol=1e-6)
+
+
+def test_without_a_number_all_particles_are_probed():
+    losses = np.random.default_rng(0).standard_normal(COUNT).astype(np.float32)
+    whole, update, _ = runner()
+    es = polystep()
+    state = es.init(PARAMS)
+    expected = update(losses, whole.init(PARAMS), PARAMS)[0]
+    chex.assert_trees_all_equal(jax.jit(es.update)(losses, state, PARAMS)[0], expected)
+    with pytest.raises(ValueError, match="not \\(16,\\)"):
+        es.update(losses[:8], state, PARAMS)

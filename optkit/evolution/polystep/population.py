@@ -18,7 +18,8 @@ class PolyStep(Strategy):
     """What ``polystep`` returns: a strategy whose population can be evaluated a few at a time.
 
     Attributes:
-      population: number of probes.
+      population: number of probes; None where they are those of all particles, known with the
+        parameters.
       probing: where they lie.
     """
 
@@ -60,11 +61,12 @@ class PolyStep(Strategy):
           ``(population,)``.
         """
         check_static_int("chunk", chunk)
-        blocks = -(-self.population // chunk)
-        index = jnp.minimum(jnp.arange(blocks * chunk), self.population - 1).reshape(blocks, chunk)
+        size = self.probing.size(params)
+        blocks = -(-size // chunk)
+        index = jnp.minimum(jnp.arange(blocks * chunk), size - 1).reshape(blocks, chunk)
         run = jax.vmap(function)
         fitness = jax.lax.map(lambda some: run(self.probes(params, state, some)), index)
-        return fitness.reshape(-1)[: self.population]
+        return fitness.reshape(-1)[:size]
 
 
 def count_probes(

@@ -44,7 +44,7 @@ class Probing:
     """How the members of a population lie around parameters.
 
     Attributes:
-      population: number of probes.
+      population: number of probes; None for those of all particles.
       epsilon, step_radius, probe_radius, jitter: as of ``polystep``.
       particle_dim: numbers in a particle.
       polytope: whose corners are probed.
@@ -56,7 +56,7 @@ class Probing:
       rules: the user's role rules.
     """
 
-    population: int
+    population: int | None
     epsilon: ScalarOrSchedule
     step_radius: ScalarOrSchedule
     probe_radius: ScalarOrSchedule
@@ -80,30 +80,31 @@ class Probing:
         """Probes of one particle."""
         return len(self.vertices) * self.num_probe
 
-    @property
-    def block(self) -> int:
-        """Particles that are probed in a generation."""
-        return self.population // self.probes
-
     def coordinates(self, params: PyTree) -> Coordinates:
         """Returns what particles are cut from."""
         return Coordinates(params, self.rank, basis=self.basis, dims=self.dims, rules=self.rules)
 
-    def particles(self, coordinates: Coordinates) -> int:
-        """Returns the number of particles, checked against the population."""
+    def particles(self, coordinates: Coordinates) -> tuple[int, int]:
+        """Returns how many particles there are, and how many of them a generation probes."""
         count = -(-coordinates.count // self.particle_dim)
+        if self.population is None:
+            return count, count
         if self.population > count * self.probes:
             raise ValueError(
                 f"population={self.population} is more than the {count * self.probes} probes that "
                 f"there are: {count} particles of {self.particle_dim} numbers with {self.probes} "
                 f"probes each; give population={count * self.probes}, or fewer to take turns"
             )
-        return count
+        return count, self.population // self.probes
 
-    def rows(self, step: jax.Array, count: int) -> jax.Array:
+    def size(self, params: PyTree) -> int:
+        """Returns the number of members."""
+        return self.particles(self.coordinates(params))[1] * self.probes
+
+    def rows(self, step: jax.Array, count: int, block: int) -> jax.Array:
         """Returns the particles that a generation probes."""
-        rows = jnp.arange(self.block)
-        return rows if self.block == count else (rows + step * self.block) % count
+        rows = jnp.arange(block)
+        return rows if block == count else (rows + step * block) % count
 
     def radii(self, state: PolyStepState, key: jax.Array) -> Radii:
         """Returns this generation's: a number is multiplied by epsilon, a schedule is not."""
@@ -122,7 +123,7 @@ class Probing:
         self, key: jax.Array, state: PolyStepState, rows: jax.Array, dtype: Any
     ) -> jax.Array:
         """Returns the turns of the polytopes of some particles."""
-        drawn = haar_rotations(key, self.block, self.particle_dim, dtype)
+        drawn = haar_rotations(key, rows.shape[0], self.particle_dim, dtype)
         return toward(drawn, state.es_direction[rows]) if self.biased else drawn
 
     def members(
@@ -130,7 +131,7 @@ class Probing:
     ) -> PyTree:
         """Returns some members of the population: ``(len(index), *shape)``."""
         coordinates = self.coordinates(params)
-        rows = self.rows(state.es_step, self.particles(coordinates))
+        rows = self.rows(state.es_step, *self.particles(coordinates))
         turn, shake = generation_keys(state)
         if rotations is None:
             rotations = self.rotations(turn, state, rows, coordinates.dtype)

@@ -33,10 +33,10 @@ from optkit.tree import Dims, PyTree, RuleLike
     state_bytes={"*": 0},
     tags=("evolution", "gradient-free", "optimal-transport", "non-differentiable"),
     chain="probes at polytopes' corners, - step to their barycentre",
-    example={"population": 8},
+    example={"population": 16},
 )
 def polystep(
-    population: int,
+    population: int | None = None,
     *,
     epsilon: ScalarOrSchedule = 0.5,
     step_radius: ScalarOrSchedule = 2.0,
@@ -76,9 +76,9 @@ def polystep(
     and with one probe it lies at half of its radius.
 
     Args:
-      population: number of probes of a generation, a multiple of v times ``num_probe``.
-        ``count_probes`` tells how many there are for all particles, as in the paper; with fewer,
-        particles are probed and moved in turn.
+      population: number of probes of a generation, a multiple of v times ``num_probe``; None for
+        those of all particles, as in the paper, which ``count_probes`` tells. With fewer, particles
+        are probed and moved in turn.
       epsilon: entropic regularization, a number or a schedule; towards 0 the best corner is taken.
       step_radius: of the polytope that is moved on.
       probe_radius: of the polytope that is probed.
@@ -117,11 +117,11 @@ def polystep(
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
-      >>> from optkit.evolution.polystep import cosine_annealing, count_probes, polystep
+      >>> from optkit.evolution.polystep import cosine_annealing, polystep
       >>> params = {"w": jnp.zeros(4)}
       >>> cost = lambda p: jnp.sum(jnp.floor(4 * (p["w"] - 1.0) ** 2))
       >>> annealed = cosine_annealing(0.5, 0.1, total_steps=30)
-      >>> es = polystep(count_probes(params), epsilon=annealed, probe_radius=4.0, maximize=False)
+      >>> es = polystep(epsilon=annealed, probe_radius=4.0, maximize=False)
       >>> tx = optax.chain(es, optax.sgd(1.0))
       >>> state = tx.init(params)
       >>> @jax.jit
@@ -142,7 +142,8 @@ def polystep(
     """
     for name, radius in (("step_radius", step_radius), ("probe_radius", probe_radius)):
         check_number(name, radius, low=0.0)
-    check_static_int("population", population)
+    if population is not None:
+        check_static_int("population", population)
     check_number("epsilon", epsilon, low=1e-30)
     check_number("velocity_lr", velocity_lr)
     check_static_number("probe_radius_jitter", probe_radius_jitter)
@@ -176,7 +177,7 @@ def polystep(
         dims,
         tuple(rules),
     )
-    if population % probing.probes:
+    if population is not None and population % probing.probes:
         raise ValueError(
             f"population={population} is no multiple of the {probing.probes} probes of a particle; "
             "optkit.evolution.count_probes(params) tells how many all particles have"
@@ -197,7 +198,7 @@ def polystep(
 def _strategy(probing: Probing, move: Move, key: Key) -> PolyStep:
     def init(params: PyTree) -> PolyStepState:
         coordinates = probing.coordinates(params)
-        shape = (probing.particles(coordinates), probing.particle_dim)
+        shape = (probing.particles(coordinates)[0], probing.particle_dim)
         own = fresh_key(key)
         return PolyStepState(
             own,
@@ -220,18 +221,18 @@ def _strategy(probing: Probing, move: Move, key: Key) -> PolyStep:
     ) -> tuple[PyTree, PolyStepState]:
         del extra_args
         params = need_params(params, "polystep")
-        given = fitness_vector(fitness, probing.population)
         coordinates = probing.coordinates(params)
-        rows = probing.rows(state.es_step, probing.particles(coordinates))
+        count, block = probing.particles(coordinates)
+        given = fitness_vector(fitness, block * probing.probes)
+        rows = probing.rows(state.es_step, count, block)
         turn, shake = generation_keys(state)
         if rotations is None:
             rotations = probing.rotations(turn, state, rows, coordinates.dtype)
         vertices, radii = probing.vertices, probing.radii(state, shake)
         cost = (-given if move.maximize else given).astype(coordinates.dtype)
-        cost = cost.reshape(probing.block, len(vertices), probing.num_probe).mean(-1)
+        cost = cost.reshape(block, len(vertices), probing.num_probe).mean(-1)
         moved = move.displacements(cost, rotations, vertices, radii.epsilon, radii.step)
         state, moved = advanced(move, state, rows, moved, jnp.mean(cost))
-        count = probing.particles(coordinates)
         whole = jnp.zeros((count, probing.particle_dim), moved.dtype).at[rows].set(moved)
         step = coordinates.spread(state.es_basis, whole.reshape(1, -1)[:, : coordinates.count])
         updates = jax.tree.map(lambda p, d: -d[0].astype(p.dtype), params, step)
@@ -239,10 +240,14 @@ def _strategy(probing: Probing, move: Move, key: Key) -> PolyStep:
         return updates, absorbed(move, coordinates, state)
 
     def members(params: PyTree, state: PolyStepState) -> PyTree:
-        return probing.members(params, state, jnp.arange(probing.population))
+        return probing.members(params, state, jnp.arange(probing.size(params)))
 
     out = PolyStep(
-        init, update, population=probing.population, members=members, state=PolyStepState
+        init,
+        update,
+        population=probing.population,  # type: ignore[arg-type]  # None: known with the parameters
+        members=members,
+        state=PolyStepState,
     )
     out.probing = probing
     return out

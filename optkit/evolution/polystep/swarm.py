@@ -36,7 +36,7 @@ class PolyStepES(Strategy):
     """What ``polystep_es`` returns: a strategy that also takes recorded rotations.
 
     Attributes:
-      population: particles times corners.
+      population: particles times corners, or None.
     """
 
     swarm: "Swarm"
@@ -56,7 +56,7 @@ class PolyStepES(Strategy):
 class Swarm:
     """The settings of ``polystep_es`` that say where its members lie."""
 
-    population: int
+    population: int | None
     particles: int
     step_radius: ScalarOrSchedule
     polytope: Polytope
@@ -64,7 +64,7 @@ class Swarm:
     def vertices(self, coordinates: Coordinates) -> jax.Array:
         """Returns the corners ``(v, d)``, their number checked against the population."""
         corners = polytope_vertices(self.polytope, coordinates.count)
-        if self.population != self.particles * len(corners):
+        if self.population not in (None, self.particles * len(corners)):
             raise ValueError(
                 f"population={self.population} does not fit {self.particles} particles with the "
                 f"{len(corners)} corners of the {self.polytope} of {coordinates.count} parameters; "
@@ -98,10 +98,10 @@ class Swarm:
     state_bytes={"*": 4},
     tags=("evolution", "gradient-free", "optimal-transport"),
     chain="corners of polytopes around particles, - step of their mean",
-    example={"population": 8},
+    example={},
 )
 def polystep_es(
-    population: int,
+    population: int | None = None,
     *,
     particles: int = 1,
     epsilon: ScalarOrSchedule = 0.5,
@@ -125,7 +125,7 @@ def polystep_es(
     hundreds of parameters; ``polystep`` is for networks.
 
     Args:
-      population: particles times corners.
+      population: particles times corners; None for what that is, known with the parameters.
       particles: number P of solutions that move on their own.
       epsilon: entropic regularization, a number or a schedule.
       step_radius: of the polytopes, a number or a schedule; epsilon does not multiply it.
@@ -151,7 +151,7 @@ def polystep_es(
       >>> from optkit.evolution.polystep import cosine_annealing, polystep_es
       >>> params = {"w": jnp.zeros(3)}
       >>> radius = cosine_annealing(0.5, 0.05, total_steps=40)
-      >>> es = polystep_es(12, particles=2, step_radius=radius, epsilon=0.1, maximize=False)
+      >>> es = polystep_es(particles=2, step_radius=radius, epsilon=0.1, maximize=False)
       >>> tx = optax.chain(es, optax.sgd(1.0))
       >>> state = tx.init(params)
       >>> @jax.jit
@@ -170,7 +170,8 @@ def polystep_es(
       https://arxiv.org/abs/2605.01928: PolyStepES of their code, which has one place for all
       particles at first and penalises non-finite costs before it scales ("penalty").
     """
-    check_static_int("population", population)
+    if population is not None:
+        check_static_int("population", population)
     check_static_int("particles", particles)
     check_number("epsilon", epsilon, low=1e-30)
     check_number("step_radius", step_radius, low=0.0)
@@ -200,9 +201,9 @@ def polystep_es(
     ) -> tuple[PyTree, PolyStepESState]:
         del extra_args
         params = need_params(params, "polystep_es")
-        given = fitness_vector(fitness, population)
         coordinates = Coordinates(params, None)
         corners = swarm.vertices(coordinates)
+        given = fitness_vector(fitness, particles * len(corners))
         cost = (-given if maximize else given).astype(coordinates.dtype).reshape(particles, -1)
         turned = swarm.rotations(state, coordinates.count, rotations)
         eps, radius = (value_at(x, state.es_step) for x in (epsilon, step_radius))
@@ -215,7 +216,11 @@ def polystep_es(
         )
 
     out = PolyStepES(
-        init, update, population=population, members=swarm.members, state=PolyStepESState
+        init,
+        update,
+        population=population,  # type: ignore[arg-type]  # None: known with the parameters
+        members=swarm.members,
+        state=PolyStepESState,
     )
     out.swarm = swarm
     return out
