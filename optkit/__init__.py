@@ -30,7 +30,17 @@ from optkit.distributed import (
     wire_bytes,
     worker_specs,
 )
-from optkit.evolution import ars, eggroll, mezo, openai_es, pgpe, population_perturb, snes
+from optkit.evolution import (
+    ars,
+    ask_tell,
+    eggroll,
+    mezo,
+    openai_es,
+    pgpe,
+    population_perturb,
+    snes,
+)
+from optkit.evolution.search import cma_es, sep_cma_es, xnes
 from optkit.fast_weights import lact
 from optkit.linalg import decayed_mask
 from optkit.lora import adalora, scale_by_lora_pro
@@ -251,6 +261,7 @@ __all__ = [
     "apply_delta",
     "apply_delta_fixed",
     "ars",
+    "ask_tell",
     "auon",
     "badam",
     "blend_momentum",
@@ -266,6 +277,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_leaf_norm",
     "clipup",
+    "cma_es",
     "coast_weights",
     "codecs",
     "compressed_mean",
@@ -399,6 +411,7 @@ __all__ = [
     "scion",
     "scion_init",
     "select_submatrix",
+    "sep_cma_es",
     "sgdp",
     "sgld",
     "sign_from_grad",
@@ -426,4 +439,5 @@ __all__ = [
     "variance_reduce",
     "wire_bytes",
     "worker_specs",
+    "xnes",
 ]
