@@ -13,6 +13,7 @@ from optkit.evolution.interpreter import (
     explain,
     population_apply,
 )
+from optkit.evolution.merging import Merge, evo_merge, keep_largest, merge_lora
 from optkit.evolution.noise import Factors
 from optkit.evolution.perturb import PopulationPerturb, population_perturb, replay
 from optkit.evolution.perturbed import Perturbed, Varied
@@ -36,6 +37,7 @@ __all__ = [
     "Explanation",
     "Factors",
     "MaterializedWarning",
+    "Merge",
     "PerturbState",
     "Perturbed",
     "PopulationPerturb",
@@ -50,8 +52,11 @@ __all__ = [
     "discover_axes",
     "eggroll",
     "evaluate",
+    "evo_merge",
     "explain",
+    "keep_largest",
     "linear_annealing",
+    "merge_lora",
     "mezo",
     "openai_es",
     "pgpe",

@@ -138,6 +138,8 @@ def replay(file: Path) -> Result:
         cases_continual,
         cases_dion,
         cases_evolution,
+        cases_evolution_egg,
+        cases_evolution_merging,
         cases_evolution_polystep,
         cases_evolution_search,
         cases_foundation,
