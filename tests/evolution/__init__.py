@@ -1,0 +1,1 @@
+"""Populations and what learns from their fitness."""
