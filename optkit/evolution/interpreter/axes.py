@@ -52,7 +52,8 @@ def reshaped(x: Carried, shape: tuple[int, ...]) -> Carried | None:
         return None
     v = x.value
     # A new axis of size 1 may be on either side: on the left.
-    kinds, origin = ["left"] * len(shape), [()] * len(shape)  # type: ignore[var-annotated]
+    kinds = ["left"] * len(shape)
+    origin: list[tuple[int, ...]] = [()] * len(shape)
     for old, new in pairs:
         kind = {_kind(x, axis) for axis in old}
         if len(kind) > 1:

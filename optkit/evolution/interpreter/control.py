@@ -48,11 +48,11 @@ def _while(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> lis
     tests, consts, init = values[:first], values[first:second], values[second:]
     fixed, init = _fixed(params["body_jaxpr"], len(consts), init, record, eqn)
 
-    def test(carry: list[Any]) -> Any:
+    def test(carry: Sequence[Any]) -> Any:
         out = evaluate(params["cond_jaxpr"], [*tests, *_full(fixed, carry)], record)[0]
         return dense(out, record, "while", compat.source(eqn))
 
-    def body(carry: list[Any]) -> list[Any]:
+    def body(carry: Sequence[Any]) -> Sequence[Any]:
         moving = [value is None for value in fixed]
         outs = evaluate(params["body_jaxpr"], [*consts, *_full(fixed, carry)], record)
         return _dense(outs, moving, record, "while", eqn)

@@ -187,13 +187,12 @@ def _uses(
         if not (value.shape and jnp.issubdtype(value.dtype, jnp.floating)):
             return value
         left, right = sides.get(path, ((), ()))
-        a, b = (
-            tuple(size for axis, size in enumerate(value.shape) if axis not in other)
+        shapes = (
+            [size for axis, size in enumerate(value.shape) if axis not in other]
             for other in (right, left)
         )
-        factors = (jax.ShapeDtypeStruct((*shape, 1), value.dtype) for shape in (a, b))
-        scale = jax.ShapeDtypeStruct((), jnp.float32)
-        return Perturbed(value, *factors, scale, left, right)
+        a, b = (jax.ShapeDtypeStruct((*shape, 1), value.dtype) for shape in shapes)
+        return Perturbed(value, a, b, jax.ShapeDtypeStruct((), jnp.float32), left, right)
 
     named = leaves_with_paths(params)
     tree = jax.tree.unflatten(jax.tree.structure(params), [leaf(*pair) for pair in named])
