@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -70,8 +71,14 @@ class Spread:
             mine = function(jax.lax.axis_index(self.names), tree, *args)
             return jax.lax.all_gather(mine, self.names, tiled=True)
 
-        mapped_local = self._mapped(local, [False, *mapped])
-        return lambda tree, *args: mapped_local(jax.tree.map(self._whole, tree), *args)
+        cut = [False, *mapped]
+
+        def spread(*given: Any) -> jax.Array:
+            pairs = zip(given, cut, strict=True)
+            placed = [jax.tree.map(partial(self._placed, cut=own), x) for x, own in pairs]
+            return self._mapped(local, cut)(*placed)
+
+        return spread
 
     def added(self, function: Callable[..., PyTree]) -> Any:
         """Makes ``function(index, weights, *args)`` of one part the sum of it over all parts."""
@@ -93,14 +100,15 @@ class Spread:
             check_vma=False,  # the results are the same on all devices, by gathering or adding
         )
 
-    def _whole(self, leaf: jax.Array) -> jax.Array:
-        """A leaf whole along the axes of members on Explicit axes; else the compiler does it."""
+    def _placed(self, leaf: jax.Array, cut: bool) -> jax.Array:
+        """A leaf as a part needs it, on Explicit axes; elsewhere the compiler does it.
+
+        Whole along the axes of members; of an argument that is cut, its leading axis along them.
+        """
         spec = spec_of(leaf)
         if spec is None:
             return leaf
-        kept = [
-            tuple(x for x in (own if isinstance(own, tuple) else (own,)) if x not in self.names)
-            for own in spec
-        ]
-        parts = [tuple(x for x in own if x is not None) or None for own in kept]
+        each = [own if isinstance(own, tuple) else (own,) for own in spec]
+        rest = [tuple(x for x in own if x not in (None, *self.names)) or None for own in each]
+        parts = [self.names, *rest[1:]] if cut else rest
         return place(leaf, mesh_of(leaf), PartitionSpec(*parts))
