@@ -35,11 +35,15 @@ from optkit.evolution import (
     ask_tell,
     eggroll,
     mezo,
+    nres,
     openai_es,
+    pes,
     pgpe,
     population_perturb,
     snes,
+    truncated_es,
 )
+from optkit.evolution.integer import egg
 from optkit.evolution.search import cma_es, sep_cma_es, xnes
 from optkit.fast_weights import lact
 from optkit.linalg import decayed_mask
@@ -298,6 +302,7 @@ __all__ = [
     "eco_adamw",
     "eco_sgdm",
     "ef21",
+    "egg",
     "eggroll",
     "elastic_prior",
     "encode_delta",
@@ -362,6 +367,7 @@ __all__ = [
     "normalized_momentum",
     "normuon",
     "normuon_dion",
+    "nres",
     "onebit_adam",
     "onebit_lamb",
     "onebit_mean",
@@ -370,6 +376,7 @@ __all__ = [
     "orthogonalize",
     "partial_value_and_grad",
     "payload_bytes",
+    "pes",
     "pgpe",
     "plan",
     "population_perturb",
@@ -432,6 +439,7 @@ __all__ = [
     "threshold_gate",
     "transforms",
     "tree",
+    "truncated_es",
     "update_mask",
     "upgd",
     "upgd_adam",

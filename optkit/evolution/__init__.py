@@ -1,6 +1,6 @@
 """Gradient-free training: populations of any JAX model, and what learns from their fitness."""
 
-from optkit.evolution import search, shaping
+from optkit.evolution import integer, search, shaping
 from optkit.evolution.ask_tell import AskTell, SearchState, ask_tell
 from optkit.evolution.estimate import PerturbState
 from optkit.evolution.evaluation import evaluate
@@ -29,6 +29,7 @@ from optkit.evolution.polystep import (
 from optkit.evolution.recipes import ars, eggroll, mezo, openai_es, spsa_value_and_grad
 from optkit.evolution.separable import pgpe, snes
 from optkit.evolution.strategy import Strategy
+from optkit.evolution.unrolling import nres, pes, truncated_es
 
 __all__ = [
     "AdaptiveRadius",
@@ -54,11 +55,14 @@ __all__ = [
     "evaluate",
     "evo_merge",
     "explain",
+    "integer",
     "keep_largest",
     "linear_annealing",
     "merge_lora",
     "mezo",
+    "nres",
     "openai_es",
+    "pes",
     "pgpe",
     "polystep",
     "polystep_es",
@@ -70,4 +74,5 @@ __all__ = [
     "shaping",
     "snes",
     "spsa_value_and_grad",
+    "truncated_es",
 ]

@@ -142,6 +142,7 @@ def replay(file: Path) -> Result:
         cases_evolution_merging,
         cases_evolution_polystep,
         cases_evolution_search,
+        cases_evolution_unrolled,
         cases_foundation,
         cases_lact,
         cases_lora,
