@@ -4,6 +4,7 @@ from optkit.evolution import integer, search, shaping
 from optkit.evolution.ask_tell import AskTell, SearchState, ask_tell
 from optkit.evolution.estimate import PerturbState
 from optkit.evolution.evaluation import evaluate
+from optkit.evolution.forward_gradient import forward_gradient, project_guess, random_guess
 from optkit.evolution.interpreter import (
     ExplainedLeaf,
     Explanation,
@@ -13,6 +14,7 @@ from optkit.evolution.interpreter import (
     explain,
     population_apply,
 )
+from optkit.evolution.local_gradient import activation_gradient, local_guess, local_losses
 from optkit.evolution.merging import Merge, evo_merge, keep_largest, merge_lora
 from optkit.evolution.noise import Factors
 from optkit.evolution.perturb import PopulationPerturb, population_perturb, replay
@@ -45,6 +47,7 @@ __all__ = [
     "SearchState",
     "Strategy",
     "Varied",
+    "activation_gradient",
     "apply_perturbed",
     "ars",
     "ask_tell",
@@ -55,9 +58,12 @@ __all__ = [
     "evaluate",
     "evo_merge",
     "explain",
+    "forward_gradient",
     "integer",
     "keep_largest",
     "linear_annealing",
+    "local_guess",
+    "local_losses",
     "merge_lora",
     "mezo",
     "nres",
@@ -69,6 +75,8 @@ __all__ = [
     "polytope_vertices",
     "population_apply",
     "population_perturb",
+    "project_guess",
+    "random_guess",
     "replay",
     "search",
     "shaping",

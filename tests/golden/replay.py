@@ -139,6 +139,7 @@ def replay(file: Path) -> Result:
         cases_dion,
         cases_evolution,
         cases_evolution_egg,
+        cases_evolution_forward,
         cases_evolution_merging,
         cases_evolution_polystep,
         cases_evolution_search,
