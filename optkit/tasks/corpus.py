@@ -50,14 +50,20 @@ def is_held_out(name: str) -> bool:
 
 
 @functools.cache
-def standard_library() -> Corpus:
+def standard_library(*, top_level: bool = False) -> Corpus:
     """Returns the sources of Python's standard library, without tests and installed packages.
+
+    Args:
+      top_level: only modules that are in no package: four of ten megabytes, without tables of
+        encodings and generated documentation.
 
     Raises:
       TaskOptionError: if this Python came without sources.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     files = _read(root, ".py", _SKIPPED)
+    if top_level:
+        files = {name: data for name, data in files.items() if "/" not in name}
     if not files:
         raise TaskOptionError(f"no Python sources under {str(root)!r}; give a file with text=PATH")
     return _split(files)

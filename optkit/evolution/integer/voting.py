@@ -51,8 +51,8 @@ def votes(signs: jax.Array, factors: Factors, use_clt: bool) -> jax.Array:
     if not use_clt:
         a, b = jnp.sign(a), None if b is None else jnp.sign(b)
     if b is None:
-        return jnp.einsum("k,...kn->...n", signs.astype(jnp.int32), a.astype(jnp.int32))
-    signed = a * signs.reshape(-1, 1, 1)
+        return jnp.tensordot(signs.astype(jnp.int32), a.astype(jnp.int32), axes=(0, a.ndim - 2))
+    signed = a * signs.reshape(*[1] * (a.ndim - 3), -1, 1, 1)
     return jnp.einsum("...kmr,...knr->...mn", signed, b, preferred_element_type=jnp.int32)
 
 
