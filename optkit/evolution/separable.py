@@ -82,7 +82,7 @@ def _sums(
 def _members(drawing: Drawing, params: PyTree, state: SeparableState) -> PyTree:
     pairs = jnp.arange(drawing.pairs, dtype=jnp.uint32)
     noise = drawing.noise(params, state.es_key, state.es_step, pairs)
-    spread = map_leaves(lambda e, std: e * std, noise, state.es_std)
+    spread = jax.tree.map(lambda e, std: e * std[None], noise, state.es_std)
     return drawing.full_members(params, spread, drawing.scales(1.0, pairs))
 
 
