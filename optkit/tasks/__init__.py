@@ -41,22 +41,27 @@ __all__ = [
 
 # Modules with a `build`, imported when asked for: Flax takes a second to import.
 _NAMES = ("bytelm", "digits", "digits_linen", "regression")
+# Their losses are piecewise constant in most parameters: for methods that need no gradients.
+_HARD = ("hard_digits", "maxsat")
 
 
-def names() -> list[str]:
+def names(*, hard: bool = False) -> list[str]:
     """Lists the tasks.
 
+    Args:
+      hard: those that gradients can't learn, instead of those that they can.
+
     Returns:
-      The names that `get` knows, sorted.
+      Names that `get` knows, sorted.
     """
-    return list(_NAMES)
+    return list(_HARD if hard else _NAMES)
 
 
 def get(name: str, **options: Any) -> Task:
     """Builds the task of that name.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()` or `names(hard=True)`.
       **options: the keyword arguments of the task's `build`, such as `width=256` for "bytelm".
 
     Returns:
@@ -70,8 +75,9 @@ def get(name: str, **options: Any) -> Task:
       >>> get("regression", inputs=8, outputs=4).parameters
       48
     """
-    if name not in _NAMES:
-        raise UnknownTask(f"no task {name!r}.{suggestion(name, _NAMES)} Tasks: {', '.join(_NAMES)}")
+    known = (*_NAMES, *_HARD)
+    if name not in known:
+        raise UnknownTask(f"no task {name!r}.{suggestion(name, known)} Tasks: {', '.join(known)}")
     build = importlib.import_module(f"optkit.tasks.{name}").build
     check_options(name, build, options)
     return build(**options)

@@ -251,6 +251,17 @@ def test_parts_of_a_population_are_evaluated_alike():
     )
 
 
+def test_changes_are_where_members_differ():
+    params = {"w": np.linspace(-1, 1, 7, dtype=np.float32)}  # the last particle has one number
+    es = polystep(probe_radius=3.0)
+    state = es.init(params)
+    at, moved = jax.jit(es.changes)(params, state, jnp.arange(16))
+    made = np.zeros((16, 8), np.float32)
+    np.put_along_axis(made, np.asarray(at), np.asarray(moved), axis=1)
+    probes = jax.jit(es.perturb)(params, state)["w"]
+    np.testing.assert_allclose(params["w"] + made[:, :7], probes, atol=1e-6)
+
+
 def test_radii_adapt_to_the_mean_cost():
     es, update, _ = runner(adaptive_radius=AdaptiveRadius(patience=2), maximize=False)
     state, seen = es.init(PARAMS), []

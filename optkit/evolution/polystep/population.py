@@ -41,6 +41,23 @@ class PolyStep(Strategy):
         """
         return self.probing.members(params, self.state(state), index, rotations)
 
+    def changes(self, params: PyTree, state: Any, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns what some members move, for losses that can be told from that alone.
+
+        Without a rank a member differs from the parameters in one particle's numbers only.
+
+        Args:
+          params: the parameters that are probed around.
+          state: this method's state, or that of a chain that has it.
+          index: ``(n,)`` integers, as of ``probes``.
+
+        Returns:
+          ``(n, particle_dim)`` positions among the coordinates, which without a rank are the
+          parameters leaf after leaf (positions beyond the last are to be ignored), and what is
+          added there.
+        """
+        return self.probing.changes(params, self.state(state), index)
+
     def evaluate(
         self,
         function: Callable[[PyTree], jax.Array],

@@ -126,10 +126,10 @@ class Probing:
         drawn = haar_rotations(key, rows.shape[0], self.particle_dim, dtype)
         return toward(drawn, state.es_direction[rows]) if self.biased else drawn
 
-    def members(
+    def changes(
         self, params: PyTree, state: PolyStepState, index: jax.Array, rotations: Any = None
-    ) -> PyTree:
-        """Returns some members of the population: ``(len(index), *shape)``."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns which coordinates some members move, and by how much: ``(n, particle_dim)``."""
         coordinates = self.coordinates(params)
         rows = self.rows(state.es_step, *self.particles(coordinates))
         turn, shake = generation_keys(state)
@@ -142,11 +142,17 @@ class Probing:
         ahead = jnp.einsum("nij,nj->ni", rotations[particle], out)
         share = (along + 1).astype(coordinates.dtype) / (self.num_probe + 1)
         at = rows[particle][:, None] * self.particle_dim + jnp.arange(self.particle_dim)[None]
+        return at, ahead * (probe * share)[:, None]
+
+    def members(
+        self, params: PyTree, state: PolyStepState, index: jax.Array, rotations: Any = None
+    ) -> PyTree:
+        """Returns some members of the population: ``(len(index), *shape)``."""
+        coordinates = self.coordinates(params)
+        at, ahead = self.changes(params, state, index, rotations)
         moved = jnp.zeros((index.shape[0], coordinates.count), coordinates.dtype)
         # The last particle may reach beyond the last coordinate: those numbers move nothing.
-        moved = moved.at[jnp.arange(index.shape[0])[:, None], at].set(
-            ahead * (probe * share)[:, None], mode="drop"
-        )
+        moved = moved.at[jnp.arange(index.shape[0])[:, None], at].set(ahead, mode="drop")
         return added(params, coordinates.spread(state.es_basis, moved))
 
 
