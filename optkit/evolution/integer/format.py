@@ -176,10 +176,23 @@ def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
     """
     mean = jnp.sum(jnp.abs(x.astype(jnp.int32)), axis=-1, keepdims=True) // x.shape[-1]
     product = x.astype(jnp.int32) * jnp.broadcast_to(weight.astype(jnp.int32), x.shape)
+    return quotient(product, jnp.maximum(mean, 1))
+
+
+def quotient(product: jax.Array, divisor: jax.Array) -> jax.Array:
+    """Returns ``product // divisor``, saturated, of integers up to 127**2 and of 1 to 127.
+
+    Args:
+      product: int32 ``(..., n)``.
+      divisor: int32 ``(..., 1)``.
+
+    Returns:
+      int8, shape of ``product``.
+    """
     # Of integers |p| <= 127**2 and 1 <= d <= 127, (p + 1/2) / d is at least 1/(2d) away from any
     # integer: a share of 3e-5 of its size, so that the roundings of float32 (2e-7) change no
     # floor. CPUs divide no vectors of integers.
-    inverse = 1.0 / jnp.maximum(mean, 1).astype(jnp.float32)
+    inverse = 1.0 / divisor.astype(jnp.float32)
     return saturate(jnp.floor((product.astype(jnp.float32) + 0.5) * inverse).astype(jnp.int32))
 
 
