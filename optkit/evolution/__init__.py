@@ -5,6 +5,7 @@ from optkit.evolution.ask_tell import AskTell, SearchState, ask_tell
 from optkit.evolution.estimate import PerturbState
 from optkit.evolution.evaluation import evaluate
 from optkit.evolution.forward_gradient import forward_gradient, project_guess, random_guess
+from optkit.evolution.guided import guided_es
 from optkit.evolution.interpreter import (
     ExplainedLeaf,
     Explanation,
@@ -59,6 +60,7 @@ __all__ = [
     "evo_merge",
     "explain",
     "forward_gradient",
+    "guided_es",
     "integer",
     "keep_largest",
     "linear_annealing",

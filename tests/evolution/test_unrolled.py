@@ -182,7 +182,7 @@ def test_wrong_use_is_answered(name):
         "needs the parameters": update,
         r"not bool \(3,\)": partial(update, PARAMS, done=np.zeros(6, bool)),
         "tell by done=": partial(update, PARAMS, after=fitness(1)),
-        r"a: shape \(3,\)": partial(update, PARAMS, noise={"a": np.zeros(3), "b": np.zeros(3)}),
+        r"a: shape \(3, 2\)": partial(update, PARAMS, noise={"a": np.zeros(3), "b": np.zeros(3)}),
     }.items():
         with pytest.raises(ValueError, match=said):
             call()
