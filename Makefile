@@ -74,7 +74,7 @@ $(VENV)/.optkit-cli: pyproject.toml | own-venv
 	@touch $@
 
 $(VENV)/.optkit-test: pyproject.toml | own-venv
-	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test,evolve]'
 	@touch $@ $(VENV)/.optkit-cli
 
 $(VENV_LATEST)/.optkit-test: pyproject.toml | own-venv-latest

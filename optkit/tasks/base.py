@@ -72,7 +72,7 @@ def suggestion(name: str, candidates: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-def check_options(task: str, build: Callable[..., Task], options: Mapping[str, Any]) -> None:
+def check_options(task: str, build: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raises `TaskOptionError` unless `options` fits the keyword arguments of `build`.
 
     Args:
