@@ -44,18 +44,18 @@ class Instance:
         """
         count, clauses = values.shape[0], self.variables.shape[0]
         true = values > 0
-        found = jnp.asarray(self.members)[jnp.minimum(index, count - 1)]
-        found = jnp.where((index < count)[:, None], found, clauses).reshape(-1)
-        # A clause of several of the variables counts once: where it stands first.
-        first = jnp.argmax(found[:, None] == found[None], axis=1) == jnp.arange(found.shape[0])
-        counted = first & (found < clauses)
+        found = jnp.asarray(self.members)[jnp.minimum(index, count - 1)]  # (k, most)
+        known = (index < count)[:, None] & (found < clauses)
         at = jnp.minimum(found, clauses - 1)
         variables, signs = jnp.asarray(self.variables)[at], jnp.asarray(self.signs)[at]
+        same = variables[..., None] == index[None, None, None]  # (k, most, 3, k)
+        # A clause of several of the variables counts once: for the first of them.
+        own = jnp.arange(index.shape[0])
+        first = ~jnp.any(same.any(2) & (own[None] < own[:, None])[:, None], axis=-1)
         before = true[variables]
-        same = variables[..., None] == index[None, None]
-        after = jnp.where(same.any(-1), (same & (new > 0)[None, None]).any(-1), before)
+        after = jnp.where(same.any(-1), (same & (new > 0)[None, None, None]).any(-1), before)
         lost = [~jnp.any(now == signs, axis=-1) for now in (before, after)]
-        return jnp.sum(jnp.where(counted, lost[1].astype(jnp.int32) - lost[0], 0))
+        return jnp.sum(jnp.where(known & first, lost[1].astype(jnp.int32) - lost[0], 0))
 
 
 def instance(variables: int, ratio: float, seed: int) -> Instance:
