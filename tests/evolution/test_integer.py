@@ -192,6 +192,15 @@ def test_runs_resume_bit_for_bit_and_stay_int8(tmp_path: Any) -> None:
     )
 
 
+def test_pairs_a_few_at_a_time_score_as_all_at_once() -> None:
+    es, params = integer.egg(MEMBERS), tree()
+    fitness = jax.jit(integer.egg_fitness, static_argnums=0, static_argnames="together")
+    given = (es, params, es.init(params), TOKENS[0], integer.egg_hidden(params, MEMBERS))
+    jax.tree.map(np.testing.assert_array_equal, fitness(*given), fitness(*given, together=2))
+    with pytest.raises(ValueError, match="together=3 pairs"):
+        fitness(*given, together=3)
+
+
 def updates_of(es: Any, fitness: Any, **extra: Any) -> Any:
     params = tree()
     state = es.init(params)

@@ -1,6 +1,7 @@
 """Integer-only evolution: int8 parameters, int8 noise, steps of 1, and the language model EGG."""
 
 from optkit.evolution.integer.egg import EggState, IntegerStrategy, egg
+from optkit.evolution.integer.fitness import egg_fitness
 from optkit.evolution.integer.format import (
     IntegerPerturbed,
     add,
@@ -28,6 +29,7 @@ __all__ = [
     "add",
     "bits_per_byte",
     "egg",
+    "egg_fitness",
     "egg_hidden",
     "egg_init",
     "egg_logits",
