@@ -179,6 +179,27 @@ def _dynamic_slice(
     return [_picked(x, _same_axes(x, compat.bind(eqn, [x.value.base, *starts])[0], cut))]
 
 
+@rule("reduce_sum")
+def _sum(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[Any]:
+    x, gone = values[0], eqn.params["axes"]
+    v = x.value
+    stacked = [axis for axis in gone if axis not in (*v.left, *v.right)]
+
+    def summed(factor: jax.Array, axes: list[int]) -> jax.Array:
+        # A sum of low-rank matrices has the ranks of all.
+        own = [axes.index(axis) for axis in gone if axis in axes and axis not in stacked]
+        more = [axes.index(axis) for axis in stacked]
+        kept = [n for n in range(len(axes)) if n not in (*own, *more)]
+        moved = factor.transpose(*own, *kept, *more, len(axes)).sum(range(len(own)))
+        return moved.reshape(*moved.shape[: len(kept)], -1)
+
+    place = {old: new for new, old in enumerate(a for a in range(x.ndim) if a not in gone)}
+    left, right = ([place[axis] for axis in side if axis in place] for side in (v.left, v.right))
+    a, b = summed(v.a, x.a_axes), summed(v.b, x.b_axes)
+    origin = [x.origin[axis] for axis in place]
+    return [x.rebuilt(compat.bind(eqn, [v.base])[0], a, b, left, right, origin)]
+
+
 @rule("rev")
 def _rev(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[Any]:
     x, flipped = values[0], eqn.params["dimensions"]

@@ -86,10 +86,10 @@ def _map(member: Callable[[list[Any], list[Any]], Any], plan: "_Plan", chunk: in
     own = [x.reshape(groups, size, *x.shape[1:]) if size > 1 else x for x in plan.own]
 
     def group(values: tuple[list[Any], list[Any]]) -> Any:
-        mine, common = values
+        mine, ours = values
         if size == 1:
-            return member(mine, common)
-        return jax.vmap(lambda each: member(each, common), axis_size=size)(mine)
+            return member(mine, ours)
+        return jax.vmap(lambda each: member(each, ours), axis_size=size)(mine)
 
     if chunk is None or chunk >= plan.members:
         out = jax.vmap(group, axis_size=groups)((own, plan.common))
@@ -98,6 +98,22 @@ def _map(member: Callable[[list[Any], list[Any]], Any], plan: "_Plan", chunk: in
     if size == 1:
         return out
     return jax.tree.map(lambda x: x.reshape(plan.members, *x.shape[2:]), out)
+
+
+def _made(drawn: list[Any]) -> list[Any]:
+    """Returns arrays that are made before anything uses them.
+
+    Fused into what uses it, noise would be drawn again for each row of input. The CPU's compiler
+    drops barriers before it fuses, but makes what a branch gets.
+    """
+    some = next((x.ravel()[0] for x in drawn if jnp.issubdtype(x.dtype, jnp.floating)), None)
+    if some is None or not any(isinstance(x, jax.core.Tracer) for x in drawn):
+        return drawn
+
+    def branch(arrays: list[Any]) -> list[Any]:
+        return jax.lax.cond(some == some, lambda xs: xs, lambda xs: [x + some for x in xs], arrays)
+
+    return jax.lax.platform_dependent(drawn, cpu=branch, default=jax.lax.optimization_barrier)
 
 
 @dataclass(frozen=True)
@@ -141,6 +157,8 @@ class _Plan:
                 (own if np.shape(leaf.a)[0] == members else common).extend([leaf.a, leaf.b])
             elif isinstance(leaf, Varied):
                 own.append(leaf.value)
+        made = _made([*own, *common])
+        own, common = made[: len(own)], made[len(own) :]
         for value, axis in zip(values, axes, strict=True):
             if axis is not None:
                 own.append(jnp.moveaxis(jnp.asarray(value), axis, 0))
