@@ -72,7 +72,9 @@ def perturbation(members: int, rank: int) -> PopulationPerturb:
     return population_perturb(members, sigma=SIGMA, rank=rank)
 
 
-def runs(case: Case, members: int, width: int) -> dict[str, Callable[[], Any]]:
+def runs(
+    case: Case, members: int, width: int, ranks: tuple[int, ...] = (1, 4)
+) -> dict[str, Callable[[], Any]]:
     """Returns the forwards that are compared, compiled when first called."""
     x = common.random_like(jax.ShapeDtypeStruct((members, case.rows, width), jnp.float32), 1, 1.0)
     params = jax.jit(case.model.init)(jax.random.key(0), x[0])
@@ -83,7 +85,7 @@ def runs(case: Case, members: int, width: int) -> dict[str, Callable[[], Any]]:
 
     shared = jax.vmap(case.model.apply, in_axes=(None, 0))
     add("plain", shared, params, x)
-    for rank in (1, 4):
+    for rank in ranks:
         es = perturbation(members, rank)
         state = es.init(params)
 
@@ -102,8 +104,8 @@ def runs(case: Case, members: int, width: int) -> dict[str, Callable[[], Any]]:
 
 def measure(name: str, quick: bool, rounds: int, clock: str) -> dict[str, Any]:
     """Returns the numbers of one case."""
-    members, width = (8, 16) if quick else (256, 256)
-    seconds = common.interleave(runs(CASES[name], members, width), rounds, clock)
+    sizes: Any = (4, 8, (1,)) if quick else (256, 256)
+    seconds = common.interleave(runs(CASES[name], *sizes), rounds, clock)
     plain = seconds.pop("plain")
     ratios = {run: common.Ratio.of(plain, times) for run, times in seconds.items()}
     return {
