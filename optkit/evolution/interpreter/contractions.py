@@ -130,8 +130,7 @@ def _conv(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list
     else:
         return None
     (shared,) = compat.bind(eqn, [x, w.value.base])
-    kernel = jnp.moveaxis(wide, -1, outputs)
-    (narrow,) = compat.bind(eqn, [x, kernel])
+    narrow = _narrow_conv(eqn, x, wide)
     narrow = w.scaled(narrow).astype(x.dtype)
     labels = list(range(narrow.ndim))
     result = [*labels]
@@ -142,3 +141,37 @@ def _conv(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list
         preferred_element_type=shared.dtype,
     )
     return [w.finish(shared + own)]
+
+
+def _narrow_conv(eqn: Any, x: jax.Array, wide: jax.Array) -> jax.Array:
+    """Returns the convolution with one factor, as many channels as it has ranks.
+
+    Kernels that differ by member are slow to convolve with, products are not: all taps of all ranks
+    are channels of one product, and a kernel of zeros and ones, the same for all, moves each to
+    its place and adds. Where that would take more memory than the layer, for wide strides, the
+    factor is the kernel.
+    """
+    params = eqn.params
+    lhs, rhs, out = params["dimension_numbers"]
+    outputs, channels, *space = rhs
+    axes = [axis for axis in range(len(rhs)) if axis != outputs]  # of the factor, then ranks
+    window = [wide.shape[axes.index(axis)] for axis in space]
+    ranks, taps = wide.shape[-1], math.prod(window)
+    layer = max(x.shape[lhs[1]], eqn.outvars[0].aval.shape[out[1]])
+    if taps * ranks * math.prod(params["window_strides"]) > 4 * layer:
+        return compat.bind(eqn, [x, jnp.moveaxis(wide, -1, outputs)])[0]
+    names = {channels: lhs[1], **{axis: x.ndim + n for n, axis in enumerate(space)}}
+    rank = 2 * x.ndim
+    result = list(range(x.ndim))
+    result[lhs[1] : lhs[1] + 1] = [*(names[axis] for axis in space), rank]
+    spread = jnp.einsum(
+        *(x, range(x.ndim), wide, [*(names[axis] for axis in axes), rank], result),
+        precision=params["precision"],
+        preferred_element_type=x.dtype,
+    )
+    shape = list(x.shape)
+    shape[lhs[1]] = taps * ranks
+    place = jnp.eye(taps * ranks, dtype=x.dtype).reshape(*window, ranks, taps * ranks)
+    order = {axis: n for n, axis in enumerate([*space, outputs, channels])}
+    kernel = place.transpose([order[axis] for axis in range(len(rhs))])
+    return compat.bind(eqn, [spread.reshape(shape), kernel])[0]
