@@ -38,7 +38,7 @@ def main() -> None:
         members = es.perturb_lazy(carry[1], carry[0])
         turned = jnp.rot90(images[rows], 1, (1, 2))
         answers = population_apply(logits, members, turned, in_axes=None).argmax(-1)
-        updates, state = evolved.update((answers == labels[rows]).mean(-1), *carry)
+        updates, state = evolved.update((answers == labels[rows][None]).mean(-1), *carry)
         return state, optax.apply_updates(carry[1], updates)
 
     def right(params: nnx.State) -> float:
