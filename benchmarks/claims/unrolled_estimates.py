@@ -28,7 +28,7 @@ SIGNS = jnp.where(jnp.arange(STATES) < PLUS, 1.0, -1.0)
 def moved(state: jax.Array, theta: jax.Array) -> jax.Array:
     """Returns the next state ``(..., 23)`` of inner problems with parameters ``(...)``."""
     following = jnp.roll(state, -1, axis=-1).at[..., -1].set(0.0)
-    return 0.5 * state + 0.5 * following + theta[..., None] * SIGNS
+    return 0.5 * state + 0.5 * following + jnp.einsum("...,s->...s", theta, SIGNS)
 
 
 def loss(state: jax.Array) -> jax.Array:
