@@ -149,7 +149,9 @@ def test_arguments_are_mapped_as_told(small: Model) -> None:
         return {"out": mlp(params, x, power=power) + more["by"][0], "count": jnp.zeros((), int)}
 
     by = jnp.arange(float(MEMBERS)).reshape(1, MEMBERS)
-    out = population_apply(scaled, population, small.x[0], {"by": by}, in_axes=(None, 1), power=2)
+    out = population_apply(
+        scaled, population, small.x[0], {"by": by}, in_axes=(None, {"by": -1}), power=2
+    )
     members = full(population)
     for index in range(MEMBERS):
         one = jax.tree.map(lambda w, index=index: w[index], members)

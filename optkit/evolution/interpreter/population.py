@@ -196,13 +196,14 @@ def _argument_axes(args: tuple[Any, ...], in_axes: Any) -> list[int | None]:
             f"in_axes={in_axes!r} has {len(in_axes)} entries for {len(args)} arguments behind the "
             "parameters; give one for each, or one integer or None for all"
         )
+    shared = "shared"  # None would be no leaf
     spread = jax.tree.map(
-        lambda axis, part: jax.tree.map(lambda _: -1 if axis is None else axis + 1, part),
+        lambda axis, part: jax.tree.map(lambda _: shared if axis is None else axis, part),
         tuple(in_axes),
         tuple(args),
         is_leaf=lambda x: x is None,
     )
-    return [None if axis < 0 else axis - 1 for axis in jax.tree.leaves(spread)]
+    return [None if axis is shared else axis for axis in jax.tree.leaves(spread)]
 
 
 def _members(named: list[tuple[str, Any]], values: list[Any], axes: list[int | None]) -> int:
@@ -219,7 +220,7 @@ def _members(named: list[tuple[str, Any]], values: list[Any], axes: list[int | N
             found[f"leaf {path!r}"] = np.shape(array)[0]
     for index, (value, axis) in enumerate(zip(values, axes, strict=True)):
         if axis is not None:
-            if not axis < np.ndim(value):
+            if not -np.ndim(value) <= axis < np.ndim(value):
                 raise ValueError(
                     f"array {index} of the arguments has shape {np.shape(value)}, and no axis "
                     f"{axis} of members; give in_axes=None for what all members get"
