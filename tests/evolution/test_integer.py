@@ -132,6 +132,12 @@ def tree(layers: int = 1) -> dict[str, Any]:
     return integer.egg_init(jax.random.key(0), width=WIDTH, layers=layers, vocab=8)
 
 
+def few() -> dict[str, Any]:
+    """A matrix, a stack of matrices and a stack of vectors."""
+    whole = tree()
+    return {"head": whole["head"], "blocks": {k: whole["blocks"][k] for k in ("up", "norm1")}}
+
+
 TOKENS = np.random.default_rng(5).integers(0, 8, (4, MEMBERS // 2, 3)).astype(np.uint8)
 
 
@@ -201,8 +207,25 @@ def test_pairs_a_few_at_a_time_score_as_all_at_once() -> None:
         fitness(*given, together=3)
 
 
+@pytest.mark.slow
+def test_64_bit_mode_changes_nothing() -> None:
+    es = integer.egg(MEMBERS, alpha=egg_alpha())
+    narrow = run(es, begin(es), range(1))
+    with jax.enable_x64(True):
+        wide = run(es, begin(es), range(1))
+    jax.tree.map(np.testing.assert_array_equal, narrow[1:], wide[1:])
+    assert all(x.dtype == jnp.int8 for x in jax.tree.leaves(wide[1:]))
+
+
+def test_empty_and_missing_leaves_pass() -> None:
+    es = integer.egg(4)
+    params = {"none": None, "empty": jnp.zeros((0, 3), jnp.int8), "w": jnp.zeros(3, jnp.int8)}
+    updates, _ = es.update(jnp.array([1.0, 0.0, 2.0, 3.0]), es.init(params), params)
+    assert updates["none"] is None and updates["empty"].shape == (0, 3)
+
+
 def updates_of(es: Any, fitness: Any, **extra: Any) -> Any:
-    params = tree()
+    params = few()
     state = es.init(params)
     return es.update(jnp.asarray(fitness), state, params, **extra)[0]
 
@@ -213,7 +236,7 @@ FITNESS = np.random.default_rng(9).permutation(MEMBERS).astype(np.int32)
 def test_chunks_given_members_and_signs_make_no_difference() -> None:
     es = integer.egg(MEMBERS, alpha=0.4)
     want = updates_of(es, FITNESS)
-    params = tree()
+    params = few()
     others = [
         updates_of(integer.egg(MEMBERS, alpha=0.4, together=3), FITNESS),
         updates_of(es, FITNESS, members=es.perturb(params, es.init(params))),
@@ -269,7 +292,7 @@ def test_alpha_falls_as_the_paper_has_it() -> None:
 
 
 def test_noise_lasts_as_long_as_it_is_reused() -> None:
-    params = tree()
+    params = few()
     for reuse, kept in ((1, [0, 0, 0]), (2, [1, 0, 1]), (0, [1, 1, 1])):
         es = integer.egg(4, noise_reuse=reuse)
         state = es.init(params)

@@ -174,7 +174,8 @@ def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
     Returns:
       int8 ``(..., n)``.
     """
-    mean = jnp.sum(jnp.abs(x.astype(jnp.int32)), axis=-1, keepdims=True) // x.shape[-1]
+    total = jnp.sum(jnp.abs(x.astype(jnp.int32)), axis=-1, keepdims=True, dtype=jnp.int32)
+    mean = total // x.shape[-1]
     product = x.astype(jnp.int32) * jnp.broadcast_to(weight.astype(jnp.int32), x.shape)
     return quotient(product, jnp.maximum(mean, 1))
 
@@ -227,7 +228,7 @@ def log2_of(total: jax.Array, *, score_bits: int = SCORE_BITS) -> jax.Array:
     # Irrational, so that no integer lies on a boundary; exp2 of float64 is exact to 2**-52.
     bounds = np.ceil(np.exp2(_MANTISSA + np.arange(1, steps) / steps)).astype(np.uint32)
     bounds = jnp.asarray(bounds.reshape(*[1] * total.ndim, -1))
-    reached = jnp.sum((mantissa[..., None] >= bounds).astype(jnp.int32), axis=-1)
+    reached = jnp.sum(mantissa[..., None] >= bounds, axis=-1, dtype=jnp.int32)
     return steps * (_MANTISSA - zeros - score_bits) + reached
 
 
@@ -256,5 +257,6 @@ def log2_likelihood(
     # logit + 128 as eight unsigned bits, so that every index is one of the table.
     index = jax.lax.bitcast_convert_type(logits, jnp.uint8) ^ jnp.uint8(128)
     weights = jnp.take(jnp.asarray(exp2_table(score_bits)), index, mode="clip")
+    total = jnp.sum(weights, axis=-1, dtype=jnp.int32)
     chosen = jnp.take_along_axis(index, target[..., None].astype(jnp.int32), axis=-1)[..., 0]
-    return chosen.astype(jnp.int32) - log2_of(jnp.sum(weights, axis=-1), score_bits=score_bits)
+    return chosen.astype(jnp.int32) - log2_of(total, score_bits=score_bits)

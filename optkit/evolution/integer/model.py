@@ -61,7 +61,9 @@ def egg_init(
     sizes: dict[str, tuple[int, ...]] = {"embed": (vocab, width), "head": (vocab, width)}
     sizes |= {name: (layers, *shape) for name, shape in shapes.items()}
     drawn = {
-        name: saturate(jnp.round(one * jax.random.normal(jax.random.fold_in(key, index), shape)))
+        name: saturate(
+            jnp.round(one * jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32))
+        )
         for index, (name, shape) in enumerate(sizes.items())
     }
 
