@@ -16,6 +16,7 @@ from optkit.evolution import (
     apply_perturbed,
     explain,
     population_apply,
+    population_perturb,
 )
 from optkit.tree import leaves_with_paths
 from tests.evolution.models import MODELS, Model
@@ -181,6 +182,19 @@ def test_one_member_of_one(small: Model) -> None:
     )
     want = population_apply(mlp, population, small.x)[1]
     assert_close(apply_perturbed(mlp, member, small.x[1]), want)
+
+
+def test_noise_on_the_axes_that_were_found() -> None:
+    with jax.numpy_rank_promotion("allow"):
+        fn, params, x = MODELS["own"]()
+        found = explain(fn, params, x)
+        es = population_perturb(MEMBERS, sigma=0.3, rank=2, dims=found.dims(params))
+        state = es.init(params)
+        population = jax.jit(es.perturb_lazy)(params, state)
+        assert (population["w"].left, population["w"].right) == ((0,), (1,))  # w stands on the left
+        got = jax.jit(lambda p: population_apply(fn, p, x, in_axes=None))(population)
+        want = jax.jit(jax.vmap(fn, (0, None)))(jax.jit(es.perturb)(params, state), x)
+    assert_close(got, want)
 
 
 # --- what is shared, and what it costs ------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Runs any JAX function on perturbed parameters, of one member or of a whole population.
 
-An interpreter of our own and not a library of array types: every operation of table 18.4 has to be
-carried, scanned and stacked layers among them, and what is not carried has to be told.
+It interprets the function's own operations: array types that stand for a sum of matrices do not
+get through scanned layers, remat, convolutions and kernels of more than two axes, all of which
+models have.
 """
 
 from optkit.evolution.interpreter.apply import MaterializedWarning, apply_perturbed

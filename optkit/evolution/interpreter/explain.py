@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from optax.contrib import MuonDimensionNumbers
 
 from optkit.evolution.interpreter.apply import materialized, recorded_apply
 from optkit.evolution.interpreter.carried import Use
@@ -58,6 +59,22 @@ class Explanation:
         """Axes ``(left, right)`` of the factors of each leaf that has them, by path."""
         return {row.path: (row.left, row.right) for row in self.rows if row.left and row.right}
 
+    def dims(self, params: PyTree) -> PyTree:
+        """Returns the axes as dimension numbers, the form in which noise and optimizers take them.
+
+        Args:
+          params: the parameters that were explained, or shapes.
+
+        Returns:
+          A tree like ``params``: ``optax.contrib.MuonDimensionNumbers``, or None for noise in full.
+        """
+        found = self.axes
+        numbers = [
+            MuonDimensionNumbers(found[path][1], found[path][0]) if path in found else None
+            for path, _ in leaves_with_paths(params)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(params), numbers)
+
     @property
     def materialized(self) -> tuple[str, ...]:
         """Paths of the leaves with factors that are made in full all the same."""
@@ -109,7 +126,8 @@ def explain(
 
     Returns:
       An ``Explanation``: ``print`` it; ``.axes`` are the sides by path, ``.materialized`` the paths
-      for which low-rank noise would be made in full.
+      for which low-rank noise would be made in full, and ``.dims(params)`` is for
+      ``population_perturb(..., dims=...)``, which else goes by names and ranks.
 
     Raises:
       TypeError: ``fn`` branches in Python on the value of a parameter or argument.
@@ -252,5 +270,7 @@ def _row(
         name + (f" x{names.count(name)}" if names.count(name) > 1 else "")
         for name in dict.fromkeys(names)
     ]
-    reasons = [line.split(" by ", 1)[1] for line in materialized(uses)]
+    role = rule_of(path, jax.ShapeDtypeStruct(shape, jnp.float32)).role
+    plain = not left and role in (Role.BIAS, Role.NORM)  # nobody would give it factors
+    reasons = [] if plain else [line.split(" by ", 1)[1] for line in materialized(uses)]
     return ExplainedLeaf(path, shape, left, right, ", ".join(counted), "; ".join(reasons))
