@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(arguments)
     members, tokens, seconds, points = args.population, args.tokens, args.seconds, POINTS
-    sizes: dict[str, int] = {"width": 64}
+    sizes: dict[str, Any] = {"width": 64}
     if args.quick:
         members, tokens, seconds, points = 32, 4, 0.2, 2
         sizes = {"width": 16, "held_out_texts": 4, "held_out_tokens": 16}
