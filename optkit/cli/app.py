@@ -1,7 +1,6 @@
 """The commands: they read words, call the library and print what it says."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 import optkit
 import optkit.catalogue
 from optkit.cli import choices
-from optkit.cli.errors import CommandError, require_extra, suggestion
+from optkit.cli.console import make_console, say
+from optkit.cli.errors import STOPPED, CommandError, require_extra, suggestion
+from optkit.cli.evolve import evolve_method
 from optkit.cli.hyperparameters import find_entry, find_recipe, resolved
 from optkit.cli.options import (
     Config,
@@ -45,8 +45,6 @@ from optkit.cli.values import plain
 from optkit.tasks import Task
 
 __all__ = ["app", "run"]
-
-STOPPED = 130
 
 app = typer.Typer(
     name="optkit",
@@ -110,7 +108,7 @@ def list_methods(
     if not found:
         names = [entry.name for entry in everything]
         raise CommandError(f"no method matches {pattern!r} here{suggestion(pattern, names)}")
-    console = _console()
+    console = make_console()
     console.print(method_table(found, width=console.width))
 
 
@@ -124,7 +122,7 @@ def _known(option: str, value: str | None, known: set[str]) -> None:
 @app.command("show")
 def show_method(method: Method) -> None:
     """Show one method: its chain, hyperparameters, paper and memory."""
-    _console().print(method_text(find_entry(method)))
+    make_console().print(method_text(find_entry(method)))
 
 
 @app.command("plan")
@@ -173,14 +171,17 @@ def train_method(
     request = choices.train_request(
         settings, method, words=param, task_words=task_option, resume=resume
     )
-    with TrainProgress(_console()) as progress:
+    with TrainProgress(make_console()) as progress:
         outcome = train(request, on_start=progress.start, on_row=progress.row)
     done = f"step {outcome.step} of {outcome.settings.steps}, log and checkpoints in {request.out}"
     if outcome.stopped:
-        _say(f"stopped at {done}; --resume goes on")
+        say(f"stopped at {done}; --resume goes on")
         raise typer.Exit(STOPPED)
     idle = outcome.started_at == outcome.step
-    _say(f"nothing left to do: the run is at {done}" if idle else f"done: {done}")
+    say(f"nothing left to do: the run is at {done}" if idle else f"done: {done}")
+
+
+app.command("evolve")(evolve_method)
 
 
 @app.command("race")
@@ -214,11 +215,11 @@ def race_methods(
     specs = choices.entrants(settings, methods)
     made = make_task(name, options)
     plan = choices.race_settings(settings, specs, made.default_steps)
-    console = _console()
+    console = make_console()
     report = _run_race(console, made, plan, options)
     _print_outcome(console, report)
     files = write_report(report, Path(settings.get("out", f"race-{name}")))
-    _say("wrote " + ", ".join(str(path) for path in files))
+    say("wrote " + ", ".join(str(path) for path in files))
     if report.interrupted:
         raise typer.Exit(STOPPED)
 
@@ -263,20 +264,7 @@ def _print_outcome(console: Console, report: RaceReport) -> None:
     comparison = report.comparison
     console.print(result_table(comparison))
     console.print("★ best by more than the spread over seeds   ☆ best, but not by more than that")
-    _say(comparison.by_steps.text)
-    _say(comparison.by_seconds.text)
+    say(comparison.by_steps.text)
+    say(comparison.by_seconds.text)
     if report.interrupted:
-        _say("stopped by Ctrl-C: this compares what had run")
-
-
-def _console() -> Console:
-    """Returns a console on standard output, wide where no terminal says how wide it is."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 160
-    return console
-
-
-def _say(text: str) -> None:
-    """Print a line that is never wrapped, so that it can be searched and copied."""
-    _console().print(Text(text), soft_wrap=True)
+        say("stopped by Ctrl-C: this compares what had run")

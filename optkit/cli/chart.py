@@ -1,4 +1,4 @@
-"""The four panels of a race, drawn once: as a PNG, and as an SVG whose points tell their values."""
+"""The four panels of a report, drawn once: a PNG, and an SVG whose points tell their values."""
 
 import html
 import io
@@ -10,8 +10,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from optkit.cli.racing import Run
-from optkit.cli.results import Curve, Panel, panels
+from optkit.cli.results import Curve, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,34 +34,30 @@ _POINTS = 72  # of an SVG, per inch
 _HOVERS = 120  # most points of a curve that tell their value
 
 
-def picture(
-    runs: Sequence[Run], metric: str, path: pathlib.Path, *, caption: Sequence[str]
-) -> None:
+def picture(drawn: Sequence[Panel], path: pathlib.Path, *, caption: Sequence[str]) -> None:
     """Draws the panels in a 2x2 grid as a PNG.
 
     Args:
-      runs: the runs.
-      metric: name of the held-out metric.
+      drawn: four panels.
       path: a ``.png`` file.
       caption: paragraphs above the panels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = _figure(panels(runs, metric))
+    figure = _figure(drawn)
     lines = [line for text in caption for line in textwrap.wrap(text, width=140)]
     figure.suptitle("\n".join(lines), fontsize=11)
     FigureCanvasAgg(figure).print_figure(path, dpi=110, format="png")
 
 
-def drawing(runs: Sequence[Run], metric: str) -> str:
+def drawing(drawn: Sequence[Panel]) -> str:
     """Draws the same panels as an SVG element for a page.
 
     Each point has a title of its own, which browsers show under the pointer. So a page needs no
     script; a charting library inside it would weigh megabytes.
 
     Args:
-      runs: the runs.
-      metric: name of the held-out metric.
+      drawn: four panels.
 
     Returns:
       The element, as wide as the page.
@@ -70,7 +65,6 @@ def drawing(runs: Sequence[Run], metric: str) -> str:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    drawn = panels(runs, metric)
     # Text stays text, and equal races give equal pages.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "optkit"}), io.StringIO() as file:
         figure = _figure(drawn)
@@ -102,9 +96,11 @@ def _figure(drawn: Sequence[Panel]) -> "Figure":
     looks = {label: _look(index) for index, label in enumerate(names)}
     for ax, panel in zip(axes.flat, drawn, strict=True):
         _draw(ax, panel, looks)
-    handles, labels = axes.flat[-1].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    found = (ax.get_legend_handles_labels() for ax in axes.flat)
+    shown = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+    if shown:
+        ncols = min(4, len(shown))
+        figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=ncols)
     return figure
 
 
@@ -136,7 +132,7 @@ def _hovers(ax: "Axes", panel: Panel, curve: Curve, height: float) -> Iterator[s
         left, up = ax.transData.transform((x, mean))
         if not ax.bbox.contains(left, up):
             continue
-        spread = "" if low == high else f" (seeds {low:.4g} to {high:.4g})"
+        spread = "" if low == high else f" ({panel.band} {low:.4g} to {high:.4g})"
         title = f"{curve.label}: {panel.y_title} {mean:.4g}{spread} at {x:.5g} {panel.x_title}"
         yield (
             f'<circle cx="{left:.1f}" cy="{height - up:.1f}" r="5">'

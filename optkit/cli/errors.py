@@ -4,7 +4,9 @@ import difflib
 import importlib.util
 from collections.abc import Iterable, Sequence
 
-__all__ = ["CommandError", "message_of", "require_extra", "suggestion"]
+__all__ = ["STOPPED", "CommandError", "message_of", "require_extra", "suggestion"]
+
+STOPPED = 130  # exit code of a run that Ctrl-C ended
 
 
 class CommandError(Exception):

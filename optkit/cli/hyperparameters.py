@@ -18,6 +18,7 @@ __all__ = [
     "build",
     "find_entry",
     "find_recipe",
+    "find_strategy",
     "resolved",
 ]
 
@@ -55,9 +56,38 @@ def find_recipe(name: str) -> Entry:
     """
     entry = find_entry(name)
     if entry.kind != "recipe":
+        runs = "; `optkit evolve` runs it" if entry.kind == "strategy" else ""
         raise CommandError(
             f"{name} is a {entry.kind}, not a complete optimizer; "
-            "choose a recipe (`optkit list --kind recipe`)"
+            f"choose a recipe (`optkit list --kind recipe`){runs}"
+        )
+    return entry
+
+
+def find_strategy(name: str) -> Entry:
+    """Returns the entry of a population method that a fitness is enough for.
+
+    Args:
+      name: a catalogued name.
+
+    Returns:
+      The entry.
+
+    Raises:
+      CommandError: for an unknown name, something that is no population method, or one for parts of
+        unrolled problems.
+    """
+    entry = find_entry(name)
+    if entry.kind != "strategy":
+        runs = "; `optkit train` runs it" if entry.kind == "recipe" else ""
+        raise CommandError(
+            f"{name} is a {entry.kind}, not a population method; "
+            f"choose a strategy (`optkit list --kind strategy`){runs}"
+        )
+    if "unrolled" in entry.tags:
+        raise CommandError(
+            f"{name} is for problems that are unrolled in parts, which no task here is; "
+            "openai_es has the same noise for whole ones"
         )
     return entry
 

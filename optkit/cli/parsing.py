@@ -4,18 +4,22 @@ import ast
 import dataclasses
 import json
 import tomllib
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optkit.tasks
+import optkit.tasks.population
 from optkit.cli.errors import CommandError, message_of, suggestion
 from optkit.tasks import Task
+from optkit.tasks.population import PopulationTask
 
 __all__ = [
     "MethodSpec",
     "check_seeds",
     "load_config",
+    "make_population_task",
     "make_task",
     "parse_assignments",
     "parse_method",
@@ -36,6 +40,10 @@ _CONFIG_KEYS: dict[str, tuple[Any, str]] = {
     "seconds": ((int, float), "a number above 0"),
     "seed": (int, "an integer of at least 0"),
     "seeds": (list, "a list"),
+    "population": _COUNT,
+    "generations": _COUNT,
+    "optimizer": (str, "text"),
+    "learning_rate": ((int, float), "a number above 0"),
     "eval_every": _COUNT,
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,
@@ -196,7 +204,8 @@ def load_config(path: Path | None) -> dict[str, Any]:
 
     Keys: ``task``, ``steps``, ``seconds``, ``seed``, ``seeds``, ``schedule``, ``warmup``,
     ``final``, ``eval_every``, ``log_every``, ``checkpoint_every``, ``out``, the table
-    ``task_options``, and ``methods``: either a table of tables (``[methods.muon]`` with
+    for ``optkit evolve`` ``population``, ``generations``, ``optimizer`` and ``learning_rate``, the
+    table ``task_options``, and ``methods``: either a table of tables (``[methods.muon]`` with
     hyperparameters) or a list of ``METHOD:name=value,...`` words.
 
     Args:
@@ -267,13 +276,36 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     Raises:
       CommandError: for an unknown task or a refused option.
     """
-    known = optkit.tasks.names()
+    task: Task = _made(optkit.tasks, name, options)
+    return task
+
+
+def make_population_task(name: str, options: Mapping[str, Any]) -> PopulationTask:
+    """Builds a task for populations, turning its complaints into one-line errors.
+
+    Args:
+      name: one of ``optkit.tasks.population.names()``.
+      options: its options.
+
+    Returns:
+      The task.
+
+    Raises:
+      CommandError: for an unknown task or a refused option.
+    """
+    task: PopulationTask = _made(optkit.tasks.population, name, options)
+    return task
+
+
+def _made(tasks: types.ModuleType, name: str, options: Mapping[str, Any]) -> Any:
+    """Builds a task of a module."""
+    known = tasks.names()
     if name not in known:
         raise CommandError(
             f"unknown task {name!r}{suggestion(name, known)}; tasks: {', '.join(sorted(known))}"
         )
     try:
-        return optkit.tasks.get(name, **options)
+        return tasks.get(name, **options)
     except ImportError as error:
         raise CommandError(message_of(error), exit_code=1) from error
     except (TypeError, ValueError, KeyError, OSError) as error:

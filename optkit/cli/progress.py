@@ -17,7 +17,7 @@ from rich.text import Text
 from optkit.cli.racing import Run
 from optkit.cli.settings import TrainSettings
 
-__all__ = ["RaceProgress", "TrainProgress"]
+__all__ = ["EvolveProgress", "RaceProgress", "TrainProgress"]
 
 
 def _bars(console: Console, *columns: ProgressColumn) -> Progress:
@@ -39,6 +39,8 @@ class TrainProgress:
     Args:
       console: where to draw.
     """
+
+    STEP = "step"
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -65,16 +67,53 @@ class TrainProgress:
     def row(self, row: dict[str, Any]) -> None:
         """Shows one row of the log."""
         if "held_out" in row:
-            scores = (f"{name} {value:.4f}" for name, value in row["held_out"].items())
-            self._held_out = "held-out " + ", ".join(scores)
+            self._held_out = self._scores(row["held_out"])
+        figures = f"{self._figures(row)}  {self._held_out}"
         if self._id is not None:
-            figures = f"train loss {row['loss']:.4f}  {self._held_out}"
             self._bars.update(self._id, completed=row["step"], figures=figures)
             self._bars.refresh()
         if "held_out" in row and not self._console.is_terminal:
-            figures = f"train loss {row['loss']:.4f}  {self._held_out}"
-            line = f"{self._label}  step {row['step']}  {figures}"
+            line = f"{self._label}  {self.STEP} {row['step']}  {figures}"
             self._console.print(Text(line), soft_wrap=True)
+
+    def _scores(self, held_out: dict[str, float]) -> str:
+        """Says in short how good the model is."""
+        return "held-out " + ", ".join(f"{name} {value:.4f}" for name, value in held_out.items())
+
+    def _figures(self, row: dict[str, Any]) -> str:
+        """Says in short how training goes."""
+        return f"train loss {row['loss']:.4f}"
+
+
+class EvolveProgress(TrainProgress):
+    """The bar of one run of a population, with its fitnesses and how fast they are measured.
+
+    Args:
+      console: where to draw.
+    """
+
+    STEP = "generation"
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._before = (0.0, 0.0)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Shows one row of the log."""
+        super().row(row)
+        self._before = (row["evaluations"], row["seconds"])
+
+    def _scores(self, held_out: dict[str, float]) -> str:
+        name, value = next(iter(held_out.items()))
+        return f"unperturbed {name} {value:.4g}"
+
+    def _figures(self, row: dict[str, Any]) -> str:
+        evaluations, seconds = self._before
+        passed = row["seconds"] - seconds
+        rate = (row["evaluations"] - evaluations) / passed if passed > 0 else 0.0
+        spread = f"  sigma {row['sigma']:.4g}" if "sigma" in row else ""
+        fitness = f"fitness best {row['fitness_best']:.4g}  mean {row['fitness_mean']:.4g}"
+        return f"{fitness}{spread}  {rate:.0f} evaluations/s"
 
 
 class RaceProgress:

@@ -10,10 +10,10 @@ from typing import Any
 from optkit.cli.chart import drawing, picture
 from optkit.cli.logs import finite, write_text
 from optkit.cli.racing import Run
-from optkit.cli.results import Comparison, compare
+from optkit.cli.results import Comparison, compare, panels
 from optkit.cli.tables import bytes_text, seconds_text
 
-__all__ = ["RaceReport", "page", "results", "write_report"]
+__all__ = ["RaceReport", "document", "page", "results", "write_report"]
 
 _STYLE = """
 body { font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem;
@@ -67,12 +67,13 @@ def write_report(report: RaceReport, out: pathlib.Path) -> list[pathlib.Path]:
       The files, in that order.
     """
     out.mkdir(parents=True, exist_ok=True)
-    data, image, document = (out / name for name in ("results.json", "report.png", "report.html"))
+    data, image, written = (out / name for name in ("results.json", "report.png", "report.html"))
     write_text(data, json.dumps(finite(results(report)), indent=1, allow_nan=False) + "\n")
     verdicts = (report.comparison.by_steps.text, report.comparison.by_seconds.text)
-    picture(report.runs, report.metric, image, caption=[_headline(report), *verdicts])
-    write_text(document, page(report))
-    return [data, image, document]
+    drawn = panels(report.runs, report.metric)
+    picture(drawn, image, caption=[_headline(report), *verdicts])
+    write_text(written, page(report))
+    return [data, image, written]
 
 
 def results(report: RaceReport) -> dict[str, Any]:
@@ -113,11 +114,7 @@ def page(report: RaceReport) -> str:
     comparison = report.comparison
     stopped = "<p class=warn>Stopped by Ctrl-C: this shows what had run.</p>"
     setup = json.dumps(finite({"task": report.task, **report.settings}), indent=2, default=str)
-    title = html.escape(_headline(report))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
-<body><h1>{title}</h1>
-<p>{html.escape(str(report.task["description"]))}</p>
+    body = f"""<p>{html.escape(str(report.task["description"]))}</p>
 {stopped if report.interrupted else ""}
 <p>{html.escape(comparison.by_steps.text)}<br>{html.escape(comparison.by_seconds.text)}</p>
 {_table(comparison)}
@@ -125,10 +122,28 @@ def page(report: RaceReport) -> str:
 ★ best by more than the spread over seeds; ☆ best, but not by more than that. Training time leaves
 out compilation and evaluation; between two evaluations the metric is interpolated. Bands in the
 curves span the seeds; point at a curve to read its values.</p>
-{drawing(report.runs, report.metric)}
+{drawing(panels(report.runs, report.metric))}
 <h2>Configuration</h2><pre>{html.escape(setup)}</pre>
 <h2>Versions</h2><pre>{html.escape(json.dumps(dict(report.versions), indent=2))}</pre>
-</body></html>
+"""
+    return document(_headline(report), body)
+
+
+def document(title: str, body: str) -> str:
+    """Returns a page that loads nothing from elsewhere.
+
+    Args:
+      title: its title, text.
+      body: what follows the title, HTML.
+
+    Returns:
+      HTML.
+    """
+    title = html.escape(title)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
+<body><h1>{title}</h1>
+{body}</body></html>
 """
 
 

@@ -111,6 +111,7 @@ class Panel:
     y_title: str
     curves: tuple[Curve, ...]
     y_range: tuple[float, float] | None
+    band: str = "seeds"  # what the bands around curves span
 
 
 def compare(runs: Sequence[Run], metric: str) -> Comparison:

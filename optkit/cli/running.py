@@ -17,6 +17,7 @@ from optkit.cli.errors import CommandError, message_of
 from optkit.cli.hyperparameters import build
 from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.tasks import Task
+from optkit.tasks.population import PopulationTask
 from optkit.tasks.training import train_step
 
 __all__ = ["Prepared", "fresh_copy", "prepare", "versions", "warm_up"]
@@ -24,14 +25,27 @@ __all__ = ["Prepared", "fresh_copy", "prepare", "versions", "warm_up"]
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A method on a task: the transformation and its compiled training step."""
+    """A method on a task: the transformation and its compiled training step.
 
-    task: Task
+    Attributes:
+      task: has ``init``, ``batch`` and ``evaluate``.
+      tx: the transformation.
+      step: ``step(batch, state, params) -> (state, params, metrics)``.
+      abstract_params: shapes and dtypes of the parameters.
+      abstract_state: the same of the state.
+      state_bytes: bytes of the state.
+      watched: the metric that has to stay finite.
+      counts: what else a row of the log says, from the number of steps.
+    """
+
+    task: Task | PopulationTask
     tx: optax.GradientTransformation
     step: Callable[..., tuple[Any, Any, dict[str, jax.Array]]]
     abstract_params: Any
     abstract_state: Any
     state_bytes: int
+    watched: str = "loss"
+    counts: Callable[[int], dict[str, float]] = lambda step: {}
 
 
 def prepare(

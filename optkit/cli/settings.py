@@ -3,19 +3,18 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
+from optkit.catalogue import Entry
 from optkit.cli.errors import CommandError
 from optkit.cli.hyperparameters import find_recipe, resolved
 from optkit.cli.parsing import make_task
 from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.cli.values import plain
+from optkit.tasks import Task
+from optkit.tasks.population import PopulationTask
 
 __all__ = ["TrainRequest", "TrainSettings", "settle"]
-
-# Fields that a resumed run must share with the saved one. The number of steps may change unless the
-# learning rate falls towards it, and how often a checkpoint is written changes no number.
-_FIXED = ("method", "task", "task_options", "seed", "schedule", "log_every", "eval_every")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,25 @@ class TrainRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """A training run with nothing left open."""
+    """A training run with nothing left open.
+
+    Attributes:
+      FIXED: fields that a resumed run must share with the saved one. The number of steps may change
+        unless the learning rate falls towards it, and how often a checkpoint is written changes no
+        number.
+      DEFAULT_TASK: where none is named.
+    """
+
+    FIXED: ClassVar[tuple[str, ...]] = (
+        "method",
+        "task",
+        "task_options",
+        "seed",
+        "schedule",
+        "log_every",
+        "eval_every",
+    )
+    DEFAULT_TASK: ClassVar[str] = "bytelm"
 
     method: str
     hyperparameters: dict[str, Any]
@@ -51,22 +68,48 @@ class TrainSettings:
     checkpoint_every: int
     schedule: RateSchedule = CONSTANT
 
+    @staticmethod
+    def make_task(name: str, options: Mapping[str, Any]) -> Task | PopulationTask:
+        """Builds the task of such a run."""
+        return make_task(name, options)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Self:
+        """Returns the settings that a checkpoint was saved with."""
+        found = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{**found, "schedule": RateSchedule(**found["schedule"])})
+
+    @property
+    def entry(self) -> Entry:
+        """The method."""
+        return find_recipe(self.method)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the method is called with."""
+        return self.hyperparameters
+
     def record(self) -> dict[str, Any]:
         """Returns what a checkpoint says of its run: these settings and every value in force."""
-        entry = find_recipe(self.method)
         return {
             **plain(dataclasses.asdict(self)),
-            "in_force": resolved(entry, self.hyperparameters),
+            "in_force": resolved(self.entry, self.arguments),
         }
 
 
-def settle(request: TrainRequest, saved: Mapping[str, Any] | None) -> TrainSettings:
+Settings = TypeVar("Settings", bound=TrainSettings)
+
+
+def settle(
+    kind: type[Settings], request: TrainRequest, saved: Mapping[str, Any] | None
+) -> Settings:
     """Fills in what was not asked for, and refuse what contradicts the saved run.
 
     Hyperparameters, task options and schedule are taken as complete sets if given at all.
 
     Args:
-      request: what was asked for.
+      kind: what is run: settings of training, or those that have more fields.
+      request: what was asked for, with such fields too.
       saved: record of the newest checkpoint, or None for a new run.
 
     Returns:
@@ -81,13 +124,15 @@ def settle(request: TrainRequest, saved: Mapping[str, Any] | None) -> TrainSetti
         asked = getattr(request, name)
         return asked if asked is not None else known.get(name, default)
 
-    task_name = choose("task", "bytelm")
+    task_name = choose("task", kind.DEFAULT_TASK)
     task_options = dict(choose("task_options", {}))
-    steps = request.steps or known.get("steps") or make_task(task_name, task_options).default_steps
+    steps = request.steps or known.get("steps")
+    steps = steps or kind.make_task(task_name, task_options).default_steps
     tenth = max(1, steps // 10)
     schedule = request.schedule or RateSchedule(**known.get("schedule", {}))
     schedule.check(steps)
-    settings = TrainSettings(
+    own = {*_names(kind)} - {*_names(TrainSettings)}
+    settings = kind(
         method=request.method,
         hyperparameters=dict(choose("hyperparameters", {})),
         task=task_name,
@@ -98,17 +143,23 @@ def settle(request: TrainRequest, saved: Mapping[str, Any] | None) -> TrainSetti
         eval_every=choose("eval_every", tenth),
         checkpoint_every=choose("checkpoint_every", tenth),
         schedule=schedule,
+        **{name: choose(name, None) for name in own},
     )
     if saved is not None:
-        _refuse_differences(settings.record(), saved, request.out)
+        _refuse_differences(settings, saved, request.out)
     return settings
 
 
+def _names(kind: type[TrainSettings]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
 def _refuse_differences(
-    new: Mapping[str, Any], saved: Mapping[str, Any], out: pathlib.Path
+    settings: TrainSettings, saved: Mapping[str, Any], out: pathlib.Path
 ) -> None:
     """Raises if a resumed run would not be the saved run."""
-    fixed = (*_FIXED, "steps") if RateSchedule(**new["schedule"]).decays else _FIXED
+    new = settings.record()
+    fixed = (*settings.FIXED, "steps") if settings.schedule.decays else settings.FIXED
     pairs = [(name, saved[name], new[name]) for name in fixed]
     if new["method"] == saved["method"]:
         old, now = saved["in_force"], new["in_force"]

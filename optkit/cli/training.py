@@ -12,16 +12,14 @@ import numpy as np
 
 from optkit.cli.checkpoints import Checkpoints
 from optkit.cli.errors import CommandError
-from optkit.cli.hyperparameters import find_recipe
 from optkit.cli.logs import TrainingLog
 from optkit.cli.parsing import make_task
 from optkit.cli.running import Prepared, prepare, versions, warm_up
-from optkit.cli.schedules import RateSchedule
 from optkit.cli.settings import TrainRequest, TrainSettings, settle
 from optkit.cli.signals import StopRequest
 from optkit.tasks.training import start
 
-__all__ = ["Outcome", "load_run", "train"]
+__all__ = ["TRAINING", "Outcome", "Procedure", "carry_out", "load_run", "train"]
 
 LOG_NAME = "log.jsonl"
 _CHECKPOINTS = "checkpoints"
@@ -44,6 +42,31 @@ class Outcome:
     step: int
     rows: list[dict[str, Any]]
     stopped: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Procedure:
+    """What a command runs, by steps with checkpoints.
+
+    Attributes:
+      settings: class of its settings.
+      prepare: from settings to the compiled step.
+      command: its name.
+    """
+
+    settings: type[TrainSettings]
+    prepare: Callable[[Any], Prepared]
+    command: str
+
+
+def _prepare(settings: TrainSettings) -> Prepared:
+    task = make_task(settings.task, settings.task_options)
+    return prepare(
+        task, settings.entry, settings.hyperparameters, settings.schedule, steps=settings.steps
+    )
+
+
+TRAINING = Procedure(TrainSettings, _prepare, "train")
 
 
 @dataclasses.dataclass
@@ -74,6 +97,30 @@ def train(
       How it ended.
 
     Raises:
+      CommandError: as ``carry_out``.
+    """
+    return carry_out(TRAINING, request, on_start=on_start, on_row=on_row)
+
+
+def carry_out(
+    procedure: Procedure,
+    request: TrainRequest,
+    *,
+    on_start: Callable[[Any, int], None] = lambda settings, step: None,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Outcome:
+    """Runs a procedure from its start or its last checkpoint, with log and checkpoints.
+
+    Args:
+      procedure: what kind of run it is.
+      request: what to run.
+      on_start: called with the settings and the first step, before anything is compiled.
+      on_row: called with each row that is logged.
+
+    Returns:
+      How it ended.
+
+    Raises:
       CommandError: for wrong settings, a directory that holds another run, or a loss that is not
         finite (the last checkpoint stays).
     """
@@ -84,27 +131,27 @@ def train(
         raise CommandError(
             f"{out} already holds a run: pass --resume to go on with it, or another --out"
         )
-    settings = settle(request, saved)
-    task = make_task(settings.task, settings.task_options)
-    entry = find_recipe(settings.method)
-    prepared = prepare(
-        task, entry, settings.hyperparameters, settings.schedule, steps=settings.steps
-    )
+    _refuse_other(procedure, saved, out)
+    settings = settle(procedure.settings, request, saved)
+    prepared = procedure.prepare(settings)
     on_start(settings, latest or 0)
     with Checkpoints(out / _CHECKPOINTS) as checkpoints:
         run = _begin(prepared, settings, checkpoints, latest, saved)
         started_at = run.step
         with TrainingLog(log_path, after=run.saved) as log, StopRequest() as stop:
-            _loop(_Loop(prepared, settings, run, log, checkpoints, stop, on_row))
+            _loop(_Loop(procedure, prepared, settings, run, log, checkpoints, stop, on_row))
     stopped = run.step < settings.steps
     return Outcome(settings, started_at, run.step, log.rows, stopped)
 
 
-def load_run(directory: pathlib.Path) -> tuple[Any, Any, dict[str, Any]]:
+def load_run(
+    directory: pathlib.Path, procedure: Procedure = TRAINING
+) -> tuple[Any, Any, dict[str, Any]]:
     """Loads the newest checkpoint of a training directory.
 
     Args:
       directory: the ``--out`` of ``optkit train``.
+      procedure: what wrote it.
 
     Returns:
       ``(params, state, record)`` in the structures of the task and the optimizer.
@@ -114,10 +161,11 @@ def load_run(directory: pathlib.Path) -> tuple[Any, Any, dict[str, Any]]:
     """
     latest, record = _saved_record(directory)
     if latest is None or record is None:
-        raise CommandError(f"{directory} holds no complete checkpoint of `optkit train`")
-    task = make_task(record["task"], record["task_options"])
-    entry, schedule = find_recipe(record["method"]), RateSchedule(**record["schedule"])
-    prepared = prepare(task, entry, record["hyperparameters"], schedule, steps=record["steps"])
+        raise CommandError(
+            f"{directory} holds no complete checkpoint of `optkit {procedure.command}`"
+        )
+    _refuse_other(procedure, record, directory)
+    prepared = procedure.prepare(procedure.settings.of_record(record))
     with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
         state, params = checkpoints.restore(
             latest, prepared.abstract_params, prepared.abstract_state
@@ -134,10 +182,23 @@ def _saved_record(directory: pathlib.Path) -> tuple[int | None, dict[str, Any] |
         return latest, None if latest is None else checkpoints.record(latest)
 
 
+def _refuse_other(
+    procedure: Procedure, record: dict[str, Any] | None, directory: pathlib.Path
+) -> None:
+    """Raises if a checkpoint is of another kind of run."""
+    command = (record or {}).get("command", procedure.command)
+    if command != procedure.command:
+        raise CommandError(
+            f"{directory} holds a run of `optkit {command}`, not of `optkit {procedure.command}`: "
+            f"go on with that command, or give another --out"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Loop:
     """What the loop works with."""
 
+    procedure: Procedure
     prepared: Prepared
     settings: TrainSettings
     run: _Run
@@ -188,7 +249,8 @@ def _loop(loop: _Loop) -> None:
             jax.block_until_ready((run.state, run.params, metrics))
         run.seconds += time.perf_counter() - begin
         if logs or saves:
-            _refuse_divergence(run, float(np.asarray(metrics["loss"])))
+            watched = loop.prepared.watched
+            _refuse_divergence(run, watched, float(np.asarray(metrics[watched])))
         if logs:
             _log(loop, metrics, evaluates=evaluates)
         if saves:
@@ -197,12 +259,12 @@ def _loop(loop: _Loop) -> None:
         _save(loop)
 
 
-def _refuse_divergence(run: _Run, loss: float) -> None:
+def _refuse_divergence(run: _Run, name: str, value: float) -> None:
     """Raises if the loss is not finite, before anything of it is logged or saved."""
-    if not math.isfinite(loss):
+    if not math.isfinite(value):
         raise CommandError(
-            f"the loss became {loss} at step {run.step}: try a smaller learning_rate "
-            f"(the checkpoint of step {run.saved} stays)",
+            f"the {name.replace('_', ' ')} became {value} at step {run.step}: "
+            f"try a smaller learning_rate (the checkpoint of step {run.saved} stays)",
             exit_code=1,
         )
 
@@ -211,7 +273,8 @@ def _log(loop: _Loop, metrics: dict[str, jax.Array], *, evaluates: bool) -> None
     """Appends the row of the current step."""
     run = loop.run
     scalars = {name: float(np.asarray(value)) for name, value in metrics.items()}
-    row: dict[str, Any] = {"step": run.step, "seconds": run.seconds, **scalars}
+    counts = loop.prepared.counts(run.step)
+    row: dict[str, Any] = {"step": run.step, "seconds": run.seconds, **counts, **scalars}
     if evaluates:
         row["held_out"] = loop.prepared.task.evaluate(run.params)
     loop.log.append(row)
@@ -223,6 +286,7 @@ def _save(loop: _Loop) -> None:
     run = loop.run
     loop.log.sync()
     record = {
+        "command": loop.procedure.command,
         **loop.settings.record(),
         "step": run.step,
         "seconds": run.seconds,

@@ -81,10 +81,11 @@ class PopulationTask:
           params: its parameters.
 
         Returns:
-          Numbers by name.
+          Numbers by name, that of ``metric`` first.
         """
         found = self.score(params, jax.random.key(_EVALUATION_SEED))
-        return {name: float(value) for name, value in found.items()}
+        names = [self.metric, *(name for name in found if name != self.metric)]
+        return {name: float(found[name]) for name in names}
 
 
 def as_population(tree: Any) -> Any:

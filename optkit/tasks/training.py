@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -68,7 +68,14 @@ def train_step(task: Task, tx: optax.GradientTransformation) -> Step:
     return jax.jit(step, donate_argnums=(1, 2))
 
 
-def start(task: Task, tx: optax.GradientTransformation, seed: int) -> tuple[State, Params]:
+class _Model(Protocol):
+    """Any task: what has initial parameters."""
+
+    @property
+    def init(self) -> Callable[[jax.Array], Params]: ...
+
+
+def start(task: _Model, tx: optax.GradientTransformation, seed: int) -> tuple[State, Params]:
     """Returns the first `(state, params)` of a run, each leaf in its own buffer, ready to donate.
 
     Args:

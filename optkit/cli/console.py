@@ -1,0 +1,25 @@
+"""Where the commands print."""
+
+import os
+
+from rich.console import Console
+from rich.text import Text
+
+__all__ = ["make_console", "say"]
+
+
+def make_console() -> Console:
+    """Returns a console on standard output, wide where no terminal says how wide it is."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
+    return console
+
+
+def say(text: str) -> None:
+    """Prints a line that is never wrapped, so that it can be searched and copied.
+
+    Args:
+      text: the line.
+    """
+    make_console().print(Text(text), soft_wrap=True)
