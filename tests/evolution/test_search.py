@@ -333,6 +333,14 @@ def test_what_is_too_large_is_sent_elsewhere():
         jax.eval_shape(make(8, sigma=0.1, max_size=1025).init, jnp.zeros(1025))
 
 
+@each
+def test_the_usual_population(name):
+    es = MAKERS[name](sigma=0.1)
+    assert es.population is None
+    members = jax.eval_shape(lambda: es.perturb(TREE, es.init(TREE)))
+    assert members["w"].shape == (9, 2, 2)  # 4 + floor(3 ln 6)
+
+
 def test_constants_of_something_else_are_refused():
     k = search.cma_constants(5, 8)
     with pytest.raises(ValueError, match="constants are for 5 parameters and 8 members"):

@@ -89,7 +89,8 @@ def cma_es(
     thousand parameters, ``sep_cma_es`` beyond.
 
     Args:
-      population: number of members N, at least 2; None for ``4 + floor(3 ln d)``.
+      population: number of members N, at least 2; None for ``4 + floor(3 ln d)``, which is known
+        once there are parameters: the strategy's own ``population`` is then None.
       sigma: first deviation; a third of the distance to the solution is a good guess.
       covariance: first C, ``(d, d)`` or its diagonal ``(d,)``, in the order of the tree's leaves;
         None for the identity.

@@ -92,10 +92,12 @@ def sep_cma_es(
     thousand of them depend on each other.
 
     Args:
-      population: number of members N, at least 2; None for ``4 + floor(3 ln d)``.
+      population: number of members N, at least 2; None for ``4 + floor(3 ln d)``, which is known
+        once there are parameters: the strategy's own ``population`` is then None.
       sigma: first deviation.
       constants: "cmaes", "paper", "pycma" or "evosax" (see ``search.sep_cma_constants``), or what
-        that function returned.
+        that function returned. In a few hundred dimensions "pycma" and "paper" learn faster than
+        the default: see ``python -m benchmarks.claims covariance_search``.
       ties: "order"; "average" shares the weights of equal members, and then shrinks the deviation
         in flat generations; "floor" gives them the weight of their average rank, as evosax does.
       bounds: (low, high), two numbers or trees; None for none. The mean stays inside too.

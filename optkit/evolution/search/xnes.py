@@ -77,7 +77,8 @@ def xnes(
     fewer evaluations on most problems; this one has fewer constants.
 
     Args:
-      population: number of members N, at least 2; None for ``4 + floor(3 ln d)``.
+      population: number of members N, at least 2; None for ``4 + floor(3 ln d)``, which is known
+        once there are parameters: the strategy's own ``population`` is then None.
       sigma: first deviation.
       eta_sigma: rate of the deviation; None for ``0.6*(3 + ln d)/(d*sqrt(d))``.
       eta_shape: rate of B; None for the same.
