@@ -17,7 +17,7 @@ from benchmarks.claims.engine import Outcome, Setting, spread
 from optkit.evolution import cosine_annealing, count_probes, polystep
 from optkit.tasks import maxsat
 
-SIZES, RATIO, GENERATIONS = (100, 1_000, 10_000, 100_000), 4.27, 20
+SIZES, RATIO, GENERATIONS = (100, 1_000, 10_000, 100_000), 4.27, 12
 CHUNK = 4096
 
 
