@@ -34,12 +34,13 @@ from optkit.cli.options import (
     TaskOptions,
     Warmup,
 )
-from optkit.cli.parsing import MethodSpec, load_config, make_task, parse_seeds
+from optkit.cli.parsing import MethodSpec, load_config, parse_seeds
 from optkit.cli.progress import RaceProgress, TrainProgress
 from optkit.cli.racing import RaceSettings, race
 from optkit.cli.report import RaceReport, write_report
 from optkit.cli.running import prepare, versions
 from optkit.cli.tables import method_table, method_text, result_table
+from optkit.cli.tasks import make_task
 from optkit.cli.training import train
 from optkit.cli.values import plain
 from optkit.tasks import Task

@@ -12,9 +12,10 @@ import optax
 from optkit.catalogue import Entry
 from optkit.cli.errors import CommandError, message_of
 from optkit.cli.hyperparameters import build, find_recipe, find_strategy
-from optkit.cli.parsing import make_population_task, parse_method
+from optkit.cli.parsing import parse_method
 from optkit.cli.running import Prepared
 from optkit.cli.settings import TrainRequest, TrainSettings
+from optkit.cli.tasks import make_population_task
 from optkit.cli.training import Outcome, Procedure, carry_out
 from optkit.evolution import PopulationPerturb, Strategy, evaluate
 from optkit.tasks.population import PopulationTask

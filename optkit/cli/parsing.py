@@ -4,23 +4,16 @@ import ast
 import dataclasses
 import json
 import tomllib
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import optkit.tasks
-import optkit.tasks.population
-from optkit.cli.errors import CommandError, message_of, suggestion
-from optkit.tasks import Task
-from optkit.tasks.population import PopulationTask
+from optkit.cli.errors import CommandError, suggestion
 
 __all__ = [
     "MethodSpec",
     "check_seeds",
     "load_config",
-    "make_population_task",
-    "make_task",
     "parse_assignments",
     "parse_method",
     "parse_seeds",
@@ -261,52 +254,3 @@ def _config_methods(path: Path, methods: Mapping[str, Any] | list[Any]) -> dict[
         merged = {**spec.hyperparameters, **table}
         specs[spec.label] = dataclasses.replace(spec, hyperparameters=merged)
     return specs
-
-
-def make_task(name: str, options: Mapping[str, Any]) -> Task:
-    """Builds a task, turning its complaints into one-line errors.
-
-    Args:
-      name: one of ``optkit.tasks.names()``.
-      options: its options.
-
-    Returns:
-      The task.
-
-    Raises:
-      CommandError: for an unknown task or a refused option.
-    """
-    task: Task = _made(optkit.tasks, name, options)
-    return task
-
-
-def make_population_task(name: str, options: Mapping[str, Any]) -> PopulationTask:
-    """Builds a task for populations, turning its complaints into one-line errors.
-
-    Args:
-      name: one of ``optkit.tasks.population.names()``.
-      options: its options.
-
-    Returns:
-      The task.
-
-    Raises:
-      CommandError: for an unknown task or a refused option.
-    """
-    task: PopulationTask = _made(optkit.tasks.population, name, options)
-    return task
-
-
-def _made(tasks: types.ModuleType, name: str, options: Mapping[str, Any]) -> Any:
-    """Builds a task of a module."""
-    known = tasks.names()
-    if name not in known:
-        raise CommandError(
-            f"unknown task {name!r}{suggestion(name, known)}; tasks: {', '.join(sorted(known))}"
-        )
-    try:
-        return tasks.get(name, **options)
-    except ImportError as error:
-        raise CommandError(message_of(error), exit_code=1) from error
-    except (TypeError, ValueError, KeyError, OSError) as error:
-        raise CommandError(f"task {name}: {message_of(error)}") from error

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self, TypeVar
 from optkit.catalogue import Entry
 from optkit.cli.errors import CommandError
 from optkit.cli.hyperparameters import find_recipe, resolved
-from optkit.cli.parsing import make_task
 from optkit.cli.schedules import CONSTANT, RateSchedule
+from optkit.cli.tasks import make_task
 from optkit.cli.values import plain
 from optkit.tasks import Task
 from optkit.tasks.population import PopulationTask

@@ -13,10 +13,10 @@ import numpy as np
 from optkit.cli.checkpoints import Checkpoints
 from optkit.cli.errors import CommandError
 from optkit.cli.logs import TrainingLog
-from optkit.cli.parsing import make_task
 from optkit.cli.running import Prepared, prepare, versions, warm_up
 from optkit.cli.settings import TrainRequest, TrainSettings, settle
 from optkit.cli.signals import StopRequest
+from optkit.cli.tasks import make_task
 from optkit.tasks.training import start
 
 __all__ = ["TRAINING", "Outcome", "Procedure", "carry_out", "load_run", "train"]

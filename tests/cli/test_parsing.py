@@ -7,12 +7,12 @@ import pytest
 from optkit.cli.errors import CommandError
 from optkit.cli.parsing import (
     load_config,
-    make_task,
     parse_assignments,
     parse_method,
     parse_seeds,
     parse_value,
 )
+from optkit.cli.tasks import make_task
 
 
 @pytest.mark.parametrize(
