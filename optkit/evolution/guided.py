@@ -1,5 +1,6 @@
 """Guided evolution strategies: noise that favours the span of surrogate gradients."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from optkit.transforms.hyperparams import (
 )
 from optkit.transforms.noise import Key, check_seed, fresh_key
 from optkit.tree import PyTree, upcast, zeros_like_params
+from optkit.tree.sharding import place_like
 
 
 class GuidedState(NamedTuple):
@@ -180,7 +182,9 @@ def guided_es(
         factor = value_at(beta, state.es_step) / (2.0 * state.es_sigma)
         weights = -factor * (plus - minus) / (drawing.pairs if divide_by_pairs else 1)
         gradient = map_leaves(
-            lambda p, z: jnp.tensordot(weights.astype(z.dtype), z, axes=1).astype(p.dtype),
+            lambda p, z: place_like(
+                jnp.tensordot(weights.astype(z.dtype), z, axes=1).astype(p.dtype), p
+            ),
             params,
             used,
         )
@@ -231,11 +235,7 @@ def _noise(drawing: Drawing, params: PyTree, state: GuidedState, alpha: Any) -> 
 def _unit_peaks(rows: PyTree) -> PyTree:
     """Rows ``(k, *shape)`` with largest entries of 1; 0 where one is 0 or not finite."""
     peaks = jnp.stack(
-        [
-            jnp.max(jnp.abs(x.reshape(x.shape[0], -1)), axis=1)
-            for x in jax.tree.leaves(rows)
-            if x.size
-        ]
+        [jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(rows) if x.size]
     ).max(axis=0)
     good = jnp.isfinite(peaks) & (peaks > 0.0)
 
@@ -272,11 +272,13 @@ def orthonormal(rows: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 def _gram(rows: PyTree) -> jax.Array:
-    flat = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(rows)]
-    total = flat[0] @ flat[0].T
-    for x in flat[1:]:
-        total = total + x @ x.T
-    return total
+    # Sums of products, not products of matrices: those need a rule where leaves are spread.
+    axes = (tuple(range(2, x.ndim + 1)) for x in jax.tree.leaves(rows))
+    first, *others = (
+        jnp.sum(x[:, None] * x[None], axis=over)
+        for x, over in zip(jax.tree.leaves(rows), axes, strict=True)
+    )
+    return functools.reduce(jnp.add, others, first)
 
 
 def _mixed(mix: jax.Array, rows: PyTree) -> PyTree:

@@ -8,11 +8,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from optkit.evolution.shaping import average_rank
 from optkit.transforms.base import check_same_leaves
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_int
 from optkit.tree import PyTree, compute_dtype, leaves_with_paths, upcast
+from optkit.tree.sharding import mesh_of, place, place_like, spec_of
 
 Ties = Literal["order", "average", "floor"]
 Boundary = Literal["resample", "penalty"]
@@ -63,9 +65,14 @@ def check_floats(params: PyTree, method: str) -> int:
 
 def ravel(tree: PyTree, batch: int = 0) -> jax.Array:
     """Returns the leaves in their order as one vector, ``(*leading, d)`` in float32 or better."""
-    leaves = jax.tree.leaves(tree)
+    leaves = [_whole(leaf) for leaf in jax.tree.leaves(tree)]
     dtype = compute_dtype(*leaves)
     return jnp.concatenate([x.astype(dtype).reshape(*x.shape[:batch], -1) for x in leaves], axis=-1)
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """A leaf that is spread over Explicit axes, on every device: matrices of it are small."""
+    return x if spec_of(x) is None else place(x, mesh_of(x), PartitionSpec())
 
 
 def unravel(vectors: jax.Array, like: PyTree) -> PyTree:
@@ -74,7 +81,8 @@ def unravel(vectors: jax.Array, like: PyTree) -> PyTree:
     out, start = [], 0
     for leaf in leaves:
         part = vectors[..., start : start + leaf.size]
-        out.append(part.reshape(*vectors.shape[:-1], *leaf.shape).astype(leaf.dtype))
+        made = part.reshape(*vectors.shape[:-1], *leaf.shape).astype(leaf.dtype)
+        out.append(made if vectors.ndim > 1 else place_like(made, leaf))
         start += leaf.size
     return jax.tree.unflatten(structure, out)
 

@@ -11,6 +11,7 @@ from optkit.evolution.unrolling.pairs import Unrolled, UnrolledState, noise_give
 from optkit.transforms.base import map_leaves, need_params
 from optkit.transforms.noise import Key, check_seed
 from optkit.tree import PyTree
+from optkit.tree.sharding import place_like
 
 
 class UnrolledStrategy(Strategy):
@@ -71,7 +72,9 @@ def unrolled_strategy(unrolled: Unrolled, judge: Judge, key: Key, name: str) -> 
         weights = jnp.stack([first, second], axis=1)
         total = unrolled.total(params, state, weights, given)
         factor = -1.0 / (population * jnp.square(state.es_sigma))
-        gradient = map_leaves(lambda p, x: (factor * x).astype(p.dtype), params, total)
+        gradient = map_leaves(
+            lambda p, x: place_like((factor * x).astype(p.dtype), p), params, total
+        )
         return gradient, unrolled.next(params, state, given, over, after is not None)
 
     made = UnrolledStrategy(
