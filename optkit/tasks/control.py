@@ -174,7 +174,8 @@ def _environment(identifier: str) -> tuple[Any, Any]:
         import gymnax
     except ImportError as error:
         raise ImportError(
-            'the control tasks need gymnax for their environments: pip install "optkit[evolve]"'
+            f"the control tasks need gymnax for their environments, and {error.name} is missing: "
+            'pip install "optkit[evolve]"'
         ) from error
     return gymnax.make(identifier)
 

@@ -20,6 +20,7 @@ _MODULES = {
     "breakout": "control",
     "cartpole": "control",
     "digits": "digits_accuracy",
+    "int8_bytes": "int8_reading",
     "pendulum": "control",
 }
 _EVALUATION_SEED = 20261122  # fixed: what is shown for progress never depends on the run's seed

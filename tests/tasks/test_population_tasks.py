@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import optkit
-from optkit.evolution import evaluate
+from optkit.evolution import evaluate, integer
 from optkit.tasks import TaskOptionError, UnknownTask, digits_data, population
 
 STEPS, MEMBERS, EPISODES = 30, 4, 2
@@ -158,3 +158,17 @@ def test_members_are_counted():
     assert population.count_members(tree) == 3
     with pytest.raises(ValueError, match="no leaf with an axis of members"):
         population.count_members({"w": jnp.zeros(3)})
+
+
+def test_int8_bytes_are_read_from_an_empty_state():
+    task = population.get("int8_bytes", width=8, streams=2, tokens=4)
+    es, params = optkit.egg(MEMBERS), task.init(_key())
+    members = es.perturb(params, es.init(params))
+    data = task.batch(0, 1)
+    found = jax.jit(task.fitness)(members, data)
+    hidden = integer.egg_hidden(params, MEMBERS)
+    expected, _ = jax.jit(integer.egg_scores)(members, data["tokens"], hidden)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == jnp.int32
+    with pytest.raises(ValueError, match="integer populations alone: take egg"):
+        task.fitness(params, data)
