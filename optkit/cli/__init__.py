@@ -1,4 +1,4 @@
-"""The command line: list, show, plan, train and race the catalogued methods."""
+"""The command line: list, show, plan, train, evolve and race the catalogued methods."""
 
 import importlib.util
 import sys

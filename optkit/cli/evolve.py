@@ -25,12 +25,16 @@ from optkit.cli.options import (
 )
 from optkit.cli.parsing import load_config
 from optkit.cli.progress import EvolveProgress
+from optkit.tasks import population as population_tasks
 
 __all__ = ["evolve_method"]
 
 TaskName = Annotated[
     str | None,
-    typer.Option(help="A task for populations.", show_default=EvolveSettings.DEFAULT_TASK),
+    typer.Option(
+        help=f"What to evolve: {', '.join(population_tasks.names())}.",
+        show_default=EvolveSettings.DEFAULT_TASK,
+    ),
 ]
 Population = Annotated[
     int | None, typer.Option(min=1, help="Members of a generation.", show_default="256 or method's")
