@@ -20,7 +20,8 @@ DEMO ?= optkit race adamw lion muon cautious_adamw --task bytelm --config benchm
 	--out demo_out
 PYTEST_FLAGS ?= -n $(JOBS) --dist worksteal
 LATEST_TESTS ?= tests/golden tests/kernels $(patsubst %,tests/conformance/test_%.py,compilation models sharding state) \
-	tests/transforms/test_elementwise.py tests/transforms/test_stored_kernel.py
+	tests/transforms/test_elementwise.py tests/transforms/test_stored_kernel.py \
+	tests/evolution/test_population_apply.py tests/evolution/test_perturb.py tests/evolution/test_mesh.py
 LATEST_FLAGS ?= -m "not slow and not tpu"
 
 # Packages of the user or of another project must not be seen in place of those installed here.
