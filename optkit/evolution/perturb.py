@@ -202,7 +202,8 @@ def population_perturb(
       full: leaves with noise in full instead of low-rank.
       frozen: leaves that are left alone and get a zero gradient. A chain that decays weights decays
         them still: add ``optkit.freeze``.
-      dims: which axes of a leaf are its matrix, as for all matrix methods.
+      dims: which axes of a leaf are its matrix, as for all matrix methods; what a function does with
+        its leaves tells ``optkit.evolution.explain(function, params, ...).dims(params)``.
       rules: role rules of yours, tried before the built-in ones.
       dtype: of the noise; None for float32, also for 16-bit parameters.
       chunk: pairs whose noise lives together while the sum is taken; None for what fits in 64 MiB.
