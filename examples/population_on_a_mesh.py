@@ -39,7 +39,7 @@ def main() -> None:
 
     @jax.jit
     def generation(params: dict, state: tuple) -> tuple:
-        found = evaluate(es, fitness, params, state, x, y)
+        found = evaluate(es, fitness, params, state, x, y, in_axes=None)
         updates, state = tx.update(found, state, params)
         return optax.apply_updates(params, updates), state, -found.mean()
 

@@ -1,5 +1,6 @@
 """Ask and tell: any population method as three functions, which remember the best members."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ def ask_tell(
     optimizer: optax.GradientTransformation | None = None,
     *,
     keep: int = 1,
-    maximize: bool = True,
+    maximize: bool | None = None,
 ) -> AskTell:
     """Makes three functions of a population method: ask for members, tell their fitness.
 
@@ -57,7 +58,7 @@ def ask_tell(
       optimizer: what follows it; None for ``optax.sgd(1.0)``, right for ``cma_es``, ``xnes``,
         ``snes`` and others whose step is their own.
       keep: how many of the best members ever told to keep; each is a copy of the parameters.
-      maximize: whether larger fitness is better, as the strategy was told.
+      maximize: whether larger fitness is better; None for what the strategy was told.
 
     Returns:
       ``AskTell(init, ask, tell, top)``; the state has the parameters, the optimizer's state,
@@ -86,10 +87,23 @@ def ask_tell(
     check_static_int("keep", keep)
     after = check_transformation("optimizer", optax.sgd(1.0) if optimizer is None else optimizer)
     tx = optax.chain(strategy, after)
+    if maximize not in (None, strategy.maximize):
+        raise ValueError(
+            f"maximize={maximize}, and the strategy has maximize={strategy.maximize}; leave it out"
+        )
+    maximize = strategy.maximize
+    takes_members = "members" in inspect.signature(strategy.update).parameters
     worst = -jnp.inf if maximize else jnp.inf
 
     def init(params: PyTree) -> SearchState:
         params = jax.tree.map(jnp.asarray, params)
+        members = jax.eval_shape(lambda p: strategy.perturb(p, tx.init(p)), params)
+        structure: Any = jax.tree.structure(params)
+        if structure != jax.tree.structure(members):
+            raise TypeError(
+                "the members of this strategy are no parameters that could be told or kept: use "
+                "its update as the first link of a chain"
+            )
         best = jax.tree.map(lambda p: jnp.repeat(p[None], keep, axis=0), params)
         fitness = jnp.full(keep, worst, compute_dtype(*jax.tree.leaves(params)))
         return SearchState(params, tx.init(params), best, fitness, jnp.zeros((), jnp.int32))
@@ -101,7 +115,13 @@ def ask_tell(
         state: SearchState, fitness: Any, members: PyTree | None = None, **extra: Any
     ) -> SearchState:
         shown = ask(state) if members is None else members
-        count = jax.tree.leaves(shown)[0].shape[0]
+        count = strategy.population or jax.tree.leaves(shown)[0].shape[0]
+        if members is not None and not takes_members:
+            raise ValueError(
+                "members were given, and this strategy draws its noise again: it can't learn from "
+                "others than those asked for; repair members inside the fitness, or take cma_es, "
+                "sep_cma_es or xnes"
+            )
         told = fitness_vector(fitness, count)
         best, best_fitness = _best(state, shown, told.astype(state.best_fitness.dtype))
         if members is not None:

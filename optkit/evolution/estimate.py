@@ -12,7 +12,7 @@ from optkit.evolution.drawing import Drawing
 from optkit.evolution.judging import Judge
 from optkit.evolution.noise import Factors, LeafNoise, is_noise, summed, weighted_sum
 from optkit.evolution.spread import Spread
-from optkit.transforms.hyperparams import ScalarOrSchedule
+from optkit.transforms.hyperparams import ScalarOrSchedule, value_at
 from optkit.tree import PyTree
 from optkit.tree.sharding import place_like
 
@@ -46,7 +46,8 @@ class Estimate:
         """Returns what the weighted sum of unit noise is multiplied by."""
         size = self.drawing.population
         return {
-            "gradient": lambda: 1.0 / (size * sigma),
+            # A schedule that has ended at 0 gives members that say nothing.
+            "gradient": lambda: jnp.where(sigma > 0, 1.0 / (size * sigma), 0.0),
             "paper": lambda: 1.0 / size,
             "reference": lambda: sigma / np.sqrt(size),
             "sum": lambda: 1.0,
@@ -108,5 +109,11 @@ def required(params: PyTree | None) -> PyTree:
 def next_generation(state: PerturbState, sigma: ScalarOrSchedule) -> PerturbState:
     """Returns the state of the next population; a sigma that is no schedule stays what it is."""
     step = state.es_step + 1
-    spread = jnp.asarray(sigma(step), jnp.float32) if callable(sigma) else state.es_sigma
-    return state._replace(es_step=step, es_sigma=spread)
+    if callable(sigma):
+        return state._replace(es_step=step, es_sigma=deviation_at(sigma, step))
+    return state._replace(es_step=step)
+
+
+def deviation_at(sigma: ScalarOrSchedule, step: jax.Array) -> jax.Array:
+    """Returns sigma of a generation, at least 0."""
+    return jnp.maximum(jnp.asarray(value_at(sigma, step), jnp.float32), 0.0)

@@ -18,7 +18,7 @@ def evaluate(
     params: PyTree,
     state: Any,
     *args: Any,
-    in_axes: Axes = None,
+    in_axes: Axes = 0,
     blocks: int = 1,
 ) -> jax.Array:
     """Returns the fitness of every member; over a mesh, fitnesses are all that is exchanged.
@@ -34,14 +34,15 @@ def evaluate(
       params: the parameters; replicated, or sharded over other axes of the mesh.
       state: the state of ``es``, or that of a chain that has it.
       *args: data for ``fitness``.
-      in_axes: 0 for arguments that have a leading axis of members, None for those that all members
-        share; one for all, or one each.
+      in_axes: as of ``jax.vmap``: 0 for arguments that have a leading axis of members, None for
+        those that all members share; one for all, or one each.
       blocks: parts that are measured one after the other on each device, to save memory.
 
     Returns:
       ``(population,)`` fitnesses.
 
     Raises:
+      TypeError: a strategy of another kind.
       ValueError: a population that does not divide over devices and blocks, or fitnesses of another
         shape.
 
@@ -52,9 +53,16 @@ def evaluate(
       ...     model = lambda params, x: x @ params["kernel"]
       ...     out = optkit.evolution.population_apply(model, population, x, in_axes=None)
       ...     return -jnp.sum(out**2, axis=-1)
-      >>> optkit.evolution.evaluate(es, fitness, params, es.init(params), jnp.ones(3)).shape
+      >>> data, state = jnp.ones(3), es.init(params)
+      >>> optkit.evolution.evaluate(es, fitness, params, state, data, in_axes=None).shape
       (8,)
     """
+    if not isinstance(es, PopulationPerturb):
+        raise TypeError(
+            f"es is of type {type(es).__name__}; evaluate serves population_perturb, eggroll, "
+            "openai_es, ars and mezo: give the members of others, es.perturb(params, state), to "
+            "the fitness yourself"
+        )
     devices = 1 if es.spread is None else es.spread.devices
     parts = devices * blocks
     pairs = es.drawing.pairs
@@ -115,6 +123,6 @@ def _mapped(args: Sequence[Any], in_axes: Axes, population: int) -> list[bool]:
         if shapes - {(population,)}:
             raise ValueError(
                 f"argument {number} has leading axes {sorted(shapes)}, not one of {population} "
-                "members"
+                "members; for what all members share give in_axes=None"
             )
     return [axis == 0 for axis in axes]

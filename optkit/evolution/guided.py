@@ -196,7 +196,12 @@ def guided_es(
         return gradient, GuidedState(state.es_key, step, deviation, kept)
 
     made = GuidedStrategy(
-        init, update, population=population, members=members_of, state=GuidedState
+        init,
+        update,
+        population=population,
+        members=members_of,
+        state=GuidedState,
+        maximize=maximize,
     )
     made.draw = draw
     return made

@@ -67,7 +67,10 @@ class Judge:
             )
         if self.paired:
             good = jnp.repeat(good.reshape(-1, 2).all(axis=1), 2)
-        return jnp.where(good, shaped, 0.0)
+        shaped = jnp.where(good, shaped, 0.0)
+        if self.nonfinite == "propagate":
+            return jnp.where(jnp.isfinite(values).all(), shaped, jnp.nan)
+        return shaped
 
     def _values(self, fitness: Any) -> jax.Array:
         if not self.questions:

@@ -226,7 +226,13 @@ def evo_merge(
     beta = second.best(compare)
     if compare == "reference":
         beta = jnp.where(second.penalized[0] < first.penalized[0], beta, uniform)
-    return Merge(alpha, beta, judged(alpha, beta), (first.history, second.history))
+    final = judged(alpha, beta)
+    if not isinstance(final, jax.core.Tracer) and not jnp.isfinite(second.raw[0]):
+        raise ValueError(
+            "the loss was finite for no merge of these adapters; try it on merge_lora(alpha, beta, "
+            "adapters) with all ones"
+        )
+    return Merge(alpha, beta, final, (first.history, second.history))
 
 
 class _Found(NamedTuple):
@@ -252,7 +258,7 @@ def _search(
 ) -> _Found:
     """Runs CMA-ES in a box and returns the best members by loss and by penalised loss."""
     es = cma_es(population, sigma=sigma, bounds=bounds, maximize=False, key=key)
-    search = ask_tell(es, maximize=False)
+    search = ask_tell(es)
 
     def better(held: tuple[jax.Array, jax.Array], losses: jax.Array, members: jax.Array) -> Any:
         at = jnp.nanargmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))

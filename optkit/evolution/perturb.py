@@ -14,6 +14,7 @@ from optkit.evolution.estimate import (
     Estimate,
     PerturbState,
     Scale,
+    deviation_at,
     next_generation,
     required,
 )
@@ -22,7 +23,7 @@ from optkit.evolution.noise import Compat, Law
 from optkit.evolution.shaping import NonFinite, Shaping, baseline_difference
 from optkit.evolution.spread import Reduce, Spread
 from optkit.evolution.strategy import Strategy
-from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_number, value_at
+from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_number
 from optkit.transforms.noise import Key, check_seed, fresh_key
 from optkit.tree import Dims, PyTree, RuleLike, Selector
 
@@ -177,13 +178,19 @@ def population_perturb(
     2. ``z <- shaping(fitness)``, the sign turned if the fitness is minimised;
     3. ``g <- -c * sum_i z_i s_i E_k``, descended by what follows in the chain.
 
+    Transformations that want updates like gradients, such as ``optax.MultiSteps``,
+    ``optax.apply_if_finite`` or ``optax.multi_transform``, go behind it and not around it.
+
     Noise is a function of key, step, leaf and pair: it is not stored, but drawn once for the
     members and again for the update, and is the same on any mesh and in any chunks.
 
     Args:
       population: number N of members, even for antithetic ones.
       sigma: deviation of the members, a number or a schedule over generations; at any time
-        ``optax.tree_utils.tree_set(state, es_sigma=...)`` gives another.
+        ``optax.tree_utils.tree_set(state, es_sigma=...)`` gives another. While a schedule is not
+        above 0 nothing moves. ``perturb`` rounds members of 16 bits: in bfloat16 a sigma below a
+        few hundredths of the weights is mostly lost, and below 1/256 all of it; ``perturb_lazy``
+        keeps the noise of matrices apart, up to the rounding of what the model computes.
       noise: "low_rank", "gaussian" or "rademacher"; the latter two in full for every leaf.
       rank: of low-rank noise; 1 is usual, and the estimate's bias falls as 1/rank.
       antithetic: neighbours (2k, 2k+1) have noise of opposite sign.
@@ -202,8 +209,8 @@ def population_perturb(
       full: leaves with noise in full instead of low-rank.
       frozen: leaves that are left alone and get a zero gradient. A chain that decays weights decays
         them still: add ``optkit.freeze``.
-      dims: which axes of a leaf are its matrix, as for all matrix methods; what a function does with
-        its leaves tells ``optkit.evolution.explain(function, params, ...).dims(params)``.
+      dims: which axes of a leaf are its matrix, as for all matrix methods; how a function uses its
+        leaves tells ``optkit.evolution.explain(function, params, ...).dims(params)``.
       rules: role rules of yours, tried before the built-in ones.
       dtype: of the noise; None for float32, also for 16-bit parameters.
       chunk: pairs whose noise lives together while the sum is taken; None for what fits in 64 MiB.
@@ -238,6 +245,8 @@ def population_perturb(
       default ``scale`` divides by sigma, which the paper absorbs in the learning rate.
     """
     check_number("sigma", sigma, low=0.0)
+    if isinstance(sigma, int | float) and sigma == 0:
+        raise ValueError(f"sigma={sigma!r}: no member would differ; give a number above 0")
     check_seed(key)
     check_choice("scale", scale, ("gradient", "paper", "reference", "sum"))
     drawing = Drawing(
@@ -266,7 +275,7 @@ def _strategy(estimate: Estimate, sigma: ScalarOrSchedule, key: Key) -> Populati
     def init(params: PyTree) -> PerturbState:
         drawing.leaves(params)
         step = jnp.zeros((), jnp.int32)
-        return PerturbState(fresh_key(key), step, jnp.asarray(value_at(sigma, step), jnp.float32))
+        return PerturbState(fresh_key(key), step, deviation_at(sigma, step))
 
     def update(
         fitness: Any,
@@ -287,7 +296,12 @@ def _strategy(estimate: Estimate, sigma: ScalarOrSchedule, key: Key) -> Populati
         return drawing.full_members(params, noise, drawing.scales(state.es_sigma, pairs))
 
     made = PopulationPerturb(
-        init, update, population=drawing.population, members=members, state=PerturbState
+        init,
+        update,
+        population=drawing.population,
+        members=members,
+        state=PerturbState,
+        maximize=estimate.judge.maximize,
     )
     made.drawing, made.judge, made.spread = drawing, estimate.judge, estimate.spread
     made._spread_by = lambda spread: _strategy(replace(estimate, spread=spread), sigma, key)

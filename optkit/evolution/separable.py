@@ -66,6 +66,7 @@ def _sums(
 ) -> tuple[PyTree, PyTree]:
     """The two moments of every leaf, as trees."""
     structure: Any = jax.tree.structure(params)
+    check_same_leaves(params, state.es_std, "state", shapes=True)
     if noise is not None:
         check_same_leaves(params, noise, "noise")
         pairs = [_moments(upcast(x), weights) for x in jax.tree.leaves(noise)]
@@ -80,6 +81,7 @@ def _sums(
 
 
 def _members(drawing: Drawing, params: PyTree, state: SeparableState) -> PyTree:
+    check_same_leaves(params, state.es_std, "state", shapes=True)
     pairs = jnp.arange(drawing.pairs, dtype=jnp.uint32)
     noise = drawing.noise(params, state.es_key, state.es_step, pairs)
     spread = jax.tree.map(lambda e, std: e * std[None], noise, state.es_std)
@@ -94,13 +96,14 @@ def _checked(std: PyTree, params: PyTree) -> PyTree:
     return map_leaves(lambda z: z + jnp.asarray(std, z.dtype), zeros_like_params(params))
 
 
-def _made(drawing: Drawing, init: Any, update: Any) -> SeparableStrategy:
+def _made(drawing: Drawing, judge: Judge, init: Any, update: Any) -> SeparableStrategy:
     made = SeparableStrategy(
         init,
         update,
         population=drawing.population,
         members=partial(_members, drawing),
         state=SeparableState,
+        maximize=judge.maximize,
     )
     made.drawing = drawing
     return made
@@ -196,7 +199,7 @@ def pgpe(
         new = map_leaves(spread, state.es_std, second)
         return gradient, SeparableState(state.es_key, state.es_step + 1, new)
 
-    return _made(drawing, init, update)
+    return _made(drawing, judge, init, update)
 
 
 @register(
@@ -287,4 +290,4 @@ def snes(
         new = map_leaves(lambda s, h: s * jnp.exp(0.5 * rate * h), state.es_std, second)
         return gradient, SeparableState(state.es_key, state.es_step + 1, new)
 
-    return _made(drawing, init, update)
+    return _made(drawing, judge, init, update)

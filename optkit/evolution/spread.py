@@ -91,7 +91,7 @@ class Spread:
         return lambda *args: self._mapped(local, [False] * len(args))(*args)
 
     def _mapped(self, function: Callable[..., Any], cut: Sequence[bool]) -> Callable[..., Any]:
-        return jax.shard_map(
+        mapped = jax.shard_map(
             function,
             mesh=self.mesh,
             in_specs=tuple(PartitionSpec(self.names) if own else PartitionSpec() for own in cut),
@@ -99,6 +99,7 @@ class Spread:
             axis_names=set(self.names),
             check_vma=False,  # the results are the same on all devices, by gathering or adding
         )
+        return jax.jit(mapped)  # outside of a program arrays are placed by all axes of the mesh
 
     def _placed(self, leaf: jax.Array, cut: bool) -> jax.Array:
         """A leaf as a part needs it, on Explicit axes; elsewhere the compiler does it.

@@ -22,7 +22,9 @@ class Strategy(optax.GradientTransformationExtraArgs):
     Attributes:
       init: ``init(params) -> state``.
       update: ``update(fitness, state, params, **extra_args) -> (pseudo-gradient, state)``.
-      population: number of members, the length of a fitness vector.
+      population: number of members, the length of a fitness vector; None where the parameters
+        decide it.
+      maximize: whether larger fitness is better.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -44,6 +46,7 @@ class Strategy(optax.GradientTransformationExtraArgs):
     """
 
     population: int
+    maximize: bool
     _members: Callable[..., PyTree]
     _state: type[Any]
 
@@ -52,9 +55,10 @@ class Strategy(optax.GradientTransformationExtraArgs):
         init: Callable[[PyTree], Any],
         update: Callable[..., tuple[PyTree, Any]],
         *,
-        population: int,
+        population: int | None,
         members: Callable[[PyTree, Any], PyTree],
         state: type[Any],
+        maximize: bool = True,
     ) -> "Strategy":
         """Makes a strategy of its parts.
 
@@ -65,9 +69,12 @@ class Strategy(optax.GradientTransformationExtraArgs):
           members: ``members(params, state)`` returns the population, materialised: the parameters
             with a leading axis of members.
           state: class of its state, by which it is found in the state of a chain.
+          maximize: whether larger fitness is better.
         """
         self = super().__new__(cls, init, update)
-        self.population, self._members, self._state = population, members, state
+        self.population = population  # None: known with the parameters
+        self.maximize = maximize
+        self._members, self._state = members, state
         return self
 
     def state(self, state: Any) -> Any:
@@ -113,12 +120,19 @@ def fitness_vector(fitness: Any, population: int) -> jax.Array:
     Raises:
       ValueError: they are of another shape.
     """
-    given = fitness["fitness"] if isinstance(fitness, Mapping) else fitness
+    given = fitness
+    if isinstance(fitness, Mapping):
+        if "fitness" not in fitness:
+            raise ValueError(
+                f"the fitness is a dict of {', '.join(map(repr, fitness))} without 'fitness'; a "
+                "population method is fed with one number a member, and not with gradients: it is "
+                "the first link of its chain"
+            )
+        given = fitness["fitness"]
     given = jnp.asarray(given)
     if given.shape != (population,):
         raise ValueError(
             f"the fitness is of shape {given.shape}, not ({population},): one number a member; "
-            "give the mean over the episodes or examples of each member, or build the strategy "
-            f"with population={given.shape[0] if given.ndim else 1}"
+            "give the mean over the episodes or examples of each, or another population="
         )
     return given.astype(jnp.promote_types(given.dtype, jnp.float32))

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import optkit
 from optkit.evolution import ask_tell, openai_es, search
 
 ES = openai_es(6, sigma=0.3)
@@ -30,7 +31,8 @@ def test_it_is_the_chain():
 
 @pytest.mark.parametrize("maximize", [True, False])
 def test_the_best_ever_are_kept_in_order(maximize):
-    loop = ask_tell(ES, optax.adam(0.1), keep=3, maximize=maximize)
+    es = openai_es(6, sigma=0.3, maximize=maximize)
+    loop = ask_tell(es, optax.adam(0.1), keep=3)
     tell, rng = jax.jit(loop.tell), np.random.default_rng(0)
     state, seen = loop.init(PARAMS), []
     for t in range(4):
@@ -83,3 +85,29 @@ def test_wrong_use_is_answered():
         ask_tell(ES, keep=0)
     with pytest.raises(ValueError, match="3 are kept"):
         LOOP.top(LOOP.init(PARAMS), 4)
+
+
+def test_the_direction_is_that_of_the_strategy() -> None:
+    loop = ask_tell(optkit.mezo())
+    state = loop.tell(loop.init({"x": jnp.zeros(2)}), jnp.array([1.0, 2.0]))
+    assert float(loop.top(state)[1][0]) == 1.0
+    with pytest.raises(ValueError, match="maximize=True, and the strategy has maximize=False"):
+        ask_tell(optkit.mezo(), maximize=True)
+
+
+def test_members_are_refused_where_nothing_learns_from_them() -> None:
+    loop = ask_tell(optkit.snes(4))
+    state = loop.init({"x": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="draws its noise again"):
+        loop.tell(state, jnp.zeros(4), loop.ask(state))
+    with pytest.raises(TypeError, match="no parameters"):
+        ask_tell(optkit.egg(4)).init({"x": jnp.zeros((2, 2), jnp.int8)})
+
+
+@pytest.mark.parametrize("make", [optkit.cma_es, optkit.sep_cma_es, optkit.xnes])
+def test_a_generation_without_any_fitness_moves_nothing(make) -> None:
+    es, params = make(4, sigma=0.3), {"x": jnp.zeros(3)}
+    state = es.init(params)
+    step, after = es.update(jnp.full(4, jnp.nan), state, params)
+    assert not step["x"].any() and int(after.es_step) == 1
+    assert float(after.es_sigma) == float(state.es_sigma)

@@ -101,6 +101,16 @@ def test_members_in_blocks_are_the_members() -> None:
         assert_same(found, ALONE(*ARGS)[2], 1e-5)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_outside_of_a_program_too(kind: AxisType) -> None:
+    mesh = mesh_of(kind, {"members": 4, "model": 2})
+    split = NamedSharding(mesh, PartitionSpec(None, "model"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    params = jax.device_put(PARAMS, {"kernel": split, "bias": whole})
+    found = evaluate(ES.on_mesh(mesh), fitness, params, STATE, DATA, OWN, in_axes=(None, 0))
+    assert_same(found, ALONE(*ARGS)[2], 1e-5)
+
+
 def test_what_is_summed_apart_is_weighed() -> None:
     mesh = mesh_of(AxisType.Auto, {"members": 8})
     spread = Spread(mesh, ("members",), "auto")
@@ -124,6 +134,7 @@ def test_what_is_summed_apart_is_weighed() -> None:
             lambda mesh: evaluate(ES, lambda p, x: x, PARAMS, STATE, DATA, in_axes=1),
             "in_axes=1 for 1 arguments",
         ),
+        (lambda mesh: evaluate(ES, fitness, PARAMS, STATE, DATA, OWN), "give in_axes=None"),
     ],
 )
 def test_wrong_use_is_named(call: Any, words: str) -> None:

@@ -248,6 +248,24 @@ def test_sigma_follows_a_schedule_or_what_is_set() -> None:
     assert float(optax.tree_utils.tree_get(held, "es_sigma")) == 0.25
 
 
+def test_a_schedule_that_has_ended_moves_nothing() -> None:
+    es = optkit.openai_es(2, sigma=lambda step: 0.1 - 0.1 * step)
+    w = {"w": jnp.zeros(3)}
+    state = es.init(w)
+    moved = []
+    for _ in range(3):
+        g, state = es.update(jnp.asarray([1.0, 2.0]), state, w)
+        moved.append(bool(g["w"].any()))
+    assert moved == [True, False, False]
+
+
+def test_lost_fitness_spreads_if_asked_for() -> None:
+    for shaping in ("z_score", "centered_rank"):
+        es = optkit.eggroll(POPULATION, sigma=0.1, shaping=shaping, nonfinite="propagate")
+        g = es.update(FITNESS.at[2].set(jnp.nan), es.init(PARAMS), PARAMS)[0]
+        assert all(np.isnan(x).all() for x in jax.tree.leaves(g))
+
+
 def test_narrow_parameters_are_perturbed_in_float32() -> None:
     narrow = params(jnp.bfloat16)
     es = optkit.eggroll(POPULATION, sigma=0.5)
@@ -298,6 +316,8 @@ def test_simultaneous_perturbation_is_the_slope_along_its_direction() -> None:
     [
         (lambda: optkit.eggroll(7, sigma=0.1), "population=7 is odd"),
         (lambda: optkit.eggroll(8, sigma=-0.1), "sigma=-0.1"),
+        (lambda: optkit.eggroll(8, sigma=0.0), "no member would differ"),
+        (lambda: MADE["low rank"].update(PARAMS, INIT, PARAMS), "without 'fitness'; .* first link"),
         (lambda: optkit.eggroll(8, sigma=0.1, scale="none"), "none"),
         (lambda: optkit.eggroll(8, sigma=0.1, rank=0), "rank"),
         (lambda: optkit.eggroll(8, sigma=0.1, noise_reuse=0), "noise_reuse"),

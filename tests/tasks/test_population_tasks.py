@@ -72,7 +72,8 @@ def test_shared_and_materialised_populations_have_the_same_fitness(cartpole):
     task, fitness, params = cartpole
     es = optkit.eggroll(MEMBERS, sigma=1.0)
     state, key = es.init(params), task.batch(0, 0)
-    lazy = jax.jit(lambda *args: evaluate(es, task.fitness, *args))(params, state, key)
+    measure = jax.jit(lambda *args: evaluate(es, task.fitness, *args, in_axes=None))
+    lazy = measure(params, state, key)
     np.testing.assert_array_equal(lazy, fitness(es.perturb(params, state), key))
 
 

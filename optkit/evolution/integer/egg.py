@@ -199,7 +199,12 @@ def egg(
         return updates, EggState(state.es_key, state.es_step + 1)
 
     return IntegerStrategy(
-        init_fn, update_fn, population=population, members=noise.members, state=EggState
+        init_fn,
+        update_fn,
+        population=population,
+        members=noise.members,
+        state=EggState,
+        maximize=maximize,
     )
 
 

@@ -251,9 +251,10 @@ def _strategy(probing: Probing, move: Move, key: Key) -> PolyStep:
     out = PolyStep(
         init,
         update,
-        population=probing.population,  # type: ignore[arg-type]  # None: known with the parameters
+        population=probing.population,
         members=members,
         state=PolyStepState,
+        maximize=move.maximize,
     )
     out.probing = probing
     return out

@@ -218,9 +218,10 @@ def polystep_es(
     out = PolyStepES(
         init,
         update,
-        population=population,  # type: ignore[arg-type]  # None: known with the parameters
+        population=population,
         members=swarm.members,
         state=PolyStepESState,
+        maximize=maximize,
     )
     out.swarm = swarm
     return out

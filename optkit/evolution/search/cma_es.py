@@ -23,6 +23,7 @@ from optkit.evolution.search.population import (
     grown,
     ravel,
     stalled,
+    unless_lost,
     unravel,
 )
 from optkit.evolution.strategy import Strategy, fitness_vector
@@ -181,7 +182,9 @@ def cma_es(
         else:
             x = ravel(given_members(members, params, k.population), 1)
         weights = by_rank(k.weights, costs.astype(mean.dtype), ties)
-        step, state = _learn((x - mean[None]) / state.es_sigma, weights, state, k, eigen_interval)
+        learnt = _learn((x - mean[None]) / state.es_sigma, weights, state, k, eigen_interval)
+        still = jnp.zeros_like(mean), state._replace(es_step=state.es_step + 1)
+        step, state = unless_lost(costs, learnt, still)
         if box is not None:
             step = box.clip(mean + step) - mean
         return unravel(-step, params), state
@@ -189,9 +192,10 @@ def cma_es(
     return Strategy(
         init_fn,
         update_fn,
-        population=population,  # type: ignore[arg-type]  # None: known with the parameters
+        population=population,
         members=members_of,
         state=CMAState,
+        maximize=maximize,
     )
 
 

@@ -170,6 +170,12 @@ class Box:
         return costs + (2.0 * spread * far).astype(costs.dtype)
 
 
+def unless_lost(costs: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """Returns what was learnt, or what was there if no member has a finite cost."""
+    found = jnp.isfinite(costs).any()
+    return jax.tree.map(lambda x, y: jnp.where(found, x, y), new, old)
+
+
 def check_bounds(bounds: Bounds | None, boundary: Boundary, resamples: int) -> None:
     """Raises ValueError unless the options of a box can be used."""
     check_choice("boundary", boundary, ("resample", "penalty"))

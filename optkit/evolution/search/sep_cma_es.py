@@ -31,6 +31,7 @@ from optkit.evolution.search.population import (
     given_members,
     grown,
     stalled,
+    unless_lost,
 )
 from optkit.evolution.strategy import Strategy, fitness_vector
 from optkit.transforms.base import map_leaves, need_params
@@ -179,6 +180,8 @@ def sep_cma_es(
         weights = by_rank(k.weights, costs, ties)
         y_w, squares = _moments(params, state, drawing, weights, members, chunk)
         new = _learn(y_w, squares, state, k)
+        still = jax.tree.map(jnp.zeros_like, y_w), state._replace(es_step=state.es_step + 1)
+        y_w, new = unless_lost(costs, (y_w, new), still)
         updates = map_leaves(lambda p, y: -k.cm * state.es_sigma * y, params, y_w)
         if box is not None:
             moved = box.clip(map_leaves(lambda p, u: upcast(p) - u, params, updates))
@@ -188,9 +191,10 @@ def sep_cma_es(
     return Strategy(
         init_fn,
         update_fn,
-        population=population,  # type: ignore[arg-type]  # None: known with the parameters
+        population=population,
         members=members_of,
         state=SepCMAState,
+        maximize=maximize,
     )
 
 

@@ -175,9 +175,10 @@ def xnes(
     return Strategy(
         init_fn,
         update_fn,
-        population=population,  # type: ignore[arg-type]  # None: known with the parameters
+        population=population,
         members=members_of,
         state=XNESState,
+        maximize=maximize,
     )
 
 

@@ -83,6 +83,7 @@ def unrolled_strategy(unrolled: Unrolled, judge: Judge, key: Key, name: str) -> 
         population=population,
         members=unrolled.members,
         state=UnrolledState,
+        maximize=judge.maximize,
     )
     made.unrolled = unrolled
     return made
