@@ -58,6 +58,8 @@ NEEDS = {
     "cautious_adamw": Needs(4.0, 0.0, 12.0, "the mask, for its mean"),
     "cautious_lion": Needs(4.0, 0.0, 8.0, "the mask, for its mean"),
     "classp": Needs(4.0, 0.0, 0.0, "the gradient that passed, for the sum and the step"),
+    # Gradients and momentum a second time, after the norms of both.
+    "clipup": Needs(0.0, 4.0, 8.0, f"a leaf of gradients and of velocities {_UNITS}"),
     "langevin_adam": Needs(8.0, 8.0, 0.0, _NOISE),
     "mars_adamw": Needs(4.0, 0.0, 8.0, "the corrected gradient, for its norm and the moments"),
     "mars_lion": Needs(4.0, 0.0, 8.0, "the corrected gradient, for its norm and the moments"),
