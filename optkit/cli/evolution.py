@@ -138,7 +138,9 @@ def _optimizer(settings: EvolveSettings) -> optax.GradientTransformation:
 def _measure(es: Strategy, task: PopulationTask) -> Callable[[Any, Any, Any], jax.Array]:
     """Returns ``measure(data, state, params)``, the fitnesses of a population."""
     if isinstance(es, PopulationPerturb):
-        return lambda data, state, params: evaluate(es, task.fitness, params, state, data)
+        return lambda data, state, params: evaluate(
+            es, task.fitness, params, state, data, in_axes=None
+        )
     return lambda data, state, params: task.fitness(es.perturb(params, state), data)
 
 

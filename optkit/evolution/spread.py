@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from optkit.transforms.hyperparams import check_choice
 from optkit.tree import PyTree
@@ -78,7 +78,7 @@ class Spread:
             placed = [jax.tree.map(partial(self._placed, cut=own), x) for x, own in pairs]
             return self._mapped(local, cut)(*placed)
 
-        return spread
+        return jax.jit(spread)  # outside of a program arrays are placed by all axes of the mesh
 
     def added(self, function: Callable[..., PyTree]) -> Any:
         """Makes ``function(index, weights, *args)`` of one part the sum of it over all parts."""
@@ -88,10 +88,10 @@ class Spread:
             own = jax.lax.dynamic_slice_in_dim(weights, index * size, size)
             return jax.lax.psum(function(index, own, *args), self.names)
 
-        return lambda *args: self._mapped(local, [False] * len(args))(*args)
+        return jax.jit(lambda *args: self._mapped(local, [False] * len(args))(*args))
 
     def _mapped(self, function: Callable[..., Any], cut: Sequence[bool]) -> Callable[..., Any]:
-        mapped = jax.shard_map(
+        return jax.shard_map(
             function,
             mesh=self.mesh,
             in_specs=tuple(PartitionSpec(self.names) if own else PartitionSpec() for own in cut),
@@ -99,7 +99,6 @@ class Spread:
             axis_names=set(self.names),
             check_vma=False,  # the results are the same on all devices, by gathering or adding
         )
-        return jax.jit(mapped)  # outside of a program arrays are placed by all axes of the mesh
 
     def _placed(self, leaf: jax.Array, cut: bool) -> jax.Array:
         """A leaf as a part needs it, on Explicit axes; elsewhere the compiler does it.
@@ -108,7 +107,10 @@ class Spread:
         """
         spec = spec_of(leaf)
         if spec is None:
-            return leaf
+            if not (cut and AxisType.Explicit in self.mesh.axis_types):
+                return leaf
+            # An array that was made beside the mesh.
+            return place(leaf, self.mesh, PartitionSpec(self.names))
         each = [own if isinstance(own, tuple) else (own,) for own in spec]
         rest = [tuple(x for x in own if x not in (None, *self.names)) or None for own in each]
         parts = [self.names, *rest[1:]] if cut else rest
