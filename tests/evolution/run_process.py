@@ -35,8 +35,8 @@ def main() -> None:
         return -jnp.sum((out - 0.5) ** 2, axis=-1)
 
     @jax.jit
-    def generation(params, state, x, in_axes=None):
-        found = evaluate(es, fitness, params, state, x)
+    def generation(params, state, x):
+        found = evaluate(es, fitness, params, state, x, in_axes=None)
         updates, state = tx.update(found, state, params)
         return optax.apply_updates(params, updates), state, found
 
