@@ -24,7 +24,6 @@ __all__ = ["EVOLUTION", "EvolveRequest", "EvolveSettings", "evolve"]
 
 _POPULATION = 256
 # Strategies that emit minus a step of their own, which no optimizer should scale by its moments.
-_OWN_STEP = ("cma_es", "egg", "polystep", "polystep_es", "sep_cma_es", "snes", "xnes")
 _BUILT_IN: dict[str, Callable[..., Any]] = {"adam": optax.adam, "sgd": optax.sgd}
 _RATES = {"adam": 0.03, "sgd": 1.0}
 
@@ -117,9 +116,9 @@ def evolve(
     return carry_out(EVOLUTION, request, on_start=on_start, on_row=on_row)
 
 
-def _optimizer(settings: EvolveSettings) -> optax.GradientTransformation:
+def _optimizer(settings: EvolveSettings, es: Strategy) -> optax.GradientTransformation:
     """Builds what follows the strategy."""
-    usual = "sgd" if settings.method in _OWN_STEP else "adam"
+    usual = "sgd" if es.own_step else "adam"
     spec = parse_method(settings.optimizer or usual)
     given, rate = dict(spec.hyperparameters), settings.learning_rate
     if rate is not None and given.setdefault("learning_rate", rate) != rate:
@@ -171,7 +170,7 @@ def _prepare(settings: EvolveSettings) -> Prepared:
     """Builds a method and what follows it for a task, without allocating anything."""
     task = settings.make_task(settings.task, settings.task_options)
     es = build(settings.entry, settings.arguments)
-    tx = optax.chain(es, _optimizer(settings))
+    tx = optax.chain(es, _optimizer(settings, es))
     measure = _measure(es, task)
 
     def generation(data: Any, state: Any, params: Any) -> tuple[Any, Any, Any, jax.Array]:

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optkit.evolution.deviation import inverse
 from optkit.evolution.drawing import Drawing
 from optkit.evolution.judging import Judge
 from optkit.evolution.noise import Factors, LeafNoise, is_noise, summed, weighted_sum
 from optkit.evolution.spread import Spread
-from optkit.transforms.hyperparams import ScalarOrSchedule, value_at
 from optkit.tree import PyTree
 from optkit.tree.sharding import place_like
 
@@ -46,8 +46,7 @@ class Estimate:
         """Returns what the weighted sum of unit noise is multiplied by."""
         size = self.drawing.population
         return {
-            # A schedule that has ended at 0 gives members that say nothing.
-            "gradient": lambda: jnp.where(sigma > 0, 1.0 / (size * sigma), 0.0),
+            "gradient": lambda: inverse(sigma) / size,
             "paper": lambda: 1.0 / size,
             "reference": lambda: sigma / np.sqrt(size),
             "sum": lambda: 1.0,
@@ -94,26 +93,3 @@ class Estimate:
         if self.signs and isinstance(noise, Factors):
             noise = Factors(jnp.sign(noise.a), jnp.sign(noise.b), noise.left, noise.right)
         return weighted_sum(noise, weights)
-
-
-def required(params: PyTree | None) -> PyTree:
-    """Returns the parameters, or raises ValueError if there are none."""
-    if params is None:
-        raise ValueError(
-            "a population method redraws its members around the parameters: call "
-            "update(fitness, state, params)"
-        )
-    return params
-
-
-def next_generation(state: PerturbState, sigma: ScalarOrSchedule) -> PerturbState:
-    """Returns the state of the next population; a sigma that is no schedule stays what it is."""
-    step = state.es_step + 1
-    if callable(sigma):
-        return state._replace(es_step=step, es_sigma=deviation_at(sigma, step))
-    return state._replace(es_step=step)
-
-
-def deviation_at(sigma: ScalarOrSchedule, step: jax.Array) -> jax.Array:
-    """Returns sigma of a generation, at least 0."""
-    return jnp.maximum(jnp.asarray(value_at(sigma, step), jnp.float32), 0.0)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import LeafBytes, register
+from optkit.evolution.deviation import check_deviation, deviation_at, inverse, next_deviation
 from optkit.evolution.drawing import Drawing
 from optkit.evolution.judging import Judge
 from optkit.evolution.noise import leaf_keys
@@ -140,7 +141,7 @@ def guided_es(
       decomposition; here directions that surrogates repeat, or that are 0, are left out, and r is
       the number of those that remain.
     """
-    check_number("sigma", sigma, low=0.0)
+    check_deviation(sigma)
     check_number("alpha", alpha, low=0.0, high=1.0)
     check_number("beta", beta, low=0.0)
     check_static_int("subspace", subspace)
@@ -153,8 +154,7 @@ def guided_es(
         kept = map_leaves(
             lambda p: jnp.zeros((subspace, *p.shape), p.dtype), zeros_like_params(params)
         )
-        deviation = jnp.asarray(value_at(sigma, step), jnp.float32)
-        return GuidedState(fresh_key(key), step, deviation, kept)
+        return GuidedState(fresh_key(key), step, deviation_at(sigma, step), kept)
 
     def draw(params: PyTree, state: GuidedState) -> PyTree:
         return _noise(drawing, params, state, value_at(alpha, state.es_step))
@@ -179,7 +179,7 @@ def guided_es(
         plus, minus = judge(fitness).reshape(-1, 2).T
         used = noise_given(drawing, params, state.es_sigma, noise, members)
         used = draw(params, state) if used is None else used
-        factor = value_at(beta, state.es_step) / (2.0 * state.es_sigma)
+        factor = value_at(beta, state.es_step) * inverse(state.es_sigma) / 2.0
         weights = -factor * (plus - minus) / (drawing.pairs if divide_by_pairs else 1)
         gradient = map_leaves(
             lambda p, z: place_like(
@@ -188,9 +188,8 @@ def guided_es(
             params,
             used,
         )
-        step, deviation = state.es_step + 1, state.es_sigma
-        if callable(sigma):
-            deviation = jnp.asarray(sigma(step), jnp.float32)
+        step = state.es_step + 1
+        deviation = next_deviation(sigma, state.es_sigma, step)
         kept = state.es_surrogates
         kept = kept if surrogate is None else _pushed(kept, surrogate)
         return gradient, GuidedState(state.es_key, step, deviation, kept)

@@ -9,21 +9,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from optkit.catalogue import register
+from optkit.evolution.deviation import check_deviation, deviation_at, next_deviation
 from optkit.evolution.drawing import Drawing
 from optkit.evolution.estimate import (
     Estimate,
     PerturbState,
     Scale,
-    deviation_at,
-    next_generation,
-    required,
 )
 from optkit.evolution.judging import Judge
 from optkit.evolution.noise import Compat, Law
 from optkit.evolution.shaping import NonFinite, Shaping, baseline_difference
 from optkit.evolution.spread import Reduce, Spread
 from optkit.evolution.strategy import Strategy
-from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_number
+from optkit.transforms.base import need_params
+from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice
 from optkit.transforms.noise import Key, check_seed, fresh_key
 from optkit.tree import Dims, PyTree, RuleLike, Selector
 
@@ -188,9 +187,9 @@ def population_perturb(
       population: number N of members, even for antithetic ones.
       sigma: deviation of the members, a number or a schedule over generations; at any time
         ``optax.tree_utils.tree_set(state, es_sigma=...)`` gives another. While a schedule is not
-        above 0 nothing moves. ``perturb`` rounds members of 16 bits: in bfloat16 a sigma below a
-        few hundredths of the weights is mostly lost, and below 1/256 all of it; ``perturb_lazy``
-        keeps the noise of matrices apart, up to the rounding of what the model computes.
+        above 0 nothing moves. ``perturb`` rounds members of 16 bits: bfloat16 numbers lie 1/256 to
+        1/128 of themselves apart, and noise well below that is lost; ``perturb_lazy`` keeps the
+        noise of matrices apart, up to the rounding of what the model computes.
       noise: "low_rank", "gaussian" or "rademacher"; the latter two in full for every leaf.
       rank: of low-rank noise; 1 is usual, and the estimate's bias falls as 1/rank.
       antithetic: neighbours (2k, 2k+1) have noise of opposite sign.
@@ -244,9 +243,7 @@ def population_perturb(
       Sarkar et al., Evolution Strategies at the Hyperscale, https://arxiv.org/abs/2511.16652. The
       default ``scale`` divides by sigma, which the paper absorbs in the learning rate.
     """
-    check_number("sigma", sigma, low=0.0)
-    if isinstance(sigma, int | float) and sigma == 0:
-        raise ValueError(f"sigma={sigma!r}: no member would differ; give a number above 0")
+    check_deviation(sigma)
     check_seed(key)
     check_choice("scale", scale, ("gradient", "paper", "reference", "sum"))
     drawing = Drawing(
@@ -286,9 +283,11 @@ def _strategy(estimate: Estimate, sigma: ScalarOrSchedule, key: Key) -> Populati
         **extra_args: Any,
     ) -> tuple[PyTree, PerturbState]:
         del extra_args
-        params = required(params)
+        params = need_params(params, "population_perturb")
         updates = estimate.gradient(params, state, estimate.weights(fitness), noise)
-        return updates, next_generation(state, sigma)
+        step = state.es_step + 1
+        deviation = next_deviation(sigma, state.es_sigma, step)
+        return updates, state._replace(es_step=step, es_sigma=deviation)
 
     def members(params: PyTree, state: PerturbState) -> PyTree:
         pairs = jnp.arange(drawing.pairs, dtype=jnp.uint32)

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 
 from optkit.catalogue import register
 from optkit.evolution.drawing import Drawing
-from optkit.evolution.estimate import required
 from optkit.evolution.judging import Judge
 from optkit.evolution.noise import summed
 from optkit.evolution.shaping import NonFinite, Shaping, Ties, nes_utilities
 from optkit.evolution.strategy import Strategy
-from optkit.transforms.base import check_same_leaves, map_leaves
+from optkit.transforms.base import check_same_leaves, map_leaves, need_params
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_number, value_at
 from optkit.transforms.noise import Key, check_seed, fresh_key
 from optkit.tree import PyTree, upcast, zeros_like_params
@@ -96,7 +95,9 @@ def _checked(std: PyTree, params: PyTree) -> PyTree:
     return map_leaves(lambda z: z + jnp.asarray(std, z.dtype), zeros_like_params(params))
 
 
-def _made(drawing: Drawing, judge: Judge, init: Any, update: Any) -> SeparableStrategy:
+def _made(
+    drawing: Drawing, judge: Judge, init: Any, update: Any, *, own_step: bool
+) -> SeparableStrategy:
     made = SeparableStrategy(
         init,
         update,
@@ -104,6 +105,7 @@ def _made(drawing: Drawing, judge: Judge, init: Any, update: Any) -> SeparableSt
         members=partial(_members, drawing),
         state=SeparableState,
         maximize=judge.maximize,
+        own_step=own_step,
     )
     made.drawing = drawing
     return made
@@ -184,7 +186,7 @@ def pgpe(
         **extra_args: Any,
     ) -> tuple[PyTree, SeparableState]:
         del extra_args
-        params = required(params)
+        params = need_params(params, "pgpe")
         z = judge(fitness)
         plus, minus = z.reshape(-1, 2).T
         weights = jnp.stack([plus - minus, plus + minus - 2.0 * jnp.mean(z)], axis=1) / population
@@ -199,7 +201,7 @@ def pgpe(
         new = map_leaves(spread, state.es_std, second)
         return gradient, SeparableState(state.es_key, state.es_step + 1, new)
 
-    return _made(drawing, judge, init, update)
+    return _made(drawing, judge, init, update, own_step=False)
 
 
 @register(
@@ -279,7 +281,7 @@ def snes(
         **extra_args: Any,
     ) -> tuple[PyTree, SeparableState]:
         del extra_args
-        params = required(params)
+        params = need_params(params, "snes")
         u = judge(fitness)
         weights = jnp.stack([u, u], axis=1)
         first, second = _sums(drawing, params, state, weights, noise, chunk)
@@ -290,4 +292,4 @@ def snes(
         new = map_leaves(lambda s, h: s * jnp.exp(0.5 * rate * h), state.es_std, second)
         return gradient, SeparableState(state.es_key, state.es_step + 1, new)
 
-    return _made(drawing, judge, init, update)
+    return _made(drawing, judge, init, update, own_step=True)

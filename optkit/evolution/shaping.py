@@ -4,14 +4,17 @@ All take ``(N,)`` fitnesses to maximise, NaN where a member could not be judged,
 weights. They jit, vmap and keep the dtype.
 """
 
+import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Shaping = Callable[[jax.Array], jax.Array]
 Ties = Literal["average", "floor"]
+RankTies = Literal["order", "average", "floor"]
 NonFinite = Literal["worst", "zero", "propagate"]
 
 
@@ -170,23 +173,60 @@ def nes_utilities(fitness: jax.Array, *, ties: Ties = "average") -> jax.Array:
     Reference:
       Wierstra et al., Natural Evolution Strategies, JMLR 15 (2014), https://arxiv.org/abs/1106.4487
     """
-    size = fitness.shape[0]
-    place = jnp.arange(1, size + 1, dtype=fitness.dtype)
-    raw = jnp.maximum(0.0, jnp.log(size / 2 + 1) - jnp.log(place))
-    table = raw / jnp.sum(raw) - 1.0 / size
-    from_best = average_rank(-jnp.where(jnp.isnan(fitness), -jnp.inf, fitness))
-    if ties == "floor":
-        return table[jnp.floor(from_best).astype(int)]
-    if ties != "average":
+    if ties not in ("average", "floor"):
         raise ValueError(f'ties={ties!r} is neither "average" nor "floor"')
-    # The utilities of first..last place are shared; twice the average rank is first + last.
-    value = jnp.where(jnp.isnan(fitness), -jnp.inf, fitness)
-    order = jnp.sort(-value)
-    first = jnp.searchsorted(order, -value, side="left")
-    last = jnp.searchsorted(order, -value, side="right")
-    total = jnp.concatenate([jnp.zeros(1, table.dtype), jnp.cumsum(table)])
+    costs = -jnp.where(jnp.isnan(fitness), -jnp.inf, fitness)
+    return by_rank(nes_table(fitness.shape[0]), costs, ties)
+
+
+def nes_table(size: int) -> np.ndarray:
+    """Returns the utilities of natural evolution strategies, those of the best first.
+
+    Args:
+      size: members N.
+
+    Returns:
+      float64 ``(N,)`` that sum to 0.
+
+    Example:
+      >>> from optkit.evolution import shaping
+      >>> shaping.nes_table(2).tolist()
+      [0.5, -0.5]
+    """
+    raw = np.maximum(0.0, math.log(size / 2 + 1) - np.log(np.arange(1, size + 1)))
+    return raw / raw.sum() - 1.0 / size
+
+
+def by_rank(table: Any, costs: jax.Array, ties: RankTies) -> jax.Array:
+    """Returns for each member the entry of a table that its rank has, the lowest cost first.
+
+    Args:
+      table: ``(N,)``, best first.
+      costs: ``(N,)``.
+      ties: "order" ranks equal members by their number; "average" shares their entries among them;
+        "floor" gives each the entry of their average rank, rounded down.
+
+    Returns:
+      ``(N,)`` in the dtype of the costs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optkit.evolution import shaping
+      >>> shaping.by_rank([3.0, 1.0, -4.0], jnp.array([9.0, 5.0, 5.0]), "average").tolist()
+      [-4.0, 2.0, 2.0]
+    """
+    # Rounded, so that utilities that sum to 0 do so exactly where all are equal.
+    sums = np.round(np.concatenate([[0.0], np.cumsum(table, dtype=np.float64)]), 14)
+    table, total = jnp.asarray(table, costs.dtype), jnp.asarray(sums, costs.dtype)
+    if ties == "floor":
+        return table[jnp.floor(average_rank(costs)).astype(int)]
+    if ties == "order":
+        return table[jnp.argsort(jnp.argsort(costs, stable=True), stable=True)]
+    order = jnp.sort(costs)
+    first = jnp.searchsorted(order, costs, side="left")
+    last = jnp.searchsorted(order, costs, side="right")
     shared = (total[last] - total[first]) / (last - first)
-    return jnp.where(last - first == 1, table[first], shared).astype(fitness.dtype)
+    return jnp.where(last - first == 1, table[first], shared).astype(costs.dtype)
 
 
 def top_k(fitness: jax.Array, k: int) -> jax.Array:

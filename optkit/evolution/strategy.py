@@ -25,6 +25,7 @@ class Strategy(optax.GradientTransformationExtraArgs):
       population: number of members, the length of a fitness vector; None where the parameters
         decide it.
       maximize: whether larger fitness is better.
+      own_step: the method moves the parameters by a step of its own; False if it emits a gradient.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -47,6 +48,7 @@ class Strategy(optax.GradientTransformationExtraArgs):
 
     population: int
     maximize: bool
+    own_step: bool
     _members: Callable[..., PyTree]
     _state: type[Any]
 
@@ -59,6 +61,7 @@ class Strategy(optax.GradientTransformationExtraArgs):
         members: Callable[[PyTree, Any], PyTree],
         state: type[Any],
         maximize: bool = True,
+        own_step: bool = False,
     ) -> "Strategy":
         """Makes a strategy of its parts.
 
@@ -70,10 +73,11 @@ class Strategy(optax.GradientTransformationExtraArgs):
             with a leading axis of members.
           state: class of its state, by which it is found in the state of a chain.
           maximize: whether larger fitness is better.
+          own_step: what it emits is minus a step, to be followed by ``optax.sgd(1.0)``.
         """
         self = super().__new__(cls, init, update)
         self.population = population  # None: known with the parameters
-        self.maximize = maximize
+        self.maximize, self.own_step = maximize, own_step
         self._members, self._state = members, state
         return self
 

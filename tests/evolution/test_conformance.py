@@ -13,6 +13,8 @@ import optkit
 from optkit.evolution import Strategy
 
 STRATEGIES = {entry.name: entry for entry in optkit.catalogue.entries(kind="strategy")}
+TOLD = [name for name, entry in STRATEGIES.items() if "sigma" in entry.hyperparameters()]
+SEARCHES = {"cma_es", "sep_cma_es", "xnes"}  # told the first sigma alone
 INTEGER = {"egg"}  # moves int8 parameters
 PARAMS = {"dense": {"bias": jnp.array([0.5, -1.0]), "kernel": jnp.ones((3, 2)) / 2}, "scale": 1.5}
 
@@ -112,6 +114,24 @@ def test_a_population_is_a_function_of_the_state(made: Method) -> None:
 def test_the_state_survives_export(made: Method) -> None:
     _, state = made.update(made.fitness, made.state, made.params)
     assert_same(optkit.restore_state(made.state, optkit.export_state(state)), state)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_sigma_of_nothing_is_refused_or_moves_nothing(name: str) -> None:
+    entry = STRATEGIES[name]
+    with pytest.raises(ValueError, match="no member would differ"):
+        entry.factory(**{**entry.example, "sigma": 0.0})
+    ends = optax.linear_schedule(0.5, 0.0, 1)
+    if name in SEARCHES:
+        with pytest.raises(ValueError, match="adapts its deviation itself"):
+            entry.factory(**{**entry.example, "sigma": ends})
+        return
+    es, made = entry.factory(**{**entry.example, "sigma": ends}), method(name)
+    state = es.init(made.params)
+    _, state = es.update(made.fitness, state, made.params)
+    g, _ = es.update(made.fitness, state, made.params)
+    assert float(state.es_sigma) == 0.0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(g))
 
 
 def test_the_state_is_found_in_a_chain(made: Method) -> None:

@@ -175,7 +175,8 @@ def test_the_bias_of_low_rank_noise_is_that_of_the_closed_form(rank: int) -> Non
     spread = (np.sin(phase)[:, None, None] * noise).std(axis=0) / np.sqrt(len(noise))
     assert (np.abs(got - wanted) < 4.5 * spread).all()  # 12 entries: one in 12000 runs fails
     limit = np.exp(-np.sum(s**2) / 2) * g
-    assert np.abs(got - limit).max() > 4.5 * spread.max() or rank > 1  # the bias can be seen
+    if rank == 1:  # the bias can be seen
+        assert np.abs(got - limit).max() > 4.5 * spread.max()
 
 
 @pytest.mark.parametrize("name", ["gaussian", "signs", "low rank"])
@@ -326,7 +327,10 @@ def test_simultaneous_perturbation_is_the_slope_along_its_direction() -> None:
         (lambda: optkit.eggroll(8, sigma=0.1, frozen="dens/*").init(PARAMS), "did you mean"),
         (lambda: optkit.openai_es(8).init({"n": jnp.arange(3)}), "leaf 'n' is of int32"),
         (lambda: MADE["low rank"].update(jnp.zeros(7), INIT, PARAMS), r"\(7,\), not \(8,\)"),
-        (lambda: MADE["low rank"].update(FITNESS, INIT), r"update\(fitness, state, params\)"),
+        (
+            lambda: MADE["low rank"].update(FITNESS, INIT),
+            "needs the parameters: call tx.update",
+        ),
         (lambda: MADE["low rank"].perturb(PARAMS, optax.sgd(0.1).init(PARAMS)), "0 of Perturb"),
         (lambda: MADE["low rank"].perturb_lazy(PARAMS, INIT, block=(0, 3)), "3 equal blocks"),
     ],

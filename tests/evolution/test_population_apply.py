@@ -241,7 +241,8 @@ def test_what_is_not_read_is_not_made(small: Model) -> None:
     population = population_of(small.params[:1], SIDES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        population_apply(wasteful, population, small.x)
+        got = population_apply(wasteful, population, small.x)
+    assert_close(got, jax.vmap(wasteful)(full(population), small.x))
 
 
 # --- what is told ---------------------------------------------------------------------------------

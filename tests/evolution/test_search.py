@@ -201,7 +201,7 @@ def test_equal_fitness():
 
 
 def test_ties_average_and_floor():
-    from optkit.evolution.search.population import by_rank
+    from optkit.evolution.shaping import by_rank
 
     table, told = [4.0, 2.0, 1.0, 0.0], np.array([7.0, 5.0, 5.0, 9.0], np.float32)
     wanted = {"order": [1, 4, 2, 0], "average": [1, 3, 3, 0], "floor": [1, 4, 4, 0]}

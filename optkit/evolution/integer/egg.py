@@ -204,6 +204,7 @@ def egg(
         population=population,
         members=noise.members,
         state=EggState,
+        own_step=True,
         maximize=maximize,
     )
 

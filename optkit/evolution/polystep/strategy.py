@@ -254,6 +254,7 @@ def _strategy(probing: Probing, move: Move, key: Key) -> PolyStep:
         population=probing.population,
         members=members,
         state=PolyStepState,
+        own_step=True,
         maximize=move.maximize,
     )
     out.probing = probing

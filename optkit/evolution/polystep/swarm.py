@@ -221,6 +221,7 @@ def polystep_es(
         population=population,
         members=swarm.members,
         state=PolyStepESState,
+        own_step=True,
         maximize=maximize,
     )
     out.swarm = swarm

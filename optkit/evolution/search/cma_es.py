@@ -11,9 +11,7 @@ from optkit.evolution.search.population import (
     Boundary,
     Bounds,
     Box,
-    Ties,
     box_of,
-    by_rank,
     check_bounds,
     check_floats,
     check_population,
@@ -26,6 +24,7 @@ from optkit.evolution.search.population import (
     unless_lost,
     unravel,
 )
+from optkit.evolution.shaping import RankTies, by_rank
 from optkit.evolution.strategy import Strategy, fitness_vector
 from optkit.transforms.base import need_params
 from optkit.transforms.hyperparams import check_choice, check_static_int
@@ -61,7 +60,7 @@ def cma_es(
     sigma: float,
     covariance: Any | None = None,
     constants: Constants | None = None,
-    ties: Ties = "order",
+    ties: RankTies = "order",
     eigen_interval: int = 1,
     max_size: int = 1024,
     bounds: Bounds | None = None,
@@ -195,6 +194,7 @@ def cma_es(
         population=population,
         members=members_of,
         state=CMAState,
+        own_step=True,
         maximize=maximize,
     )
 

@@ -7,16 +7,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
-from optkit.evolution.shaping import average_rank
+from optkit.evolution.deviation import check_deviation
 from optkit.transforms.base import check_same_leaves
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_int
 from optkit.tree import PyTree, compute_dtype, leaves_with_paths, upcast
 from optkit.tree.sharding import mesh_of, place, place_like, spec_of
 
-Ties = Literal["order", "average", "floor"]
 Boundary = Literal["resample", "penalty"]
 Bounds = tuple[Any, Any]
 
@@ -24,29 +22,6 @@ Bounds = tuple[Any, Any]
 def costs_of(fitness: jax.Array, maximize: bool) -> jax.Array:
     """Returns what is to be low: infinite for members without a finite fitness."""
     return jnp.where(jnp.isfinite(fitness), -fitness if maximize else fitness, jnp.inf)
-
-
-def by_rank(table: Any, costs: jax.Array, ties: Ties) -> jax.Array:
-    """Returns for each member the entry of a table that its rank has, the lowest cost first.
-
-    Args:
-      table: ``(N,)``, best first.
-      costs: ``(N,)``.
-      ties: "order" ranks equal members by their number; "average" shares their entries among them;
-        "floor" gives each the entry of their average rank, rounded down.
-    """
-    # Rounded, so that utilities that sum to 0 do so exactly where all are equal.
-    sums = np.round(np.concatenate([[0.0], np.cumsum(table, dtype=np.float64)]), 14)
-    table, total = jnp.asarray(table, costs.dtype), jnp.asarray(sums, costs.dtype)
-    if ties == "floor":
-        return table[jnp.floor(average_rank(costs)).astype(int)]
-    if ties == "order":
-        return table[jnp.argsort(jnp.argsort(costs, stable=True), stable=True)]
-    order = jnp.sort(costs)
-    first = jnp.searchsorted(order, costs, side="left")
-    last = jnp.searchsorted(order, costs, side="right")
-    shared = (total[last] - total[first]) / (last - first)
-    return jnp.where(last - first == 1, table[first], shared).astype(costs.dtype)
 
 
 def check_floats(params: PyTree, method: str) -> int:
@@ -223,13 +198,11 @@ def check_population(population: int | None) -> None:
 
 def check_sigma(sigma: Any) -> None:
     """Raises ValueError unless the first deviation is a number above 0."""
-    check_number("sigma", sigma, low=0.0)
+    check_deviation(sigma)
     if callable(sigma):
         raise ValueError(
             "sigma is a schedule, and this search adapts its deviation itself; give the first value"
         )
-    if not isinstance(sigma, jax.Array) and not sigma > 0.0:
-        raise ValueError(f"sigma={sigma!r} is not above 0: no member would differ from the mean")
 
 
 def grown(sigma: jax.Array, exponent: jax.Array) -> jax.Array:

@@ -20,9 +20,7 @@ from optkit.evolution.search.population import (
     Boundary,
     Bounds,
     Box,
-    Ties,
     box_of,
-    by_rank,
     check_bounds,
     check_floats,
     check_population,
@@ -33,6 +31,7 @@ from optkit.evolution.search.population import (
     stalled,
     unless_lost,
 )
+from optkit.evolution.shaping import RankTies, by_rank
 from optkit.evolution.strategy import Strategy, fitness_vector
 from optkit.transforms.base import map_leaves, need_params
 from optkit.transforms.hyperparams import check_choice
@@ -69,7 +68,7 @@ def sep_cma_es(
     *,
     sigma: float,
     constants: Source | Constants = "cmaes",
-    ties: Ties = "order",
+    ties: RankTies = "order",
     bounds: Bounds | None = None,
     boundary: Boundary = "resample",
     resamples: int = 32,
@@ -194,6 +193,7 @@ def sep_cma_es(
         population=population,
         members=members_of,
         state=SepCMAState,
+        own_step=True,
         maximize=maximize,
     )
 

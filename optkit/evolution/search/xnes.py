@@ -12,9 +12,7 @@ from optkit.evolution.search.population import (
     Boundary,
     Bounds,
     Box,
-    Ties,
     box_of,
-    by_rank,
     check_bounds,
     check_floats,
     check_population,
@@ -25,6 +23,7 @@ from optkit.evolution.search.population import (
     ravel,
     unravel,
 )
+from optkit.evolution.shaping import RankTies, by_rank, nes_table
 from optkit.evolution.strategy import Strategy, fitness_vector
 from optkit.transforms.base import need_params
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_int
@@ -56,7 +55,7 @@ def xnes(
     sigma: float,
     eta_sigma: float | None = None,
     eta_shape: float | None = None,
-    ties: Ties = "average",
+    ties: RankTies = "average",
     max_size: int = 1024,
     bounds: Bounds | None = None,
     boundary: Boundary = "resample",
@@ -166,7 +165,7 @@ def xnes(
                 costs = box.penalized(costs, x, spread)
         else:
             z = _whitened(ravel(given_members(members, params, count), 1) - mean[None], state)
-        weights = by_rank(_utilities(count), costs.astype(mean.dtype), ties)
+        weights = by_rank(nes_table(count), costs.astype(mean.dtype), ties)
         step, state = _learn(z, weights, state, eta_sigma, eta_shape)
         if box is not None:
             step = box.clip(mean + step) - mean
@@ -178,14 +177,9 @@ def xnes(
         population=population,
         members=members_of,
         state=XNESState,
+        own_step=True,
         maximize=maximize,
     )
-
-
-def _utilities(count: int) -> list[float]:
-    raw = [max(0.0, math.log(count / 2 + 1) - math.log(rank)) for rank in range(1, count + 1)]
-    total = sum(raw)
-    return [value / total - 1.0 / count for value in raw]
 
 
 def _draw(

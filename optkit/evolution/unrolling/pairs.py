@@ -7,14 +7,13 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optkit.evolution.deviation import check_deviation, deviation_at, next_deviation
 from optkit.evolution.drawing import Drawing
 from optkit.evolution.noise import TOGETHER
 from optkit.transforms.base import check_same_leaves, map_leaves
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
-    check_number,
     check_static_int,
-    value_at,
 )
 from optkit.transforms.noise import Key, fresh_key
 from optkit.tree import PyTree, upcast, zeros_like_params
@@ -77,9 +76,7 @@ class Unrolled:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("sigma", self.sigma, low=0.0)
-        if not callable(self.sigma) and not isinstance(self.sigma, jax.Array) and not self.sigma:
-            raise ValueError("sigma=0: no member would differ from the parameters")
+        check_deviation(self.sigma)
         check_static_int("truncation", self.truncation)
         if self.horizon is not None:
             check_static_int("horizon", self.horizon, low=self.truncation)
@@ -99,7 +96,7 @@ class Unrolled:
             sums = map_leaves(
                 lambda p: jnp.zeros((pairs, *p.shape), p.dtype), zeros_like_params(params)
             )
-        deviation = jnp.asarray(value_at(self.sigma, step), jnp.float32)
+        deviation = deviation_at(self.sigma, step)
         return UnrolledState(fresh_key(key), step, deviation, inner, start, sums)
 
     def _drawn(self, params: PyTree, key: jax.Array, step: jax.Array, pair: jax.Array) -> PyTree:
@@ -129,7 +126,7 @@ class Unrolled:
         """The sum of all perturbations of a pair before this truncation, drawn again."""
 
         def add(step: jax.Array, total: PyTree) -> PyTree:
-            scale = self.sigma(step) if callable(self.sigma) else state.es_sigma
+            scale = next_deviation(self.sigma, state.es_sigma, step)
             drawn = self._drawn(params, state.es_key, step, pair)
             return map_leaves(lambda t, z: t + (scale * z).astype(t.dtype), total, drawn)
 
@@ -227,7 +224,5 @@ class Unrolled:
                 return jnp.where(row(ended), now if went_on else 0.0, new)
 
             sums = map_leaves(leaf, state.es_sum, noise)
-        deviation = state.es_sigma
-        if callable(self.sigma):
-            deviation = jnp.asarray(self.sigma(step), jnp.float32)
+        deviation = next_deviation(self.sigma, state.es_sigma, step)
         return UnrolledState(state.es_key, step, deviation, inner, start, sums)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optkit.evolution.deviation import inverse
 from optkit.evolution.judging import Judge
 from optkit.evolution.strategy import Strategy
 from optkit.evolution.unrolling.pairs import Unrolled, UnrolledState, noise_given
@@ -71,7 +72,7 @@ def unrolled_strategy(unrolled: Unrolled, judge: Judge, key: Key, name: str) -> 
         second = jnp.zeros_like(first) if after is None else differences(after)
         weights = jnp.stack([first, second], axis=1)
         total = unrolled.total(params, state, weights, given)
-        factor = -1.0 / (population * jnp.square(state.es_sigma))
+        factor = -jnp.square(inverse(state.es_sigma)) / population
         gradient = map_leaves(
             lambda p, x: place_like((factor * x).astype(p.dtype), p), params, total
         )
