@@ -54,8 +54,8 @@ def eggroll(
 
     Choose it for models with large matrices: through ``population_apply`` a population costs
     little more than as many inputs of one model, whereas noise in full costs a matrix a member.
-    ``python -m benchmarks.evolution_generation`` sets it beside ``openai_es`` on a small policy; the
-    paper's own results, on language models among others, are not reproduced here.
+    ``python -m benchmarks.evolution_generation`` sets it beside ``openai_es`` on a small policy;
+    the paper's own results, on language models among others, are not reproduced here.
 
     Args:
       population: number N of members, even.
