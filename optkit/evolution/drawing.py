@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from optkit.evolution.noise import (
     Compat,
+    Draws,
     Factors,
     Law,
     LeafNoise,
@@ -42,6 +43,7 @@ class Drawing:
       noise_reuse: steps that have the same noise.
       still: pairs without noise, from the first on.
       compat: whose draws are repeated.
+      draws: what low-rank noise is drawn by.
     """
 
     population: int
@@ -56,14 +58,21 @@ class Drawing:
     noise_reuse: int = 1
     still: int = 0
     compat: Compat | None = None
+    draws: Draws = "jax"
 
     def __post_init__(self) -> None:
         check_static_int("population", self.population, low=2 if self.antithetic else 1)
         check_static_int("rank", self.rank)
         check_static_int("noise_reuse", self.noise_reuse, low=0 if self.compat else 1)
         check_choice("noise", self.law, ("low_rank", "gaussian", "rademacher"))
+        check_choice("draws", self.draws, get_args(Draws))
         if self.compat is not None:
             check_choice("compat", self.compat, ("hyperscalees",))
+            if self.draws != "jax":
+                raise ValueError(
+                    f"compat={self.compat!r} repeats draws of jax.random, and draws={self.draws!r} "
+                    "are others; give one of them"
+                )
         if self.antithetic and self.population % 2:
             raise ValueError(
                 f"population={self.population} is odd, and antithetic members come in pairs; give "
@@ -95,6 +104,7 @@ class Drawing:
             rules=self.rules,
             dtype=self.dtype,
             compat=self.compat,
+            draws=self.draws,
         )
 
     def keys(self, count: int, key: jax.Array, step: jax.Array) -> list[jax.Array]:
@@ -138,7 +148,7 @@ def _lazy(base: jax.Array, noise: Noise, scales: jax.Array) -> Any:
     if not isinstance(noise, Factors):
         return Varied(_full(base, noise, scales))
     scale = scales / np.sqrt(noise.a.shape[-1], dtype=np.float32)
-    return Perturbed(base, noise.a, noise.b, scale, noise.left, noise.right)
+    return Perturbed(base, noise.a, noise.b, scale, noise.left, noise.right, noise.draw)
 
 
 def _full(base: jax.Array, noise: Noise, scales: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from optkit.evolution.perturbed import outer
+from optkit.evolution.perturbed import Draw, outer
+from optkit.kernels.perturbed_matmul.counters import factor_of
 from optkit.tree import (
     MATRIX_ROLES,
     Dims,
@@ -27,12 +28,15 @@ from optkit.tree import (
 
 Law = Literal["low_rank", "gaussian", "rademacher"]
 Compat = Literal["hyperscalees"]
+Draws = Literal["jax", "counters"]
 
 # Numbers of noise that live together while an update is summed up: 64 MiB in float32.
 TOGETHER = 2**24
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=("left", "right"))
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("a", "b", "draw"), meta_fields=("left", "right")
+)
 @dataclass(frozen=True)
 class Factors:
     """Low-rank noise of a leaf for several pairs: ``E = sum_r a_r b_r / sqrt(rank)``.
@@ -42,12 +46,14 @@ class Factors:
       b: ``(pairs, *leaf's shape without the left axes, rank)``.
       left: axes of the leaf that only ``a`` has.
       right: axes of the leaf that only ``b`` has.
+      draw: what they follow from, for a kernel that makes them itself.
     """
 
     a: Any
     b: Any
     left: tuple[int, ...]
     right: tuple[int, ...]
+    draw: Draw | None = None
 
     def full(self) -> jax.Array:
         """Returns the noise in full, ``(pairs, *shape)``."""
@@ -97,6 +103,7 @@ class LeafNoise:
       right: axes of the right factor, the layer's inputs.
       moved: the leaf is left as it is if this is false.
       compat: whose draws are repeated.
+      draws: what low-rank noise is drawn by.
     """
 
     path: str
@@ -109,6 +116,7 @@ class LeafNoise:
     right: tuple[int, ...] = ()
     moved: bool = True
     compat: Compat | None = None
+    draws: Draws = "jax"
 
     @property
     def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -134,11 +142,24 @@ class LeafNoise:
         """
         if not self.moved:
             return None
+        if self.rank and self.draws == "counters":
+            return self._counted(key, pairs)
         keys = jax.vmap(partial(jax.random.fold_in, key))(pairs)
         if not self.rank:
             return jax.vmap(partial(self._numbers, shape=self.shape))(keys)
         a, b = jax.vmap(self._factors)(keys)
         return Factors(a, b, self.left, self.right)
+
+    def _counted(self, key: jax.Array, pairs: jax.Array) -> Factors:
+        draw = Draw(jax.random.key_data(key), jnp.asarray(pairs, jnp.uint32))
+        a, b = (
+            factor_of(draw.key, draw.number, side, math.prod(shape[:-1]), self.rank)
+            .reshape(len(pairs), *shape)
+            .astype(self.dtype)
+            for side, shape in zip("ab", self.factor_shapes, strict=True)
+        )
+        known = draw if self.dtype == jnp.float32 and len(self.shape) == 2 else None
+        return Factors(a, b, self.left, self.right, known)
 
     def _numbers(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         if self.law == "rademacher":
@@ -175,6 +196,7 @@ def leaf_noises(
     rules: Iterable[RuleLike] = (),
     dtype: Any | None = None,
     compat: Compat | None = None,
+    draws: Draws = "jax",
 ) -> list[LeafNoise]:
     """Returns how the noise of each leaf is drawn, in the order of the leaves.
 
@@ -208,6 +230,7 @@ def leaf_noises(
                 right=right,
                 moved=moved,
                 compat=compat,
+                draws=draws,
             )
         )
     return out

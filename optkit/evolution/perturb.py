@@ -17,7 +17,7 @@ from optkit.evolution.estimate import (
     Scale,
 )
 from optkit.evolution.judging import Judge
-from optkit.evolution.noise import Compat, Law
+from optkit.evolution.noise import Compat, Draws, Law
 from optkit.evolution.shaping import NonFinite, Shaping, baseline_difference
 from optkit.evolution.spread import Reduce, Spread
 from optkit.evolution.strategy import Strategy
@@ -168,6 +168,7 @@ def population_perturb(
     dtype: Any | None = None,
     chunk: int | None = None,
     compat: Compat | None = None,
+    draws: Draws = "jax",
     key: Key = None,
 ) -> PopulationPerturb:
     """Estimates the gradient of a population's mean fitness from the fitnesses of its members.
@@ -215,6 +216,9 @@ def population_perturb(
       chunk: pairs whose noise lives together while the sum is taken; None for what fits in 64 MiB.
       compat: "hyperscalees" repeats the draws of the authors' code, without stacked leaves;
         ``noise_reuse=0`` is then the same noise for ever.
+      draws: what low-rank noise is drawn by: "jax" by ``jax.random``; "counters" by those of
+        ``optkit.kernels.perturbed_matmul``, other numbers of the same law, which the kernel makes
+        itself where ``population_apply(implementation=)`` takes it.
       key: seed or PRNG key; None for 0.
 
     Returns:
@@ -259,6 +263,7 @@ def population_perturb(
         noise_reuse=noise_reuse,
         still=int(baseline),
         compat=compat,
+        draws=draws,
     )
     shape = baseline_difference if baseline else shaping
     judge = Judge(population, shape, maximize, nonfinite, paired=antithetic, questions=baseline)

@@ -11,9 +11,24 @@ import jax.numpy as jnp
 from optkit.tree.dtypes import upcast
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=("key", "number"), meta_fields=())
+@dataclass(frozen=True)
+class Draw:
+    """What factors follow from: see ``optkit.kernels.perturbed_matmul.Counters``.
+
+    Attributes:
+      key: uint32 ``(2,)``, of the leaf and the step; the same for all members.
+      number: uint32 ``()``, of the member's pair. In a population it has the axis that the factors
+        have, and neighbours follow each other.
+    """
+
+    key: Any
+    number: Any
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("base", "a", "b", "scale"),
+    data_fields=("base", "a", "b", "scale", "draw"),
     meta_fields=("left", "right"),
 )
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class Perturbed:
       scale: ``()``, with the member's sign.
       left: axes of ``base`` that only ``a`` has.
       right: axes of ``base`` that only ``b`` has.
+      draw: what ``a`` and ``b`` follow from, float32 both; None if nothing but they are known.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,6 +65,7 @@ class Perturbed:
     scale: Any
     left: tuple[int, ...]
     right: tuple[int, ...]
+    draw: Draw | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

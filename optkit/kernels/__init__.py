@@ -1,5 +1,15 @@
-"""Kernels: operations written out for accelerators, each beside the plain JAX that it equals."""
+"""Kernels: operations written out for accelerators, each beside the plain JAX that it equals.
 
-from optkit.kernels import block_codec
+``implementation="pallas"`` takes the kernel of the platform that a program is lowered for.
+"""
 
-__all__ = ["block_codec"]
+from optkit.kernels import block_codec, newton_schulz, perturbed_matmul, symmetric_matmul
+from optkit.kernels.implementation import Implementation
+
+__all__ = [
+    "Implementation",
+    "block_codec",
+    "newton_schulz",
+    "perturbed_matmul",
+    "symmetric_matmul",
+]

@@ -21,8 +21,8 @@ from optkit.linalg.coefficients import (
     polar_express_coefficients,
 )
 from optkit.linalg.decayed import decayed_mask
-from optkit.linalg.factor import Method, orthogonal_factor
-from optkit.linalg.gram import gram_newton_schulz
+from optkit.linalg.factor import Method, factor_flops, orthogonal_factor
+from optkit.linalg.gram import gram_factor_flops, gram_newton_schulz
 from optkit.linalg.largest import largest_in, largest_of, largest_of_each
 from optkit.linalg.newton_schulz import newton_schulz
 from optkit.linalg.normalise import EpsMode, Precondition
@@ -38,6 +38,7 @@ from optkit.linalg.randomized import (
 from optkit.linalg.resets import default_resets, reset_growth, tune_resets
 from optkit.linalg.rounded import newton_schulz_rounded
 from optkit.linalg.sparsity import nm_mask
+from optkit.linalg.split import can_split, split_factor
 from optkit.linalg.subspace import QrMethod, orthonormalize, power_iteration
 from optkit.linalg.symmetric import symmetric_product
 
@@ -56,12 +57,15 @@ __all__ = [
     "SketchKind",
     "as_coefficient_set",
     "balance",
+    "can_split",
     "canonical_sign",
     "decayed_mask",
     "default_resets",
     "draw_sketch",
+    "factor_flops",
     "frobenius_norm",
     "get_coefficients",
+    "gram_factor_flops",
     "gram_newton_schulz",
     "largest_in",
     "largest_of",
@@ -81,6 +85,7 @@ __all__ = [
     "randomized_factor",
     "reset_growth",
     "sketch_size",
+    "split_factor",
     "subspace_gradient",
     "symmetric_product",
     "to_rms",

@@ -10,12 +10,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from optkit.linalg.coefficients import Coefficients, Row, as_coefficient_set
-from optkit.linalg.gram import gram_newton_schulz
+from optkit.linalg.gram import gram_factor_flops, gram_newton_schulz
+from optkit.linalg.implementation import Implementation
 from optkit.linalg.newton_schulz import newton_schulz
 from optkit.linalg.normalise import EpsMode, Precondition
 from optkit.linalg.norms import check_matrix
 from optkit.linalg.polar import PolarMethod, polar
-from optkit.linalg.resets import check_resets, default_resets
+from optkit.linalg.resets import check_resets, default_resets, segments
 
 MethodName = Literal["auto", "ns", "gram_ns", "svd", "qdwh"]
 Method = MethodName | Callable[[jax.Array], jax.Array]
@@ -50,15 +51,41 @@ def gram_flops(m: int, n: int, rows: Sequence[Row], resets: Iterable[int] = ()) 
       644
     """
     m, n = min(m, n), max(m, n)
-    if not rows:
-        return 0
-    chosen = {i for i in check_resets(resets) if 0 < i < len(rows)}
-    total = 4 * m * m * n * (1 + len(chosen))
-    for i, (_, _, c) in enumerate(rows):
-        total += 2 * m**3 if c else 0
-        total += 2 * m**3 if i > 0 and i not in chosen else 0
-        total += 4 * m**3 if i + 1 < len(rows) and i + 1 not in chosen else 0
-    return total
+    parts = segments(tuple(rows), check_resets(resets))
+    return sum(4 * m * m * n + gram_factor_flops(m, part) for part in parts)
+
+
+def factor_flops(
+    m: int,
+    n: int,
+    method: MethodName,
+    rows: tuple[Row, ...],
+    dtype: DTypeLike,
+    resets: Sequence[int] | None = None,
+) -> int:
+    """FLOPs of the form of the iteration that a method takes for one matrix.
+
+    Args:
+      m: rows of the matrix.
+      n: columns.
+      method: "auto", "ns" or "gram_ns".
+      rows: one (a, b, c) a step.
+      dtype: of the iteration.
+      resets: resets of the Gram form; None takes the default ones.
+
+    Returns:
+      The number.
+
+    Example:
+      >>> jordan = as_coefficient_set("jordan").expand(5)
+      >>> factor_flops(1024, 4096, "auto", jordan, jnp.bfloat16) // 10**8
+      751
+    """
+    chosen = default_resets(rows, dtype) if resets is None else tuple(resets)
+    form = choose_form(m, n, rows, dtype, resets) if method == "auto" else method
+    if form == "ns" or m == n or chosen is None:
+        return standard_flops(m, n, rows)
+    return gram_flops(m, n, rows, chosen)
 
 
 def orthogonal_factor(
@@ -75,6 +102,7 @@ def orthogonal_factor(
     precision: jax.lax.PrecisionLike = None,
     compute_dtype: DTypeLike | None = None,
     blocks: int | None = None,
+    implementation: Implementation = "xla",
 ) -> jax.Array:
     """Orthogonal factor of each matrix by the named method.
 
@@ -94,18 +122,26 @@ def orthogonal_factor(
       compute_dtype: as in `newton_schulz`.
       blocks: as in `newton_schulz`; None takes three panels where "auto" meets a single matrix with
         a short side of at least 512 in float32 on CPU, and whole products elsewhere.
+      implementation: as in `newton_schulz`; the iterations alone have kernels.
 
     Returns:
       The factor, of the shape and dtype of x.
 
     Raises:
-      ValueError: unknown method, or what the method itself raises.
+      ValueError: unknown method, one that has no kernel where one is asked for, or what the method
+        itself raises.
       TypeError: not a real floating-point dtype.
 
     Example:
       >>> orthogonal_factor(2 * jnp.eye(2), "svd").tolist()
       [[1.0, 0.0], [0.0, 1.0]]
     """
+    own = get_args(PolarMethod)
+    if implementation != "xla" and (callable(method) or method in own):
+        raise ValueError(
+            f"method={method!r} has no kernel for implementation={implementation!r}: give "
+            "method='ns', 'gram_ns' or 'auto', or implementation='xla'"
+        )
     if callable(method):
         return method(x)
     if method not in get_args(MethodName):
@@ -114,7 +150,7 @@ def orthogonal_factor(
         )
     x = jnp.asarray(x)
     check_matrix(x, "orthogonal_factor")
-    if method in get_args(PolarMethod):
+    if method in own:
         return polar(x, "svd" if method == "svd" else "qdwh")
     auto = method == "auto"
     rows = as_coefficient_set(coefficients).expand(steps)
@@ -131,8 +167,10 @@ def orthogonal_factor(
         precondition=precondition,
         precision=precision,
         compute_dtype=compute_dtype,
+        implementation=implementation,
     )
-    if blocks is None and auto and _panels_pay(x.shape, rows, dtype):
+    plain = blocks is None and implementation == "xla"
+    if plain and auto and _panels_pay(x.shape, rows, dtype):
         # Decided when the program is lowered: the same trace may be compiled for another platform.
         return lax.platform_dependent(x, cpu=partial(form, blocks=_CPU_BLOCKS), default=form)
     return form(x, blocks=1 if blocks is None else blocks)

@@ -8,11 +8,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from optkit.linalg.coefficients import Coefficients, Row, as_coefficient_set
-from optkit.linalg.newton_schulz import polynomial, standard_steps
+from optkit.linalg.implementation import Implementation
+from optkit.linalg.newton_schulz import kernel_steps, polynomial, standard_steps
 from optkit.linalg.normalise import EpsMode, Precondition, check_options, normalise
 from optkit.linalg.norms import check_matrix, fused_product
-from optkit.linalg.resets import check_resets, default_resets
-from optkit.linalg.symmetric import blocked_gram_steps, blocked_standard_steps, check_blocks
+from optkit.linalg.resets import check_resets, default_resets, segments
+from optkit.linalg.symmetric import (
+    blocked_gram_steps,
+    blocked_standard_steps,
+    check_blocks,
+)
 
 
 def gram_newton_schulz(
@@ -28,6 +33,7 @@ def gram_newton_schulz(
     precision: jax.lax.PrecisionLike = None,
     compute_dtype: DTypeLike | None = None,
     blocks: int = 1,
+    implementation: Implementation = "xla",
 ) -> jax.Array:
     """Newton-Schulz factor of X by products of m x m matrices, m the short side.
 
@@ -50,6 +56,7 @@ def gram_newton_schulz(
       precision: as in `newton_schulz`.
       compute_dtype: as in `newton_schulz`.
       blocks: as in `newton_schulz`.
+      implementation: as in `newton_schulz`.
 
     Returns:
       The factor, of the shape and dtype of x.
@@ -57,6 +64,7 @@ def gram_newton_schulz(
     Raises:
       ValueError: as `newton_schulz`, or a negative reset.
       TypeError: not a real floating-point dtype.
+      NotImplementedError: as `newton_schulz`.
 
     Example:
       >>> from optkit.linalg import newton_schulz
@@ -71,12 +79,13 @@ def gram_newton_schulz(
     chosen = as_coefficient_set(coefficients)
     rows = chosen.expand(steps)
     check_options(eps_mode, precondition, chosen.requires)
-    check_blocks(blocks)
+    check_blocks(blocks, implementation)
     if x.size == 0:
         return x
     tall = x.shape[-2] > x.shape[-1]
-    y, gram = normalise(
-        x.mT if tall else x,
+    wide = x.mT if tall else x
+    divide = partial(
+        normalise,
         eps=eps,
         eps_mode=eps_mode,
         margin=chosen.margin if margin is None else margin,
@@ -84,8 +93,15 @@ def gram_newton_schulz(
         compute_dtype=compute_dtype,
         precision=precision,
     )
-    chosen_resets = default_resets(rows, y.dtype) if resets is None else resets
-    if chosen_resets is None or x.shape[-2] == x.shape[-1]:
+    dtype = x.dtype if compute_dtype is None else compute_dtype
+    chosen_resets = default_resets(rows, dtype) if resets is None else check_resets(resets)
+    standard = chosen_resets is None or x.shape[-2] == x.shape[-1]
+    if implementation != "xla":
+        own = None if standard else chosen_resets
+        y = kernel_steps(wide, rows, divide, implementation, own).astype(x.dtype)
+        return y.mT if tall else y
+    y, gram = divide(wide)
+    if standard or chosen_resets is None:
         if blocks == 1:
             y = standard_steps(y, rows, gram=gram, precision=precision)
         else:
@@ -120,22 +136,51 @@ def gram_steps(
     Returns:
       (..., m, n).
     """
-    if not rows:
-        return x
+    for part in segments(rows, resets):
+        r = fused_product(x, x.mT, precision=precision) if gram is None else gram
+        x = fused_product(gram_factor(r, part, precision=precision), x, precision=precision)
+        gram = None
+    return x
 
+
+def gram_factor(
+    r: jax.Array, rows: tuple[Row, ...], *, precision: jax.lax.PrecisionLike = None
+) -> jax.Array:
+    """The factor Q of steps without a reset: Q X is what the standard steps make of X.
+
+    Args:
+      r: X X^T, (..., m, m).
+      rows: one (a, b, c) a step.
+      precision: of the products.
+
+    Returns:
+      (..., m, m).
+    """
     fused = partial(fused_product, precision=precision)
-    m = x.shape[-2]
-    identity = jnp.broadcast_to(jnp.eye(m, dtype=x.dtype), (*x.shape[:-1], m))
+    identity = jnp.broadcast_to(jnp.eye(r.shape[-1], dtype=r.dtype), r.shape)
     q: jax.Array | None = None
-    r = fused(x, x.mT) if gram is None else gram
     for i, (a, b, c) in enumerate(rows):
-        if q is not None and i in resets:
-            x = fused(q, x)
-            r, q = fused(x, x.mT), None
         z = polynomial(r, b, c, precision=precision)
         q = z + a * identity if q is None else fused(q, z, addend=q, beta=a)
-        if i + 1 < len(rows) and i + 1 not in resets:
+        if i + 1 < len(rows):
             rz = fused(r, z, addend=r, beta=a)
             r = fused(z, rz, addend=rz, beta=a)
-    assert q is not None
-    return fused(q, x)
+    return identity if q is None else q
+
+
+def gram_factor_flops(m: int, rows: Sequence[Row]) -> int:
+    """FLOPs of `gram_factor` on one matrix: 2 m^3 a product.
+
+    Args:
+      m: its rows.
+      rows: one (a, b, c) a step.
+
+    Returns:
+      The number.
+
+    Example:
+      >>> gram_factor_flops(1000, [(1.0, 1.0, 1.0)] * 5) // 10**9
+      34
+    """
+    products = sum(bool(c) for _, _, c in rows) + 3 * max(len(rows) - 1, 0)
+    return 2 * m**3 * products

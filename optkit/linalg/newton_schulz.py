@@ -1,10 +1,14 @@
 """Newton-Schulz iteration: the approximate polar factor of a matrix by matrix products alone."""
 
+from collections.abc import Iterable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from optkit.linalg.coefficients import Coefficients, Row, as_coefficient_set
+from optkit.linalg.implementation import Implementation
 from optkit.linalg.normalise import EpsMode, Precondition, check_options, normalise
 from optkit.linalg.norms import check_matrix, fused_product
 from optkit.linalg.symmetric import blocked_standard_steps, check_blocks
@@ -22,6 +26,7 @@ def newton_schulz(
     precision: jax.lax.PrecisionLike = None,
     compute_dtype: DTypeLike | None = None,
     blocks: int = 1,
+    implementation: Implementation = "xla",
 ) -> jax.Array:
     """Approximate polar factor U p(S) V^T of X = U S V^T, p an odd polynomial near 1 on (0, 1].
 
@@ -45,6 +50,8 @@ def newton_schulz(
         least, before the cast. The result has the dtype of x in any case.
       blocks: number of column panels in which the symmetric products are taken, dropping what lies
         above the diagonal; 1 takes them whole. See `symmetric_product`.
+      implementation: "xla"; "pallas", the kernel of the platform, see
+        `optkit.kernels.newton_schulz.iterate`; "interpret", the TPU's kernel on any device, slow.
 
     Returns:
       The factor, of the shape and dtype of x.
@@ -53,6 +60,7 @@ def newton_schulz(
       ValueError: bad shape, unknown option, too many steps for the set, or an aol_* set without
         its preconditioning.
       TypeError: not a real floating-point dtype.
+      NotImplementedError: no kernel for the platform that the program is lowered for.
 
     Example:
       >>> y = newton_schulz(jnp.diag(jnp.array([3.0, 0.0])), "classic_cubic")
@@ -66,12 +74,13 @@ def newton_schulz(
     chosen = as_coefficient_set(coefficients)
     rows = chosen.expand(steps)
     check_options(eps_mode, precondition, chosen.requires)
-    check_blocks(blocks)
+    check_blocks(blocks, implementation)
     if x.size == 0:
         return x
     tall = x.shape[-2] > x.shape[-1]
-    y, gram = normalise(
-        x.mT if tall else x,
+    wide = x.mT if tall else x
+    divide = partial(
+        normalise,
         eps=eps,
         eps_mode=eps_mode,
         margin=chosen.margin if margin is None else margin,
@@ -79,12 +88,48 @@ def newton_schulz(
         compute_dtype=compute_dtype,
         precision=precision,
     )
+    if implementation != "xla":
+        y = kernel_steps(wide, rows, divide, implementation).astype(x.dtype)
+        return y.mT if tall else y
+    y, gram = divide(wide)
     if blocks == 1:
         y = standard_steps(y, rows, gram=gram, precision=precision)
     else:
         y = blocked_standard_steps(y, rows, blocks=blocks, precision=precision)
     y = y.astype(x.dtype)
     return y.mT if tall else y
+
+
+def kernel_steps(
+    x: jax.Array,
+    rows: tuple[Row, ...],
+    divide: partial[tuple[jax.Array, jax.Array | None]],
+    implementation: Implementation,
+    resets: Iterable[int] | None = None,
+) -> jax.Array:
+    """Runs the iteration by a kernel, which also divides where that is by the Frobenius norm.
+
+    Args:
+      x: (..., m, n), m <= n.
+      rows: one (a, b, c) a step.
+      divide: `normalise` with its options.
+      implementation: "pallas" or "interpret".
+      resets: of the Gram form; None takes the standard form.
+
+    Returns:
+      (..., m, n) in the dtype of the iteration.
+    """
+    # Kernels are built on this package, and only those who ask for one need them.
+    from optkit.kernels.newton_schulz import iterate
+
+    options = dict(divide.keywords)
+    precision = options["precision"]
+    if options.pop("precondition") != "frobenius":
+        y = divide(x)[0]
+        return iterate(
+            y, rows, resets=resets, eps=None, precision=precision, implementation=implementation
+        )
+    return iterate(x, rows, resets=resets, implementation=implementation, **options)
 
 
 def standard_steps(

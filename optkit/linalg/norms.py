@@ -53,9 +53,22 @@ def to_unit_peak(x: jax.Array, axes: tuple[int, ...] = (-2, -1)) -> tuple[jax.Ar
     """
     wide = x.astype(accumulation_dtype(x.dtype))
     largest = lax.stop_gradient(jnp.max(jnp.abs(wide), axis=axes, keepdims=True))
-    alive = ~(largest < jnp.finfo(wide.dtype).tiny)  # NaN counts as alive and stays visible
-    peak = _power_of_two(jnp.where(alive, largest, 1.0))
-    return jnp.where(alive, wide / peak, 0.0), peak
+    peak = power_of_two_below(largest)
+    return jnp.where(_alive(largest), wide / peak, 0.0), peak
+
+
+def power_of_two_below(largest: jax.Array) -> jax.Array:
+    """The largest power of two that is not above x >= 0; 1 where x is no normal number.
+
+    Example:
+      >>> power_of_two_below(jnp.array([5.0, 0.0])).tolist()
+      [4.0, 1.0]
+    """
+    return _power_of_two(jnp.where(_alive(largest), largest, 1.0))
+
+
+def _alive(largest: jax.Array) -> jax.Array:
+    return ~(largest < jnp.finfo(largest.dtype).tiny)  # NaN counts as alive and stays visible
 
 
 def _power_of_two(x: jax.Array) -> jax.Array:

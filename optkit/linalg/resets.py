@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +38,17 @@ def check_resets(resets: Iterable[int]) -> frozenset[int]:
     if any(i < 0 for i in chosen):
         raise ValueError(f"resets are step numbers counted from 0, got {sorted(chosen)}")
     return chosen
+
+
+def segments(rows: tuple[Row, ...], resets: Iterable[int]) -> list[tuple[Row, ...]]:
+    """Cuts the rows of an iteration before each reset that is reached.
+
+    Example:
+      >>> [len(part) for part in segments(((1.0, 1.0, 1.0),) * 5, (0, 2, 9))]
+      [2, 3]
+    """
+    starts = [0, *sorted(i for i in set(resets) if 0 < i < len(rows)), len(rows)]
+    return [rows[start:stop] for start, stop in pairwise(starts) if start < stop]
 
 
 def reset_growth(

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.linalg.coefficients import Row
+from optkit.linalg.implementation import check_implementation
 from optkit.linalg.norms import accumulation_dtype
+from optkit.linalg.resets import segments
 
 # Panel edges at multiples of this keep the inner loops of the matrix product full.
 _EDGE = 32
@@ -75,14 +77,20 @@ def symmetric_product(
     return lax.optimization_barrier(jnp.concatenate(columns, axis=-1))
 
 
-def check_blocks(blocks: int) -> None:
-    """Raises unless `blocks` is a number of panels.
+def check_blocks(blocks: int, implementation: str = "xla") -> None:
+    """Raises unless `blocks` is a number of panels, and goes with an implementation.
 
     Raises:
-      ValueError: smaller than 1.
+      ValueError: smaller than 1; an unknown implementation, or panels of a kernel.
     """
     if blocks < 1:
         raise ValueError(f"blocks is a number of panels, 1 or more, got {blocks}")
+    check_implementation(implementation)
+    if implementation != "xla" and blocks > 1:
+        raise ValueError(
+            f"blocks={blocks} are panels of implementation='xla'; {implementation!r} has tiles of "
+            "its own: leave blocks out"
+        )
 
 
 def _edges(m: int, blocks: int) -> list[int]:
@@ -169,10 +177,8 @@ def blocked_gram_steps(
     Returns:
       (..., m, n).
     """
-    starts = [0, *sorted(i for i in resets if 0 < i < len(rows)), len(rows)]
-    for start, stop in pairwise(starts):
-        if start < stop:
-            x = _apply(_segment(x, rows[start:stop], blocks, precision), x, precision)
+    for part in segments(rows, resets):
+        x = _apply(_segment(x, part, blocks, precision), x, precision)
     return x
 
 

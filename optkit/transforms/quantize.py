@@ -152,10 +152,10 @@ def quantize_state(
       min_size: smaller leaves stay in float32.
       keep: leaves that stay in float32: role, glob, function of (path, leaf); as in ``route``.
       key: seed or PRNG key of codecs that round at random.
-      implementation: "xla" takes no kernel; "pallas" the one for TPUs, for a program of one device
-        that is compiled elsewhere, or inside ``jax.shard_map``, and refuses what it does not serve;
-        "interpret" runs it on any device, slowly. None chooses: the kernel on a single TPU, where
-        it serves a leaf.
+      implementation: "xla" takes no kernel; "pallas" the one of the platform that the program is
+        lowered for, TPUs or NVIDIA's GPUs: of one device, on Explicit axes of a mesh, or inside of
+        ``jax.shard_map``; it refuses what it does not serve. "interpret" runs it on any device,
+        slowly. None chooses: the kernel on a single TPU, where it serves a leaf.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: those of the codec for each large

@@ -11,7 +11,6 @@ from optkit.kernels.block_codec import Implementation, update_stored, why_not
 from optkit.transforms.elementwise import Elementwise
 from optkit.transforms.stored_leaves import Reader
 from optkit.tree import PyTree, leaves_with_paths
-from optkit.tree.sharding import spec_of
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,6 @@ class Kernel:
         codecs, shape = [reader.codec for reader in readers], readers[0].shape
         if piece is None:
             reason: str | None = "its update does not follow entry by entry from its moments"
-        elif spec_of(update) is not None:
-            reason = f"it is sharded as {spec_of(update)}, and a kernel runs on one device"
         else:
             reason = why_not(codecs, shape, piece.arrays)
         if piece is None or reason is not None:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis import given as drawn
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from optkit.codecs import Fp8Codec, TableCodec
-from optkit.kernels.block_codec import update_stored, why_not
+from optkit.kernels.block_codec import base, gpu, tpu, update_stored, why_not
 
 SHAPES = ((3, 256), (40, 512), (2, 3, 300), (7, 33, 3), (5, 1100), (1, 2048))
 CODECS = (
@@ -56,23 +58,21 @@ def test_kernel_equals_its_meaning_bit_for_bit(
     given = (values(), values() ** 2)
     stored = [own.encode(jnp.asarray(x)) for own, x in zip(codecs, given, strict=True)]
     g = values() if seed % 3 else np.zeros(shape, np.float32)
-    runs = [
+    wanted, *found = (
         jax.jit(
-            lambda stored, g, bound, by=by: update_stored(
-                largest,
-                stored,
-                [g],
-                [bound],
-                read=codecs,
-                write=codecs,
-                shape=shape,
-                implementation=by,
+            lambda stored, g, bound, by=by, more=more: by(
+                largest, codecs, codecs, stored, [g], [bound], shape, **more
             )
         )(stored, jnp.asarray(g), jnp.float32(0.5))
-        for by in ("xla", "interpret")
-    ]
-    for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        for by, more in (
+            (base.update_stored, {}),
+            (tpu.update_stored, {"reuse": {}, "interpret": True}),
+            (gpu.update_stored, {"reuse": {0: 0}, "interpret": True}),
+        )
+    )
+    for own in found:
+        for a, b in zip(*map(jax.tree.leaves, (wanted, own)), strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 @pytest.mark.parametrize("codec", (TableCodec(), CODECS[5]), ids=("8 bits", "4 bits"))
@@ -139,3 +139,93 @@ def test_an_unknown_implementation_is_refused() -> None:
         update_stored(
             lambda *_: ([], []), [], [], read=[], write=[], shape=(), implementation="triton"
         )  # type: ignore[arg-type]
+
+
+def test_on_the_cpu_the_kernel_is_refused_with_the_remedy() -> None:
+    with pytest.raises(NotImplementedError, match="not for cpu; give implementation='xla'"):
+        update_stored(
+            lambda moments, arrays, scalars: ([], arrays),
+            *([], [jnp.zeros((1, 256))]),
+            read=[],
+            write=[TableCodec()],
+            shape=(1, 256),
+            implementation="pallas",
+        )
+
+
+def test_a_block_that_is_not_a_number_is_not_hidden_on_a_gpu() -> None:
+    x = np.ones((2, 256), np.float32)
+    x[0, 3] = np.nan
+    _, (parts,) = gpu.update_stored(
+        lambda moments, arrays, scalars: ([], arrays),
+        *([], [TableCodec()], [], [jnp.asarray(x)], [], x.shape, {}),
+        interpret=True,
+    )
+    read = np.asarray(TableCodec().decode(parts, x.shape))
+    assert np.isnan(read[0]).all() and not np.isnan(read[1]).any()
+
+
+# ---- several devices
+
+FLAT = TableCodec(layout="flat", block=128)
+
+
+@pytest.mark.parametrize(
+    ("codec", "shape", "spec"),
+    [
+        (TableCodec(block=128), (8, 300), P("x")),
+        (CODECS[5], (4, 512), P("x", "y")),
+        (FLAT, (8, 100), P()),
+    ],
+    ids=("rows", "whole blocks of rows", "not split"),
+)
+def test_each_device_works_on_its_own_blocks(
+    codec: TableCodec, shape: tuple[int, ...], spec: P
+) -> None:
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    rng = np.random.default_rng(0)
+    m, g = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(2))
+    parts = codec.encode(m)
+
+    def bounds(moments: Any, arrays: Any, scalars: Any) -> Any:
+        return [jnp.minimum(moments[0], arrays[0])], [jnp.maximum(moments[0], arrays[0])]
+
+    def run(parts: Any, g: Any, by: Any) -> Any:
+        return update_stored(
+            bounds, [parts], [g], read=[codec], write=[codec], shape=shape, implementation=by
+        )
+
+    wanted = run(parts, g, "xla")
+    with jax.set_mesh(mesh):
+        g = jax.device_put(g, NamedSharding(mesh, spec))
+        compiled = jax.jit(run, static_argnums=2).lower(parts, g, "interpret").compile()
+        found = compiled(parts, g)
+    jax.tree.map(np.testing.assert_array_equal, wanted, jax.device_get(found))
+    assert jax.typeof(found[0][0]).sharding.spec == P(*spec, *[None] * (2 - len(spec)))
+    assert "all-gather" not in compiled.as_text()
+
+
+@pytest.mark.parametrize(
+    ("codec", "spec", "kind", "text"),
+    [
+        (TableCodec(), P(None, "x"), AxisType.Explicit, "128 entries of each row of 1024, and bl"),
+        (TableCodec(layout="flat"), P("x"), AxisType.Explicit, "blocks of 256 are cut from its fl"),
+        (TableCodec(), P("x"), AxisType.Auto, "give the mesh Explicit axes, or call it inside"),
+    ],
+    ids=("columns", "flattened", "Auto"),
+)
+def test_blocks_that_would_cross_devices_are_refused(
+    codec: TableCodec, spec: P, kind: AxisType, text: str
+) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=text):
+        jax.jit(
+            lambda x: update_stored(
+                lambda moments, arrays, scalars: ([], arrays),
+                *([], [x]),
+                read=[],
+                write=[codec],
+                shape=x.shape,
+                implementation="interpret",
+            )
+        )(jax.device_put(jnp.zeros((8, 1024)), NamedSharding(mesh, spec)))

@@ -1,6 +1,5 @@
 """The kernels go through the TPU's own compiler, which needs no TPU: ``make test-tpu``."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,25 +11,11 @@ from benchmarks import common, tpu, tpu_states
 from optkit.codecs import TableCodec
 from optkit.kernels.block_codec import update_stored
 
-pytestmark = pytest.mark.tpu
+pytestmark = [pytest.mark.tpu, pytest.mark.usefixtures("optimizing")]
 
 FOUR = TableCodec(bits=4, exponent_bits=3, block=128)
 # Rows of whole blocks; short blocks; fewer rows than a tile; a flat array; a wide one.
 SHAPES = ((64, 512), (40, 513), (5, 7, 300), (3, 3, 17, 32), (8, 5000))
-
-
-@pytest.fixture(autouse=True)
-def optimizing() -> Iterator[None]:
-    """As a user's programs are compiled, and kept nowhere: tests otherwise skip optimizations."""
-    before = {
-        "jax_disable_most_optimizations": jax.config.read("jax_disable_most_optimizations"),
-        "jax_enable_compilation_cache": jax.config.jax_enable_compilation_cache,
-    }
-    for name in before:
-        jax.config.update(name, False)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def adam(moments: Any, arrays: Any, scalars: Any) -> Any:

@@ -11,6 +11,7 @@ from optkit.evolution.interpreter import axes, contractions, control, lookups  #
 from optkit.evolution.interpreter.carried import Record, Use, carried, dense
 from optkit.evolution.interpreter.engine import evaluate
 from optkit.evolution.perturbed import Perturbed, is_perturbed
+from optkit.kernels.implementation import Implementation
 from optkit.tree import PyTree, leaves_with_paths
 
 
@@ -67,7 +68,11 @@ def warn_materialized(uses: list[Use], stacklevel: int) -> None:
 
 
 def recorded_apply(
-    fn: Callable[..., Any], params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]
+    fn: Callable[..., Any],
+    params: PyTree,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    implementation: Implementation = "xla",
 ) -> tuple[Any, Record]:
     """Does what ``apply_perturbed`` does and returns the record instead of warning."""
     paths, leaves, treedef = _flat(params)
@@ -86,7 +91,7 @@ def recorded_apply(
         jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(bases, arrays)
     except jax.errors.ConcretizationTypeError as error:
         raise TypeError(_concrete(error, paths)) from error
-    record = Record()
+    record = Record(implementation=implementation)
     values = [
         carried(leaf, path) if is_perturbed(leaf) else leaf
         for path, leaf in zip(paths, leaves, strict=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from optkit.evolution.interpreter import compat
 from optkit.evolution.perturbed import Perturbed
+from optkit.kernels.implementation import Implementation
 
 Kind = Literal["contracted", "looked up", "materialized"]
 
@@ -38,9 +39,10 @@ class Use:
 
 @dataclass
 class Record:
-    """What an evaluation noted down."""
+    """What an evaluation noted down, and by what it computes products."""
 
     uses: list[Use] = field(default_factory=list)
+    implementation: Implementation = "xla"
 
 
 @dataclass(frozen=True)

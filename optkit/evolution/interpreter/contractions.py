@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from optkit.evolution.interpreter import compat
 from optkit.evolution.interpreter.carried import Carried, Record, dense
 from optkit.evolution.interpreter.engine import rule
+from optkit.evolution.interpreter.kernel import by_kernel
 
 
 @rule("dot_general")
@@ -28,6 +29,10 @@ def _dot_general(record: Record, eqn: Any, values: list[Any], live: list[bool]) 
         out += [name for axis, name in enumerate(side_labels) if axis not in (*summed, *common)]
     free = [axis for axis in range(w.ndim) if axis not in (*contract[side], *batch[side])]
     w.note(record, "contracted", eqn, contracted=contract[side], free=free, batch=batch[side])
+    if record.implementation != "xla":
+        by = by_kernel(w, x, side, eqn, record.implementation)
+        if by is not None:
+            return [w.finish(by)]
     plain = [w.value.base, x] if side == 0 else [x, w.value.base]
     (shared,) = compat.bind(eqn, plain)
     own = through_factors(

@@ -11,6 +11,7 @@ import numpy as np
 from optkit.evolution.interpreter.apply import paths_of, recorded_apply, warn_materialized
 from optkit.evolution.interpreter.carried import Use
 from optkit.evolution.perturbed import Perturbed, Varied
+from optkit.kernels.implementation import Implementation, check_implementation
 from optkit.tree import PyTree
 
 
@@ -20,6 +21,7 @@ def population_apply(
     *args: Any,
     in_axes: Any = 0,
     chunk: int | None = None,
+    implementation: Implementation = "xla",
     **kwargs: Any,
 ) -> Any:
     """Returns what ``fn(params, *args)`` returns for each member, stacked; shares what it can.
@@ -40,13 +42,19 @@ def population_apply(
       in_axes: axes of members in ``args``, as ``jax.vmap`` has it for them: one for all, or one for
         each; None for what all members get.
       chunk: most members to evaluate at a time, to bound the memory; None for all.
+      implementation: of the products of rows with perturbed matrices: "xla"; "pallas", the kernel
+        ``optkit.kernels.perturbed_matmul`` of TPUs and NVIDIA's GPUs; "interpret", that kernel on
+        any device, slow. Convolutions, lookups, stacks, and products of what members have in common
+        are XLA's.
       **kwargs: passed on as they are, to every member.
 
     Returns:
       The results of ``fn``, each with a leading axis of members.
 
     Raises:
-      ValueError: axes of members disagree, or there is none; names leaf or argument.
+      ValueError: axes of members disagree, or there is none; names leaf or argument. Or the kernel
+        does not serve a leaf: its rank is too high, or its dtype another one.
+      NotImplementedError: "pallas" on another platform.
       TypeError: ``fn`` branches in Python on a value that differs by member.
 
     Example:
@@ -66,12 +74,13 @@ def population_apply(
       Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652: the order of
       products. There each model is written for it; here the function is any.
     """
-    plan = _Plan.of(population, args, in_axes)
+    check_implementation(implementation)
+    plan = _Plan.of(population, args, in_axes, generated=implementation != "xla")
     uses: list[Use] = []
 
     def member(own: list[Any], common: list[Any]) -> Any:
         tree, rest = plan.rebuild(own, common)
-        out, record = recorded_apply(fn, tree, rest, kwargs)
+        out, record = recorded_apply(fn, tree, rest, kwargs, implementation)
         uses.extend(record.uses)
         return out
 
@@ -111,7 +120,9 @@ def _made(drawn: list[Any]) -> list[Any]:
         return drawn
 
     def branch(arrays: list[Any]) -> list[Any]:
-        return jax.lax.cond(some == some, lambda xs: xs, lambda xs: [x + some for x in xs], arrays)
+        return jax.lax.cond(
+            some == some, lambda xs: xs, lambda xs: [x + some.astype(x.dtype) for x in xs], arrays
+        )
 
     return jax.lax.platform_dependent(drawn, cpu=branch, default=jax.lax.optimization_barrier)
 
@@ -141,7 +152,9 @@ class _Plan:
     treedefs: tuple[Any, Any]
 
     @classmethod
-    def of(cls, population: PyTree, args: tuple[Any, ...], in_axes: Any) -> "_Plan":
+    def of(
+        cls, population: PyTree, args: tuple[Any, ...], in_axes: Any, *, generated: bool = False
+    ) -> "_Plan":
         leaves, treedef = jax.tree.flatten(population, is_leaf=_is_leaf)
         values, argdef = jax.tree.flatten(args)
         axes = _argument_axes(args, in_axes)
@@ -151,14 +164,22 @@ class _Plan:
         group = 2 if any(2 * count == members for count in factors) else 1
         own: list[Any] = []
         common: list[Any] = []
+        kept: set[int] = set()
         for leaf in leaves:
             if isinstance(leaf, Perturbed):
                 own.append(leaf.scale)
-                (own if np.shape(leaf.a)[0] == members else common).extend([leaf.a, leaf.b])
+                side = own if np.shape(leaf.a)[0] == members else common
+                side.extend([leaf.a, leaf.b])
+                if leaf.draw is not None:
+                    side.append(leaf.draw.number)
+                    # What a kernel makes itself is not to be made before.
+                    kept |= {id(leaf.a), id(leaf.b)} if generated else set()
             elif isinstance(leaf, Varied):
                 own.append(leaf.value)
-        made = _made([*own, *common])
-        own, common = made[: len(own)], made[len(own) :]
+        drawn = [*own, *common]
+        made = iter(_made([x for x in drawn if id(x) not in kept]))
+        drawn = [x if id(x) in kept else next(made) for x in drawn]
+        own, common = drawn[: len(own)], drawn[len(own) :]
         for value, axis in zip(values, axes, strict=True):
             if axis is not None:
                 own.append(jnp.moveaxis(jnp.asarray(value), axis, 0))
@@ -172,7 +193,10 @@ class _Plan:
             if isinstance(leaf, Perturbed):
                 scale = next(mine)
                 side = mine if np.shape(leaf.a)[0] == self.members else shared
-                params.append(replace(leaf, scale=scale, a=next(side), b=next(side)))
+                a, b, draw = next(side), next(side), leaf.draw
+                if draw is not None:
+                    draw = replace(draw, number=next(side))
+                params.append(replace(leaf, scale=scale, a=a, b=b, draw=draw))
             else:
                 params.append(next(mine) if isinstance(leaf, Varied) else leaf)
         values = [

@@ -1,20 +1,19 @@
 """The operation, by whichever implementation."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, cast, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 
 from optkit.codecs.base import Codec, Parts, Shape
 from optkit.codecs.table import TableCodec
-from optkit.kernels.block_codec import base, tpu
+from optkit.kernels.block_codec import base, gpu, tpu
 from optkit.kernels.block_codec.base import Arrays, Function
 from optkit.kernels.block_codec.geometry import why_not
+from optkit.kernels.block_codec.sharded import on_each_device, why_not_split
+from optkit.kernels.implementation import Implementation, by_platform, check_implementation
 
 __all__ = ["Implementation", "update_stored", "why_not"]
-
-# "interpret" runs the Pallas kernel operation by operation, on any device: to test it, slowly.
-Implementation = Literal["xla", "pallas", "interpret"]
 
 
 def update_stored(
@@ -34,6 +33,7 @@ def update_stored(
     1. ``moments = decode(stored)``; 2. ``outputs, new = function(moments, arrays, scalars)``;
     3. ``encode(new)``. As a kernel the moments are never in memory: a tile of codes is read, and
     one of codes written. With nothing to read it is an encoder, with nothing to write a decoder.
+    Of an array on Explicit axes of a mesh each device takes its own part; blocks must not cross.
 
     Args:
       function: takes lists of moments (float32), arrays and scalars, returns lists of outputs and
@@ -46,8 +46,8 @@ def update_stored(
       shape: of the moments.
       reuse: by the number of an output the number of the array whose memory it may take, should
         nothing else need that.
-      implementation: "xla"; "pallas", the kernel for TPUs; "interpret", the kernel on any device,
-        slow.
+      implementation: "xla"; "pallas", the kernel for the platform that the program is lowered for,
+        TPUs or NVIDIA's GPUs; "interpret", the TPUs' kernel on any device, slow.
 
     Returns:
       Outputs of the shape, and what the codecs ``write`` store.
@@ -55,6 +55,7 @@ def update_stored(
     Raises:
       ValueError: what the kernel does not serve, with the numbers (``why_not``); or an unknown
         implementation.
+      NotImplementedError: "pallas" on another platform.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,23 +71,32 @@ def update_stored(
 
     Reference: ours; the codecs are those of ``optkit.codecs``.
     """
-    if implementation not in get_args(Implementation):
-        raise ValueError(
-            f"implementation={implementation!r} is none of {', '.join(get_args(Implementation))}"
-        )
+    check_implementation(implementation)
     if implementation == "xla":
         return base.update_stored(function, read, write, stored, arrays, scalars, shape)
     reason = why_not((*read, *write), shape, arrays)
+    if reason is None and not arrays:
+        reason = why_not_split(cast(Sequence[TableCodec], read), shape, stored[0]["codes"])
     if reason is not None:
         raise ValueError(f"no kernel serves this: {reason}; give implementation='xla'")
-    return tpu.update_stored(
-        function,
-        cast(Sequence[TableCodec], read),
-        cast(Sequence[TableCodec], write),
-        stored,
-        arrays,
-        scalars,
-        shape,
-        reuse or {},
-        interpret=implementation == "interpret",
+
+    def call(stored: Any, arrays: Any, scalars: Any, shape: Shape) -> Any:
+        given, structure = jax.tree.flatten((stored, arrays, scalars))
+
+        def by(kernel: Callable[..., Any], **options: bool) -> Callable[..., Any]:
+            def run(*flat: jax.Array) -> Any:
+                own = jax.tree.unflatten(structure, flat)
+                return kernel(function, read, write, *own, shape, reuse or {}, **options)
+
+            return run
+
+        if implementation == "interpret":
+            return by(tpu.update_stored, interpret=True)(*given)
+        return by_platform(
+            "update_stored", *given, tpu=by(tpu.update_stored), gpu=by(gpu.update_stored)
+        )
+
+    return cast(
+        tuple[list[jax.Array], list[Parts]],
+        on_each_device(call, write, stored, arrays, scalars, shape),
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optkit.codecs.base import Codec, Shape
 from optkit.codecs.blocks import in_rows
 from optkit.codecs.table import TableCodec
+from optkit.kernels.block_codec.sharded import why_not_split
 
 # Entries beside each other in a vector register.
 LANES = 128
@@ -108,7 +109,7 @@ def why_not(codecs: Sequence[Codec], shape: Shape, arrays: Sequence[jax.Array] =
     for x in arrays:
         if x.dtype not in (jnp.float32, jnp.bfloat16):
             return f"an operand is {x.dtype}: only float32 and bfloat16 are served"
-    return None
+    return why_not_split(table, shape, arrays[0]) if arrays else None
 
 
 def geometry_of(codec: TableCodec, shape: Shape) -> Geometry:

@@ -55,3 +55,20 @@ def codes_of(table: jax.Array, x: jax.Array, bits: int, ties: bool) -> jax.Array
         threshold = pick(row, node - first)
         node = 2 * node + (x >= threshold if ties else x > threshold).astype(jnp.int32)
     return node - (1 << bits)
+
+
+def scale_of(codec: TableCodec, x: jax.Array, most: jax.Array) -> jax.Array:
+    """Returns the scales ``(rows, 1)`` of blocks ``(rows, lanes)`` of these largest magnitudes."""
+    if codec.floor > 0.0:
+        most = jnp.where(most == 0.0, 0.0, jnp.maximum(most, codec.floor))
+    if codec.scale == "extreme":
+        top = jnp.max(x, axis=1, keepdims=True)
+        most = jnp.where((top < most) & (most > 0.0), -most, most)
+    return most
+
+
+def same_sign(codec: TableCodec, y: jax.Array, code: jax.Array, entry: jax.Array) -> jax.Array:
+    """Returns codes whose entries have the signs of numbers, as ``keep_sign`` wants them."""
+    low, high = (y > 0.0) & (entry <= 0.0), (y < 0.0) & (entry >= 0.0)
+    moved = jnp.where(low, code + 1, jnp.where(high, code - 1, code))
+    return jnp.clip(moved, 0, len(codec.entries) - 1)

@@ -14,7 +14,14 @@ from optkit.codecs.base import Parts, Shape
 from optkit.codecs.table import TableCodec
 from optkit.kernels.block_codec.base import Arrays, Function
 from optkit.kernels.block_codec.geometry import LANES, WIDE, Geometry, geometry_of
-from optkit.kernels.block_codec.lookup import codes_of, each, entries_of, tables
+from optkit.kernels.block_codec.lookup import (
+    codes_of,
+    each,
+    entries_of,
+    same_sign,
+    scale_of,
+    tables,
+)
 
 # Rows of a tile: those of a register of bytes.
 ROWS = 32
@@ -167,7 +174,7 @@ def _encode(
     found = []
     for at in range(0, form.span, form.block):
         cut = x[:, at : at + form.block]
-        most = _scale(codec, cut)
+        most = scale_of(codec, cut, jnp.max(jnp.abs(cut), axis=1, keepdims=True))
         block = (start + at) // form.block
         scale[:, block : block + 1] = most
         y = cut / jnp.where(most == 0.0, 1.0, most)
@@ -183,24 +190,10 @@ def _encode(
         codes[:, first : first + LANES] = part.astype(jnp.uint8)
 
 
-def _scale(codec: TableCodec, x: jax.Array) -> jax.Array:
-    """The scale of a block, ``(rows, 1)``."""
-    most = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    if codec.floor > 0.0:
-        most = jnp.where(most == 0.0, 0.0, jnp.maximum(most, codec.floor))
-    if codec.scale == "extreme":
-        top = jnp.max(x, axis=1, keepdims=True)
-        most = jnp.where((top < most) & (most > 0.0), -most, most)
-    return most
-
-
 def _codes(codec: TableCodec, table: jax.Array, y: jax.Array) -> jax.Array:
     code = codes_of(table, y, codec.bits, codec.ties == "upper")
     if codec.keep_sign:
-        entry = entries_of(table, code, codec.bits)
-        low, high = (y > 0.0) & (entry <= 0.0), (y < 0.0) & (entry >= 0.0)
-        moved = jnp.where(low, code + 1, jnp.where(high, code - 1, code))
-        code = jnp.clip(moved, 0, len(codec.entries) - 1)
+        code = same_sign(codec, y, code, entries_of(table, code, codec.bits))
     return code
 
 

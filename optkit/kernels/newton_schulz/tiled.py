@@ -1,0 +1,47 @@
+"""The tasks one by one, from tiled products: for matrices that on-chip memory does not hold."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optkit.kernels.newton_schulz.plan import GRAM, PRODUCT, SUM, Task
+
+
+class Products(Protocol):
+    """The kernels of ``optkit.kernels.symmetric_matmul`` for a platform."""
+
+    symmetric_product: Callable[..., jax.Array]
+    add_product: Callable[..., jax.Array]
+
+
+def iterate(
+    x: jax.Array,  # (batch, m, n)
+    tasks: Sequence[Task],
+    products: Products,
+    precision: lax.PrecisionLike,
+    **options: bool,
+) -> jax.Array:
+    """Works through the tasks."""
+    squares: dict[int, jax.Array] = {}
+    for task in tasks:
+        if task.kind == GRAM:
+            squares[task.to] = products.symmetric_product(
+                x, x, None, 1.0, 0.0, precision, **options
+            )
+        elif task.kind == PRODUCT:
+            left, right, addend = (squares[i] for i in (task.left, task.right, task.addend))
+            squares[task.to] = products.symmetric_product(
+                left, right, addend, task.alpha, task.beta, precision, **options
+            )
+        elif task.kind == SUM:
+            y = squares[task.left]
+            identity = jnp.eye(y.shape[-1], dtype=jnp.float32)
+            squares[task.to] = (y + task.beta * identity[None]).astype(y.dtype)
+        else:
+            x = products.add_product(
+                squares[task.left], x, task.alpha, task.beta, precision, **options
+            )
+    return x
