@@ -39,7 +39,7 @@ def main() -> None:
 
     params = jax.device_put(host, placement)
     # Each moment is born where its parameter lives: no device ever holds the whole state.
-    where = optkit.state_sharding(jax.eval_shape(tx.init, params), params)
+    where = optkit.state_sharding(tx, params)
     state = jax.jit(tx.init, out_shardings=where)(params)
     state, params = train(state, params)
 

@@ -1,4 +1,4 @@
-"""Communication between workers: averages that send less, and lossless deltas of weights."""
+"""Many devices: placement, averages that send less, and lossless deltas of weights."""
 
 from optkit.distributed.compressed import CompressedMeanState, compressed_mean, onebit_mean
 from optkit.distributed.deltas import (
@@ -12,6 +12,8 @@ from optkit.distributed.deltas import (
     merge_deltas,
     payload_bytes,
 )
+from optkit.distributed.fully_sharded import fully_sharded
+from optkit.distributed.inside import inside
 from optkit.distributed.onebit_adam import ScaleByOnebitAdamState, onebit_adam
 from optkit.distributed.onebit_lamb import OnebitLambState, onebit_lamb
 from optkit.distributed.powersgd import PowerSgdState, powersgd_mean
@@ -33,7 +35,9 @@ __all__ = [
     "compressed_mean",
     "encode_delta",
     "encode_delta_fixed",
+    "fully_sharded",
     "init_workers",
+    "inside",
     "merge_deltas",
     "onebit_adam",
     "onebit_lamb",

@@ -169,8 +169,8 @@ def average_tree(
             share = workers if side == "server" else 1
             held[side] = {p: jnp.zeros((1, n // share), jnp.float32) for p, n in lengths.items()}
         else:
-            check_same_leaves(dict(named), dict(leaves_with_paths(error.value[side])), "state")
-            held[side] = dict(leaves_with_paths(error.value[side]))
+            check_same_leaves(dict(named), dict(leaves_with_paths(error.of_worker[side])), "state")
+            held[side] = dict(leaves_with_paths(error.of_worker[side]))
 
     def run(given: list[jax.Array], here: list[jax.Array], served: list[jax.Array]) -> Any:
         rows = [flat(x, lengths[path]) for path, x in zip(paths, given, strict=True)]
@@ -387,7 +387,7 @@ def onebit_mean(
       >>> tx = optkit.onebit_mean()
       >>> g = jnp.array([1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0])
       >>> u, state = tx.update(g, tx.init(g))
-      >>> u.tolist(), float(jnp.abs(state.error.value["worker"]).max())
+      >>> u.tolist(), float(jnp.abs(state.error.of_worker["worker"]).max())
       ([1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0], 0.0)
 
     Reference:

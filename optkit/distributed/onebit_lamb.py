@@ -80,7 +80,7 @@ def _average_flat(mu: PyTree, error: PerWorker, axis_name: AxisName) -> tuple[Py
     leaves, structure = jax.tree.flatten(mu)
     if not leaves:
         return mu, error
-    held, workers = error.value, count_workers(axis_name)
+    held, workers = error.of_worker, count_workers(axis_name)
     fill = held["fill"][0]
     mesh = next((own for x in leaves if (own := mesh_of(x)) is not None), None)
     rows = [_whole(x, mesh).reshape(-1) for x in leaves]

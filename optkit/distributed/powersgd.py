@@ -54,7 +54,7 @@ class PowerSgdState(NamedTuple):
 
 def _waiting(chosen: ChosenMatrices, error: PerWorker) -> dict[str, Any]:
     """Returns the errors of this worker by path; others raise ValueError."""
-    held = dict(leaves_with_paths(error.value))
+    held = dict(leaves_with_paths(error.of_worker))
     for path, leaf in chosen.leaves.items():
         inside = jax.sharding.get_abstract_mesh().manual_axes and path in held
         if inside and held[path].shape != leaf.shape:
@@ -63,7 +63,7 @@ def _waiting(chosen: ChosenMatrices, error: PerWorker) -> dict[str, Any]:
                 "error in the state: it is not the state of all workers; make that with "
                 "optkit.init_workers(tx, params, mesh, axis_name)"
             )
-    return chosen.held(error.value)
+    return chosen.held(error.of_worker)
 
 
 @register(
@@ -168,7 +168,7 @@ def powersgd_mean(
       >>> tx = optkit.powersgd_mean("workers", rank=1)
       >>> def first(g):
       ...   u, state = tx.update({"w": g}, tx.init({"w": g}))
-      ...   return u["w"] + 0.0, state.error.value["w"]
+      ...   return u["w"] + 0.0, state.error.of_worker["w"]
       >>> own = jnp.stack([jnp.ones((8, 8)), 3 * jnp.ones((8, 8))])
       >>> u, error = jax.vmap(first, axis_name="workers")(own)
       >>> u.round(3)[:, 0, 0].tolist(), error.round(3)[:, 0, 0].tolist()

@@ -7,18 +7,17 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from optkit.spmd import varying
 from optkit.tree import PyTree, leaves_with_paths
 
 AxisName: TypeAlias = str | tuple[str, ...] | None
 Branch: TypeAlias = Callable[[], Any]
 
-_KIND = "manual_axis_type"  # of the type of an array, in versions of JAX that keep track
-
 
 class PerWorker(NamedTuple):
     """A part of a state of which every worker has its own; all other parts are equal."""
 
-    value: PyTree  # arrays of one worker
+    of_worker: PyTree  # arrays of one worker; optkit.tree.state_sharding knows them by this name
 
 
 def axes_of(axis_name: AxisName) -> tuple[str, ...]:
@@ -36,12 +35,6 @@ def check_axis_name(axis_name: Any) -> None:
             f"axis_name={axis_name!r} must be the name of a mesh axis, a tuple of names, or None "
             "for one worker"
         )
-
-
-def varying(x: Any) -> frozenset[str]:
-    """The manual mesh axes over which an array varies; none where nothing keeps track of them."""
-    kind = getattr(x if isinstance(x, jax.core.ShapedArray) else jax.typeof(x), _KIND, None)
-    return frozenset(getattr(kind, "varying", ()))
 
 
 def check_local(updates: PyTree, axis_name: AxisName, who: str) -> None:
@@ -162,7 +155,7 @@ def worker_specs(state: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
       >>> import jax.numpy as jnp, optkit
       >>> tx = optkit.powersgd_mean(rank=1)
       >>> specs = optkit.worker_specs(tx.init({"w": jnp.zeros((8, 8))}), "data")
-      >>> tuple(specs.error.value["w"]), tuple(specs.basis["w"])
+      >>> tuple(specs.error.of_worker["w"]), tuple(specs.basis["w"])
       (('data',), ())
     """
 
@@ -198,7 +191,7 @@ def init_workers(
       >>> params = {"w": jnp.zeros((8, 8))}
       >>> tx = optkit.powersgd_mean("data", rank=1)
       >>> state, specs = optkit.init_workers(tx, params, mesh, "data")
-      >>> state.error.value["w"].shape, tuple(specs.error.value["w"])
+      >>> state.error.of_worker["w"].shape, tuple(specs.error.of_worker["w"])
       ((8, 8), ('data',))
     """
     init: Callable[[PyTree], PyTree] = tx.init

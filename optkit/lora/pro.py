@@ -81,6 +81,7 @@ def _step(with_: _Numbers, scale: Any) -> Callable[..., tuple[jax.Array, ...]]:
     state_bytes=FULL_SIZE,
     tags=("lora", "adapter", "fine-tuning", "low rank"),
     chain="adam of the equivalent gradient, split over A and B",
+    replicated="moments of the weight that is adapted, whose axes are not the factors'",
     example={"required": False},
 )
 def scale_by_lora_pro(

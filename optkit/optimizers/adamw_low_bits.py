@@ -107,6 +107,7 @@ def adamw_8bit(
     state_bytes=low_bytes(2, TableCodec(bits=4, exponent_bits=3, block=128)),
     tags=("adam", "quantization", "4-bit"),
     chain="adam on moments of 4 bits > decay > learning rate",
+    replicated="codes of leaves of few columns are blocks of flattened entries, across all axes",
 )
 def adamw_4bit(
     learning_rate: ScalarOrSchedule = 1e-3,

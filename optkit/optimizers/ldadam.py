@@ -33,6 +33,7 @@ _BYTES = StateBytes(
     state_bytes=dict.fromkeys(("matrix", "stacked", "expert", "conv"), _BYTES) | {"*": 8},
     tags=("low rank", "adam", "error feedback", "power iteration"),
     chain="scale_by_ldadam > decay > learning rate; adamw on the rest",
+    replicated="moments of projections, of a rank that no axis of the parameter has",
 )
 def ldadam(
     learning_rate: ScalarOrSchedule = 1e-3,

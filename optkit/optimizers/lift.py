@@ -29,6 +29,7 @@ def _bytes(fan_out: int, fan_in: int) -> float:
     },
     tags=("adam", "sparsity", "fine-tuning", "mask"),
     chain="lift mask > scale_by_adam > decay > learning rate, on active entries",
+    replicated="active entries lie anywhere in a leaf, so that a device has all or asks the others",
 )
 def lift(
     learning_rate: ScalarOrSchedule = 1e-4,

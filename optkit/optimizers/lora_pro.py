@@ -18,6 +18,7 @@ from optkit.transforms.step import Mask, StepDecay
     state_bytes=FULL_SIZE,
     tags=("lora", "adapter", "fine-tuning", "low rank", "adam"),
     chain="scale_by_lora_pro > decay > learning rate; all else frozen",
+    replicated="moments of the weight that is adapted, whose axes are not the factors'",
     example={"required": False, "other": "adamw"},
 )
 def lora_pro(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import optax
 
 from optkit.catalogue import register
+from optkit.kernels import Implementation
 from optkit.optimizers._shared import adam_for_the_rest, matrix_recipe
 from optkit.transforms import Transformation, momentum, orthogonalize, scale_by_shape
 from optkit.transforms.hyperparams import ScalarOrSchedule
@@ -13,6 +14,7 @@ from optkit.transforms.orthogonalize import Method
 from optkit.transforms.shape_scale import Mode
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 
 @register(
@@ -46,6 +48,8 @@ def muon(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
+    implementation: Implementation = "xla",
 ) -> Transformation:
     """Momentum whose matrices are replaced by their orthogonal factors.
 
@@ -83,6 +87,8 @@ def muon(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
+      implementation: "xla", or "pallas" for the kernels of TPUs and GPUs, see there.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
@@ -113,6 +119,8 @@ def muon(
             roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
+            implementation=implementation,
         ),
         scale_by_shape(scale, shape_from=shape_from, dims=dims, roles=roles),
     )

@@ -1,5 +1,6 @@
 """A function of matrices applied to every matrix of a tree."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,16 @@ import jax.numpy as jnp
 
 from optkit import linalg
 from optkit.transforms.hyperparams import check_number, check_static_number
-from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike, map_groups, upcast
+from optkit.tree import (
+    Dims,
+    MatrixFunction,
+    MatrixLayout,
+    MatrixSharding,
+    PyTree,
+    RuleLike,
+    map_groups,
+    upcast,
+)
 from optkit.tree.matrices import Rows
 from optkit.tree.sharding import place_statistic
 
@@ -20,6 +30,7 @@ class MatrixMap(NamedTuple):
     roles: Sequence[RuleLike]
     adaptive: bool
     group_bytes: int | None
+    sharding: MatrixSharding = MatrixSharding()
 
     def layout(self, tree: PyTree) -> MatrixLayout:
         """Returns how this tree is read."""
@@ -54,7 +65,17 @@ class MatrixMap(NamedTuple):
 
         matrices = layout.split(jax.tree.map(upcast, updates), rows)
         others = tuple(list(map(place_statistic, own, matrices)) for own in others)
-        done = map_groups(leaf, matrices, *others, group_bytes=self.group_bytes)
+        known: Any = leaf
+        if isinstance(factor, MatrixFunction) and not others and not self.adaptive:
+            known = dataclasses.replace(factor, whole=leaf)
+        done = map_groups(
+            known,
+            matrices,
+            *others,
+            group_bytes=self.group_bytes,
+            sharding=self.sharding,
+            reading=layout.reading(self.sharding.specs, rows),
+        )
         return jax.tree.map(lambda x, u: x.astype(u.dtype), layout.merge(done, rows), updates)
 
 
@@ -80,9 +101,7 @@ def factor_options(
     return {"coefficients": rows, "steps": steps, "eps": eps, "compute_dtype": dtype, **more}
 
 
-def orthogonal_function(
-    method: linalg.Method, options: Mapping[str, Any]
-) -> Callable[[jax.Array], jax.Array]:
+def orthogonal_function(method: linalg.Method, options: Mapping[str, Any]) -> MatrixFunction:
     """Returns the function of ``(..., m, n)`` that orthogonalizes, tried once.
 
     Args:
@@ -98,7 +117,48 @@ def orthogonal_function(
         return linalg.orthogonal_factor(x.astype(entry or x.dtype), method, **options)
 
     try_factor(factor)
-    return factor
+    return _known(factor, method, options, entry)
+
+
+def _known(
+    factor: Callable[[jax.Array], jax.Array],
+    method: linalg.Method,
+    options: Mapping[str, Any],
+    entry: Any,
+) -> MatrixFunction:
+    """What may be done on a mesh to the matrices of an orthogonal factor."""
+    if callable(method):
+        return MatrixFunction(factor)
+    plain = options.get("precondition", "frobenius") != "aol"  # which tells rows from columns
+    if method in ("svd", "qdwh"):
+        return MatrixFunction(factor, turns=True, widens=True)
+    chosen = linalg.as_coefficient_set(options["coefficients"])
+    rows, resets = chosen.expand(options["steps"]), options.get("resets")
+
+    def flops(m: int, n: int) -> int:
+        return linalg.factor_flops(m, n, method, rows, entry or jnp.float32, resets)
+
+    split = None
+    frobenius = options.get("precondition", "frobenius") == "frobenius"
+    wide = entry is not None or options["compute_dtype"] is None
+    # Kernels want whole matrices.
+    wide = wide and options.get("implementation", "xla") == "xla"
+    if frobenius and wide and linalg.can_split(options["coefficients"], options["steps"], resets):
+        taken = ("coefficients", "steps", "eps", "eps_mode", "margin", "precision")
+        own = {name: options[name] for name in taken if name in options}
+
+        def split(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+            return linalg.split_factor(x.astype(entry or x.dtype), axes, **own).astype(x.dtype)
+
+    return MatrixFunction(
+        factor,
+        split=split,
+        turns=plain,
+        widens=plain,
+        flops=flops,
+        split_flops=lambda m: linalg.gram_factor_flops(m, rows),
+        wire=entry,
+    )
 
 
 def try_factor(factor: Callable[..., jax.Array]) -> None:

@@ -5,10 +5,12 @@ from typing import Any, Literal
 
 from optkit import linalg
 from optkit.catalogue import register
+from optkit.kernels import Implementation
 from optkit.transforms.base import Transformation, stateless
 from optkit.transforms.matrix_map import MatrixMap, factor_options, orthogonal_function
 from optkit.transforms.sketching import Key, Sketching, randomized, sketch_numbers
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding, as_sharding
 
 Method = linalg.Method | Literal["randomized"]
 
@@ -45,12 +47,14 @@ def orthogonalize(
     dtype: Any | None = None,
     precision: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
+    implementation: Implementation = "xla",
 ) -> Transformation:
     """Replaces every matrix by (an approximation of) its orthogonal factor ``U V^T``.
 
     1. each leaf is read as a batch of matrices (``dims``), short side first;
     2. leaves of one shape are stacked, up to ``group_bytes``, and on a mesh of several devices
-       moved to whole matrices on single devices;
+       moved to whole matrices on single devices, or as ``sharding`` says;
     3. ``X <- X / (margin * norm(X) + eps)``, then per step ``G = X X^T``,
        ``X <- a X + (b G + c G^2) X`` (or the Gram form of the same polynomial);
     4. everything goes back to where it was. Zero matrices stay zero.
@@ -94,6 +98,13 @@ def orthogonalize(
       dtype: dtype of the iteration; None for float32 (float64 for float64 updates).
       precision: matmul precision of jax.
       group_bytes: bytes of one stack; None for the platform's measured default.
+      sharding: how the work is spread over a mesh: "layer" (whole matrices on single devices),
+        "gram" (one sum of Gram matrices), "replicate", "auto" for the cheapest, or an
+        ``optkit.tree.MatrixSharding``, which also names mesh axes and tells partitions.
+      implementation: "xla"; "pallas", the kernels of TPUs and GPUs for "ns", "gram_ns" and "auto",
+        see ``optkit.kernels.newton_schulz.iterate``; "interpret", the TPU's kernel anywhere, slow.
+        Recipes without this option take it by their ``method``: ``functools.partial(
+        optkit.linalg.orthogonal_factor, implementation="pallas", compute_dtype=jnp.bfloat16)``.
 
     Returns:
       A stateless ``optax.GradientTransformationExtraArgs`` (0 bytes) for trees of matrices; keeps
@@ -125,8 +136,10 @@ def orthogonalize(
         resets=None if resets is None else tuple(resets),
         precision=precision,
     )
-    matrices = MatrixMap(dims, roles, adaptive, group_bytes)
+    matrices = MatrixMap(dims, roles, adaptive, group_bytes, as_sharding(sharding))
     if method == "randomized":
+        if implementation != "xla":
+            raise ValueError(f"method='randomized' has no kernel for {implementation=}: give 'xla'")
         numbers = sketch_numbers(rank, oversampling, power_iterations)
         sketching = Sketching(*numbers, sketch, side, qr_method, options)
         return randomized(matrices, sketching, 0 if key is None else key)
@@ -138,5 +151,5 @@ def orthogonalize(
     ):
         if value is not None:
             raise ValueError(f"{name}={value!r} is for method='randomized', not for {method!r}")
-    factor = orthogonal_function(method, options)
+    factor = orthogonal_function(method, {**options, "implementation": implementation})
     return stateless(lambda updates, _: matrices.replace(factor, updates, matrices.layout(updates)))

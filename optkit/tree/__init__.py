@@ -1,6 +1,7 @@
 """Which leaf is what, and how leaves become batches of matrices; knows no optimizer."""
 
-from optkit.tree.accounting import StateLeaf, leaf_bytes, match_state, state_sharding, tree_bytes
+from optkit.tree.accounting import StateLeaf, leaf_bytes, match_state, tree_bytes
+from optkit.tree.costs import MatrixFunction, MatrixSharding
 from optkit.tree.dims import Dims, MatrixDims, dims_by_path
 from optkit.tree.dtypes import accumulator_dtype, compute_dtype, upcast, zeros_like_params
 from optkit.tree.export import export_state, reset_state, restore_state
@@ -16,6 +17,7 @@ from optkit.tree.paths import (
     path_string,
     values_by_path,
 )
+from optkit.tree.placement import state_sharding
 from optkit.tree.roles import (
     DEFAULT_RULES,
     MATRIX_ROLES,
@@ -35,7 +37,9 @@ __all__ = [
     "Dims",
     "LayerOrder",
     "MatrixDims",
+    "MatrixFunction",
     "MatrixLayout",
+    "MatrixSharding",
     "MatrixView",
     "PyTree",
     "Role",

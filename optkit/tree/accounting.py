@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from optkit.codecs.base import is_stored_name
 from optkit.tree.paths import (
@@ -16,10 +15,11 @@ from optkit.tree.paths import (
     leaves_with_paths,
     path_string,
 )
-from optkit.tree.sharding import projected_spec, statistic_spec, stored_spec
 
 # The field of a state that holds statistics of projected parameters.
 PROJECTED = "projected"
+# Of what each worker has for itself, a first axis of workers before the parameter's.
+OF_WORKER = "of_worker"
 # And that of bases, which a codec may have stored, each matrix's in a row.
 BASIS = "basis"
 
@@ -58,6 +58,11 @@ class StateLeaf:
     def is_projected(self) -> bool:
         """Whether it is a statistic of what a low-rank method projected its parameter to."""
         return any(getattr(entry, "name", None) == PROJECTED for entry in self.key_path)
+
+    @property
+    def is_of_worker(self) -> bool:
+        """Whether each worker has its own."""
+        return any(getattr(entry, "name", None) == OF_WORKER for entry in self.key_path)
 
     @property
     def is_basis(self) -> bool:
@@ -137,58 +142,3 @@ def tree_bytes(tree: PyTree) -> int:
       12
     """
     return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def state_sharding(state: PyTree, params: PyTree) -> PyTree:
-    """Returns the sharding of every leaf of an optimizer state, for ``jit``'s ``out_shardings``.
-
-    A state leaf that belongs to a parameter and has its shape is sharded like it. A smaller one
-    (numbers of rows, of whole matrices) is sharded like the parameter's batch axes, if it has them;
-    what a codec stored for rows, like the rows, as far as devices divide it; what a low-rank method
-    projected, like the axes that stayed. Everything else is replicated on the parameters' mesh.
-
-    Args:
-      state: an optimizer state or its ``jax.eval_shape``.
-      params: placed parameters, or ``ShapeDtypeStruct``s with shardings.
-
-    Returns:
-      A tree like ``state`` of shardings, usable in ``out_shardings`` of a jitted ``tx.init`` and
-      as the placement of a restored checkpoint.
-
-    Raises:
-      ValueError: no parameter carries a sharding.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, optax, optkit
-      >>> params = {"w": jnp.ones((4, 2))}
-      >>> state = jax.eval_shape(optax.adam(1e-3).init, params)
-      >>> optkit.state_sharding(state, params)[0].mu["w"] == params["w"].sharding
-      True
-    """
-    placed = [p.sharding for p in jax.tree.leaves(params) if getattr(p, "sharding", None)]
-    if not placed:
-        raise ValueError(
-            "no parameter has a sharding; place the parameters first, or give "
-            "jax.ShapeDtypeStruct(shape, dtype, sharding=...)"
-        )
-    meshes = [s for s in placed if isinstance(s, NamedSharding)]
-    rest = NamedSharding(meshes[0].mesh, PartitionSpec()) if meshes else placed[0]
-
-    def sharding(match: StateLeaf) -> Any:
-        shape = tuple(np.shape(match.leaf))
-        if match.param is None:
-            return rest
-        if match.param.shape == shape:
-            return match.param.sharding
-        if not isinstance(match.param.sharding, NamedSharding):
-            return rest
-        placement = match.param.sharding
-        if match.is_stored and not match.is_basis:
-            spec = stored_spec(shape, match.param.shape, placement.spec, placement.mesh)
-        else:
-            rule = projected_spec if match.is_projected else statistic_spec
-            spec = rule(shape, match.param.shape, placement.spec)
-        return NamedSharding(placement.mesh, spec)
-
-    leaves = [sharding(match) for match in match_state(state, params)]
-    return jax.tree.unflatten(jax.tree.structure(state), leaves)

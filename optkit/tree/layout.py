@@ -1,5 +1,6 @@
 """A tree as a list of batches of matrices, and back."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,10 +10,19 @@ import numpy as np
 
 from optkit.tree.dims import Dims, dims_by_path
 from optkit.tree.dtypes import accumulator_dtype, upcast
+from optkit.tree.groups import Reading
 from optkit.tree.matrices import MatrixView, Rows, matrix_blocks, matrix_view
-from optkit.tree.paths import PyTree, leaves_with_paths
+from optkit.tree.paths import PyTree, leaves_with_paths, values_by_path
 from optkit.tree.roles import MATRIX_ROLES, Role, RuleLike, rule_of
 from optkit.tree.sharding import zeros_beside
+
+# Names of kernels that write to the residual stream. Where the stream is cut over devices (FSDP),
+# or the other side (tensor parallelism), they lie the other way round than those that read from
+# it. Which one a square kernel is decides about an exchange, and never about a result.
+_WRITERS = (
+    r"(?i)(^|/)((to_)?(o|out|output)(_proj)?|(c_)?proj|down(_proj)?|w_?o|fc_?(2|out)|dense_4h_to_h)"
+    r"(_?\d+)?(/|$)"
+)
 
 
 class MatrixLayout:
@@ -68,6 +78,27 @@ class MatrixLayout:
             for leaf, parts in zip(leaves, self._parts, strict=True)
             for view in parts
         ]
+
+    def reading(self, specs: PyTree = None, rows: Rows = "short") -> Reading:
+        """Returns what is known of each part beyond its array, for ``map_groups``.
+
+        Args:
+          specs: tree like the parameters, or a prefix of one, of ``PartitionSpec``s or
+            ``NamedSharding``s; leaves may be missing.
+          rows: as for ``split``.
+        """
+        given: dict[str, Any] = {}
+        if specs is not None:
+            numbered = self.structure.unflatten(range(self.structure.num_leaves))
+            given = values_by_path(numbered, specs)
+        found = [getattr(given.get(path), "spec", given.get(path)) for path in self.paths]
+        return Reading(
+            [
+                None if spec is None else view.split_spec(spec, rows)
+                for spec, view in zip(found, self.views, strict=True)
+            ],
+            [re.search(_WRITERS, path) is not None for path in self.paths],
+        )
 
     def merge(self, matrices: Sequence[jax.Array], rows: Rows = "short") -> PyTree:
         """Undoes ``split``."""

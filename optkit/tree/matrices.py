@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from optkit.tree.dims import AnyDims, MatrixDims
 from optkit.tree.roles import Role
@@ -104,6 +105,21 @@ class MatrixView:
             return leaf
         matrix = self.matrix_shape if rows == "short" else (self.fan_out, self.fan_in)
         return jnp.transpose(leaf, self._order(rows)).reshape(*self.batch_shape, *matrix)
+
+    def split_spec(self, spec: PartitionSpec, rows: Rows = "short") -> PartitionSpec:
+        """Returns the partition of ``split(leaf)`` from that of the leaf.
+
+        Of axes that are read as one side, the first one's; a fused side counts as whole.
+        """
+        parts = [*spec, *(None,) * len(self.shape)]
+        if self.cut is not None:
+            parts[self.cut.axis] = None
+            parts[self.cut.axis + 1 : self.cut.axis + 1] = [None] * (self.cut.blocks > 1)
+        out_first = self.out_first if rows == "short" else True
+        sides = (self.out_axes, self.in_axes) if out_first else (self.in_axes, self.out_axes)
+        return PartitionSpec(
+            *(parts[axis] for axis in self.batch_axes), *(parts[axes[0]] for axes in sides)
+        )
 
     def merge(self, matrices: jax.Array, rows: Rows = "short") -> jax.Array:
         """Undoes ``split``; of a cut, returns its slice of the leaf."""

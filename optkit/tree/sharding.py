@@ -127,6 +127,11 @@ def stored_spec(
     return PartitionSpec(*parts)
 
 
+def history_spec(spec: PartitionSpec) -> PartitionSpec:
+    """Returns how a history of a leaf, on a leading axis, is partitioned: each entry like it."""
+    return PartitionSpec(None, *spec)
+
+
 def zeros_beside(
     leaf: Any, shape: tuple[int, ...], dtype: Any, rule: SpecRule = statistic_spec
 ) -> jax.Array:

@@ -29,10 +29,10 @@ def served(errors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def waiting(state: Any, name: str) -> np.ndarray:
-    own = np.float64(state.error.value["worker"][name]).mean(0)[0]
+    own = np.float64(state.error.of_worker["worker"][name]).mean(0)[0]
     size = int(np.prod(SHAPES[name]))
     return own[:size].reshape(SHAPES[name]) + served(
-        state.error.value["server"][name], SHAPES[name]
+        state.error.of_worker["server"][name], SHAPES[name]
     )
 
 
@@ -76,8 +76,8 @@ def test_one_bit_is_what_the_reference_says() -> None:
         back = np.linalg.norm(z, axis=1, keepdims=True) / np.sqrt(16) * sign(z)
         there = z - back
         np.testing.assert_allclose(u["w"][0], back.reshape(-1)[:24].reshape(4, 6), atol=1e-5)
-        np.testing.assert_allclose(state.error.value["worker"]["w"][:, 0], here, atol=1e-5)
-        np.testing.assert_allclose(state.error.value["server"]["w"][:, 0], there, atol=1e-5)
+        np.testing.assert_allclose(state.error.of_worker["worker"]["w"][:, 0], here, atol=1e-5)
+        np.testing.assert_allclose(state.error.of_worker["server"]["w"][:, 0], there, atol=1e-5)
 
 
 @pytest.mark.parametrize("codec", [CODECS[0], CODECS[2]], ids=lambda c: c.name)
@@ -90,8 +90,8 @@ def test_eight_devices_do_what_a_vmapped_axis_does(codec: Codec) -> None:
         for name in u:
             np.testing.assert_allclose(u[name], v[name][0], atol=1e-5)
     for side in ("worker", "server"):
-        for name, e in states[-1].error.value[side].items():
-            own = np.asarray(state.error.value[side][name])
+        for name, e in states[-1].error.of_worker[side].items():
+            own = np.asarray(state.error.of_worker[side][name])
             np.testing.assert_allclose(own, np.asarray(e)[:, 0], atol=1e-5)
     # Codes of both leaves in one exchange, their scales in another; as many are gathered.
     assert collectives(compiled) == {"all-to-all": 2, "all-gather": 2}
@@ -156,7 +156,7 @@ def test_leaves_for_which_it_does_not_pay_are_averaged_plainly() -> None:
     shapes = {"big": (53, 10), "edge": (520,), "b": (32,), "gain": (), "none": (0, 4)}
     grads = gradients(6, 1, 8, shapes)
     (out,), (state,) = follow(tx, grads)
-    assert {name for name, e in state.error.value["worker"].items() if e is not None} == {"big"}
+    assert {name for name, e in state.error.of_worker["worker"].items() if e is not None} == {"big"}
     for name, u in out.items():
         mean = grads[0][name].mean(0)
         if name == "big":
@@ -165,7 +165,7 @@ def test_leaves_for_which_it_does_not_pay_are_averaged_plainly() -> None:
             np.testing.assert_allclose(u, np.broadcast_to(mean, u.shape), atol=1e-6)
     got, last, compiled = on_devices(tx, grads)
     np.testing.assert_allclose(got[0]["big"], out["big"][0], atol=1e-5)
-    assert last.error.value["worker"]["b"] is None
+    assert last.error.of_worker["worker"]["b"] is None
     plain = 2 * 7 / 8 * 4 * (520 + 32 + 1)
     assert sent_bytes(compiled, 8) == pytest.approx(2 * 7 * 260 + plain)
     specs = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}

@@ -49,8 +49,8 @@ def test_momentum_is_equal_on_all_workers_and_loses_nothing() -> None:
             size = int(np.prod(shape))
 
             def lost(node: Any, leaf: str = leaf, size: int = size) -> np.ndarray:
-                own = np.float64(node.error.value["worker"][leaf]).mean(0)[0]
-                return (own + np.float64(node.error.value["server"][leaf]).reshape(-1))[:size]
+                own = np.float64(node.error.of_worker["worker"][leaf]).mean(0)[0]
+                return (own + np.float64(node.error.of_worker["server"][leaf]).reshape(-1))[:size]
 
             whole = (0.9 * np.float64(old.mu[leaf]) + 0.1 * grads[t][leaf]).mean(0).reshape(-1)
             sent = np.float64(new.mu[leaf][0]).reshape(-1)

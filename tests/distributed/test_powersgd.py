@@ -24,7 +24,7 @@ def average(**options: Any) -> Any:
 
 
 def errors(state: Any) -> dict[str, np.ndarray]:
-    return {k: np.float64(v) for k, v in state.error.value.items() if v is not None}
+    return {k: np.float64(v) for k, v in state.error.of_worker.items() if v is not None}
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
@@ -124,9 +124,9 @@ def test_matrices_that_do_not_pay_are_averaged_plainly() -> None:
         ("paper", 3, set()),
     ):
         state = optkit.powersgd_mean(rank=rank, schedule=schedule).init(params)
-        assert {k for k, v in state.error.value.items() if v is not None} == want
+        assert {k for k, v in state.error.of_worker.items() if v is not None} == want
     dims = {"wide": None, "square": optkit.MatrixDims(), "gain": None}
-    assert average(dims=dims).init(params).error.value["wide"] is None
+    assert average(dims=dims).init(params).error.of_worker["wide"] is None
 
 
 def test_stacked_layers_and_blocks_are_matrices_of_their_own() -> None:

@@ -127,6 +127,7 @@ def _step(
     },
     tags=("low rank", "adam", "error feedback", "power iteration"),
     chain="P follows blend(m, g), m and v turn with it, Adam on P^T g, the error comes back",
+    replicated="moments of projections, of a rank that no axis of the parameter has",
     example={"rank": 1},
     matrices_only=True,
 )

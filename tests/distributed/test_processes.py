@@ -1,0 +1,104 @@
+"""A job of several processes that loses one goes on from its last checkpoint, and ends the same."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.processes import Started, free_port, printed, started
+
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+
+STEPS, DEVICES = 8, 2
+
+
+def job(folder: Path, processes: int, devices: int = DEVICES, steps: int = STEPS) -> Any:
+    """Starts examples/multihost_train.py, each process with so many devices."""
+    port = free_port()
+    script = ("examples/multihost_train.py", f"127.0.0.1:{port}", processes)
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return started(
+        [(*script, index, folder) for index in range(processes)],
+        XLA_FLAGS=flags,
+        STEPS=steps,
+        SAVE_EVERY=2,
+    )
+
+
+def lose_one(processes: Started, after: str) -> None:
+    """Kills the last process once it has printed a line, then the others, as schedulers do."""
+    *others, last = processes
+    assert last.stdout is not None
+    assert any(line.startswith(after) for line in last.stdout), last.communicate()[1]
+    last.kill()
+    for process in others:
+        process.kill()
+        process.wait()
+    assert last.wait() == -9
+
+
+def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """What a checkpoint of any number of devices holds, on one device."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    handlers = ocp.StandardCheckpointHandler()
+    with ocp.CheckpointManager(folder, item_handlers=handlers) as checkpoints:
+        assert checkpoints.latest_step() == step
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            checkpoints.item_metadata(step).tree,
+        )
+        tree = checkpoints.restore(step, args=ocp.args.StandardRestore(like))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with job(folder, 4) as processes:
+        lines = printed(processes)
+    assert len({line for own in lines for line in own if line.startswith(f"step {STEPS}:")}) == 1
+    return arrays(folder, STEPS)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    with job(folder, 4) as processes:
+        lose_one(processes, "step 5:")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "exact"),
+    [(4, 2, True), (2, 4, True), (2, 2, False)],
+    ids=["the same", "half of them, as many devices", "half of them, half the devices"],
+)
+def test_a_killed_job_ends_as_an_undisturbed_one(
+    undisturbed: dict[str, np.ndarray],
+    killed: Path,
+    tmp_path: Path,
+    processes: int,
+    devices: int,
+    exact: bool,
+) -> None:
+    folder = shutil.copytree(killed, tmp_path / "job")
+    with job(folder, processes, devices) as running:
+        resumed = printed(running)[0]
+    steps = [line for line in resumed if line.startswith("step ")]
+    # From a whole checkpoint: that of step 4, or of step 2 should the last one not be complete.
+    assert steps[0].startswith(("step 5:", "step 3:"))
+    found = arrays(folder, STEPS)
+    assert found.keys() == undisturbed.keys()
+    for name, value in undisturbed.items():
+        if exact:
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+        else:
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
