@@ -1,4 +1,4 @@
-"""The command line: list, show, plan, train, evolve and race the catalogued methods."""
+"""The command line: list, show, plan, train, evolve, race and preflight the catalogued methods."""
 
 import importlib.util
 import sys

@@ -35,6 +35,7 @@ from optkit.cli.options import (
     Warmup,
 )
 from optkit.cli.parsing import MethodSpec, load_config, parse_seeds
+from optkit.cli.preflight import preflight_method
 from optkit.cli.progress import RaceProgress, TrainProgress
 from optkit.cli.racing import RaceSettings, race
 from optkit.cli.report import RaceReport, write_report
@@ -183,6 +184,7 @@ def train_method(
 
 
 app.command("evolve")(evolve_method)
+app.command("preflight")(preflight_method)
 
 
 @app.command("race")
