@@ -5,6 +5,7 @@
 #   make test-slow    the tests that `make test` leaves out
 #   make test-latest  a part of the tests on Python 3.12 or later with the newest JAX
 #   make test-tpu     compile kernels with the TPU's own compiler; no TPU is needed
+#   make test-gpu     compile kernels with the GPU's own compiler; no GPU is needed
 #   make lint         style only
 #   make clean        remove all that these commands made
 
@@ -15,21 +16,27 @@ JOBS ?= 2
 VENV ?= .venv
 VENV_LATEST ?= .venv-latest
 VENV_TPU ?= .venv-tpu
+VENV_GPU ?= .venv-gpu
 
 DEMO ?= optkit race adamw lion muon cautious_adamw --task bytelm --config benchmarks/demo.toml \
 	--out demo_out
 PYTEST_FLAGS ?= -n $(JOBS) --dist worksteal
 LATEST_TESTS ?= tests/golden tests/kernels $(patsubst %,tests/conformance/test_%.py,compilation models sharding state) \
 	tests/transforms/test_elementwise.py tests/transforms/test_stored_kernel.py \
-	tests/evolution/test_population_apply.py tests/evolution/test_perturb.py tests/evolution/test_mesh.py
-LATEST_FLAGS ?= -m "not slow and not tpu"
+	tests/evolution/test_population_apply.py tests/evolution/test_perturb.py tests/evolution/test_mesh.py \
+	tests/spmd tests/distributed/test_inside.py tests/aot
+LATEST_EVERY ?= 3
+LATEST_FLAGS ?= -m "not slow and not tpu and not gpu"
 
 # Packages of the user or of another project must not be seen in place of those installed here.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo test test-slow test-latest test-tpu lint types clean
-.PHONY: own-venv own-venv-latest own-venv-tpu
+# Files with such tests: each worker would read all others too, for half a minute.
+marked = $(shell grep -rlw --include='test_*.py' 'mark.$(1)' tests)
+
+.PHONY: help demo test test-slow test-latest test-tpu test-gpu lint types clean
+.PHONY: own-venv own-venv-latest own-venv-tpu own-venv-gpu
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -43,13 +50,17 @@ test: lint types
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 test-slow: $(VENV)/.optkit-test
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m slow
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m slow $(call marked,slow)
 
 test-latest: $(VENV_LATEST)/.optkit-test
-	$(VENV_LATEST)/bin/python -m pytest $(PYTEST_FLAGS) $(LATEST_FLAGS) $(LATEST_TESTS)
+	OPTKIT_EVERY_METHOD=$(LATEST_EVERY) $(VENV_LATEST)/bin/python -m pytest \
+	  $(PYTEST_FLAGS) $(LATEST_FLAGS) $(LATEST_TESTS)
 
 test-tpu: $(VENV_TPU)/.optkit-test
-	$(VENV_TPU)/bin/python -m pytest $(PYTEST_FLAGS) -m tpu
+	$(VENV_TPU)/bin/python -m pytest $(PYTEST_FLAGS) -m tpu $(call marked,tpu)
+
+test-gpu: $(VENV_GPU)/.optkit-test
+	$(VENV_GPU)/bin/python -m pytest $(PYTEST_FLAGS) -m gpu $(call marked,gpu)
 
 lint: $(VENV)/.optkit-test
 	$(VENV)/bin/python -m ruff check .
@@ -60,7 +71,7 @@ types: $(VENV)/.optkit-test
 
 # An environment that this Makefile did not make is left alone, here and below.
 clean:
-	@for venv in $(VENV) $(VENV_LATEST) $(VENV_TPU); do \
+	@for venv in $(VENV) $(VENV_LATEST) $(VENV_TPU) $(VENV_GPU); do \
 	  if [ -e "$$venv/.optkit-home" ]; then rm -rf "$$venv"; \
 	  elif [ -e "$$venv" ]; then echo "$$venv stays: this Makefile did not make it"; fi; \
 	done
@@ -87,12 +98,17 @@ $(VENV_TPU)/.optkit-test: pyproject.toml | own-venv-tpu
 	$(VENV_TPU)/bin/python -m pip install --quiet --editable '.[test,tpu]'
 	@touch $@
 
+$(VENV_GPU)/.optkit-test: pyproject.toml | own-venv-gpu
+	$(VENV_GPU)/bin/python -m pip install --quiet --editable '.[test,gpu]'
+	@touch $@
+
 # $(1): folder; $(2): shell text that sets $$python to the interpreter to make it with
 define own_venv
 @if [ -e $(1) ]; then \
   if [ "$$(cat $(1)/.optkit-home 2>/dev/null)" != "$$(pwd -P)" ]; then \
     echo "error: the folder $(1) was not made by this Makefile in this place:" \
-      "remove it, or name another one (make VENV=DIR, VENV_LATEST=DIR, VENV_TPU=DIR)" >&2; exit 1; \
+      "remove it, or name another one (make VENV=DIR, VENV_LATEST=DIR, VENV_TPU=DIR," \
+      "VENV_GPU=DIR)" >&2; exit 1; \
   fi; \
 else \
   $(2); \
@@ -106,6 +122,9 @@ own-venv:
 
 own-venv-tpu:
 	$(call own_venv,$(VENV_TPU),$(find_python))
+
+own-venv-gpu:
+	$(call own_venv,$(VENV_GPU),$(find_python))
 
 own-venv-latest:
 	$(call own_venv,$(VENV_LATEST),$(find_python312))

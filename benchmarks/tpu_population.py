@@ -9,8 +9,6 @@ compiled program with the bytes of their results. Nothing was run.
 
 import argparse
 import json
-import math
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,44 +17,24 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optkit
-from benchmarks import tpu
+from optkit import aot
 from optkit.evolution import evaluate, population_apply
 from optkit.tasks.decoder import Decoder
 
 RESULT = Path(__file__).parent / "results" / "tpu_population.json"
-_COLLECTIVE = re.compile(
-    r"= (?P<result>.*?) (?P<name>all-gather|all-reduce|all-to-all|collective-permute"
-    r"|reduce-scatter)(?P<start>-start)?\("
-)
-_TYPED = re.compile(r"(\w+)\[([\d,]*)\]")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 
 
-def collectives(text: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
-    """Returns the collectives of a program: name, and dtypes and shapes of the results."""
-    out = []
-    for line in text.splitlines():
-        if found := _COLLECTIVE.search(line):
-            typed = _TYPED.findall(found["result"])
-            if found["start"] and found["name"] in ("all-gather", "collective-permute"):
-                typed = typed[len(typed) // 2 :]  # the operands come first
-            shapes = [(kind, tuple(int(n) for n in size.split(",") if n)) for kind, size in typed]
-            out.append((found["name"], [each for each in shapes if each[0] in _BYTES]))
-    return out
-
-
-def told(found: list[tuple[str, list[tuple[str, tuple[int, ...]]]]]) -> dict[str, list[str]]:
+def told(found: list[aot.Collective]) -> dict[str, list[str]]:
     """Returns for each kind of collective how many results it has of each shape."""
     out: dict[str, Counter[str]] = {}
-    for name, shapes in found:
-        out.setdefault(name, Counter()).update(
-            f"{kind}[{','.join(map(str, shape))}]" for kind, shape in shapes
-        )
-    return {name: [f"{n} x {shape}" for shape, n in each.items()] for name, each in out.items()}
+    for each in found:
+        counts = out.setdefault(each.kind, Counter())
+        for typed in each.result:
+            counts[str(typed)] += each.times
+    return {kind: [f"{n} x {typed}" for typed, n in each.items()] for kind, each in out.items()}
 
 
 def generation(es: Any, model: Any, blocks: int) -> Any:
@@ -78,8 +56,7 @@ def generation(es: Any, model: Any, blocks: int) -> Any:
 
 def row(args: argparse.Namespace, sharded: bool, reduce: Any) -> dict[str, Any]:
     """Returns what a compiled generation takes."""
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=args.topology)
-    devices = topology.devices
+    devices = aot.find_target(args.topology).devices
     mesh = Mesh(devices, ("members",))
     graph, abstract = nnx.split(
         nnx.eval_shape(lambda: Decoder(args.width, args.layers, args.heads, rngs=nnx.Rngs(0)))
@@ -110,17 +87,16 @@ def row(args: argparse.Namespace, sharded: bool, reduce: Any) -> dict[str, Any]:
     placed = (*out, NamedSharding(mesh, PartitionSpec()))
     traced = jax.jit(step, donate_argnums=(0, 1), out_shardings=placed).trace(params, state, tokens)
     compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-    memory, exchanged = compiled.memory_analysis(), collectives(compiled.as_text())
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    exchanged = aot.find_collectives(text, len(devices))
     return {
         "parameters": "sharded" if sharded else "replicated",
         "reduce": reduce,
         "arguments_bytes": memory.argument_size_in_bytes,
         "scratch_bytes": memory.temp_size_in_bytes,
         "collectives": told(exchanged),
-        "collective_bytes": sum(
-            _BYTES[kind] * math.prod(shape) for _, shapes in exchanged for kind, shape in shapes
-        ),
-        "cycles": tpu.estimated_cycles(compiled),
+        "collective_bytes": sum(each.bytes * each.times for each in exchanged),
+        "cycles": aot.estimated_cycles(aot.read_hlo(text)),
     }
 
 
@@ -141,6 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--store", action="store_true", help=f"write {RESULT.name}")
     args = parser.parse_args(arguments)
+    jax.config.update("jax_platforms", "cpu")
     rows = [
         row(args, *kind) for kind in ((False, "replicate"), (True, "replicate"), (False, "psum"))
     ]

@@ -1,6 +1,7 @@
 """optkit: the optimizers of the last years as parts that snap into any Optax chain."""
 
 from optkit import (
+    aot,
     catalogue,
     codecs,
     distributed,
@@ -14,13 +15,16 @@ from optkit import (
     transforms,
     tree,
 )
+from optkit.aot import Preflight, preflight
 from optkit.distributed import (
     apply_delta,
     apply_delta_fixed,
     compressed_mean,
     encode_delta,
     encode_delta_fixed,
+    fully_sharded,
     init_workers,
+    inside,
     merge_deltas,
     onebit_adam,
     onebit_lamb,
@@ -240,6 +244,7 @@ __all__ = [
     "NormBall",
     "Plan",
     "PlanRow",
+    "Preflight",
     "Role",
     "RoleRule",
     "accept_line_search",
@@ -263,6 +268,7 @@ __all__ = [
     "am_adamw",
     "am_msgd",
     "amsgrad",
+    "aot",
     "apollo",
     "apollo_mini",
     "apply_delta",
@@ -319,6 +325,7 @@ __all__ = [
     "fira",
     "freeze",
     "frugal",
+    "fully_sharded",
     "galore_adafactor",
     "galore_adamw",
     "get_hyperparam",
@@ -330,6 +337,7 @@ __all__ = [
     "id3",
     "in_float32",
     "init_workers",
+    "inside",
     "kahan",
     "kernels",
     "lact",
@@ -388,6 +396,7 @@ __all__ = [
     "population_perturb",
     "powersgd_mean",
     "predict_weights",
+    "preflight",
     "project_away",
     "project_radial",
     "project_to_norm",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from optkit._calls import cached_factory, observed
+from optkit.spmd import guarded
 
 Kind = Literal["recipe", "part", "wrapper", "strategy"]
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -100,6 +101,8 @@ class Entry:
       chain: its links in one line.
       example: arguments that make a runnable instance where defaults do not suffice.
       matrices_only: the factory's transformation takes matrices, not every leaf.
+      replicated: why state of a sharded parameter lies whole on each device; empty if none does
+        but small statistics, and bases and statistics of projections.
     """
 
     name: str
@@ -112,6 +115,7 @@ class Entry:
     chain: str
     example: Mapping[str, Any] = field(default_factory=dict)
     matrices_only: bool = False
+    replicated: str = ""
 
     @property
     def summary(self) -> str:
@@ -159,6 +163,7 @@ def register(
     tags: tuple[str, ...] = (),
     example: Mapping[str, Any] | None = None,
     matrices_only: bool = False,
+    replicated: str = "",
 ) -> Callable[[Factory], Factory]:
     """Enters a factory into the catalogue and makes equal calls return the same object.
 
@@ -174,6 +179,7 @@ def register(
       tags: words to search for.
       example: arguments of a runnable instance.
       matrices_only: it takes matrices only.
+      replicated: why large state lies whole on each device.
 
     Returns:
       A decorator.
@@ -184,6 +190,8 @@ def register(
         told = kind == "wrapper" and family != "routing"
         if told or kind == "recipe":
             factory = observed(factory, told)
+        if kind != "strategy":
+            factory = guarded(factory)
         cached = cached_factory(factory)
         source = Paper(*paper) if paper else None
         name = factory.__name__
@@ -200,6 +208,7 @@ def register(
             chain,
             dict(example or {}),
             matrices_only,
+            replicated,
         )
         return cached
 

@@ -1,6 +1,7 @@
 """What an optimizer will do to a model, leaf by leaf, before anything is allocated."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from optkit.tree import (
     leaves_with_paths,
     match_state,
     rule_of,
+    state_sharding,
     tree_bytes,
 )
 
@@ -44,6 +46,7 @@ class PlanRow:
       matrices: how a matrix recipe reads it, ``number x (fan_in -> fan_out)``; ``"-"`` for others.
       wrappers: wrappers that it is inside of, the outer ones first; those that a recipe is made of
         are not listed.
+      device_bytes: bytes of its state on one device; None if the plan was not told of shardings.
     """
 
     path: str
@@ -55,6 +58,7 @@ class PlanRow:
     state_bytes: int
     matrices: str = "-"
     wrappers: tuple[str, ...] = ()
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,12 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     @property
+    def device_bytes(self) -> int | None:
+        """Bytes of the whole state on one device; None if the plan was not told of shardings."""
+        each = [row.device_bytes for row in self.rows if row.device_bytes is not None]
+        return sum(each) + self.shared_bytes if each else None
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of the whole optimizer state."""
         return sum(row.state_bytes for row in self.rows) + self.shared_bytes
@@ -91,16 +101,20 @@ class Plan:
         for name in ("fan_in -> fan_out", "wrapped by"):
             if all(cell == "-" for cell in columns[name]):
                 del columns[name]
-        numbers = ["state bytes", *(f"{row.state_bytes:,}" for row in self.rows)]
+        numbers = [["state bytes", *(f"{row.state_bytes:,}" for row in self.rows)]]
+        if self.device_bytes is not None:
+            numbers.append(["on a device", *(f"{row.device_bytes:,}" for row in self.rows)])
         sides = [[name, *cells] for name, cells in columns.items()]
         padded = [[cell.ljust(max(map(len, side))) for cell in side] for side in sides]
-        padded.append([cell.rjust(max(map(len, numbers))) for cell in numbers])
+        padded += [[cell.rjust(max(map(len, side))) for cell in side] for side in numbers]
         lines = ["  ".join(cells) for cells in zip(*padded, strict=True)]
         ratio = self.state_bytes / self.parameter_bytes if self.parameter_bytes else 0.0
         total = (
             f"{len(self.rows)} leaves, parameters {self.parameter_bytes:,} bytes, state "
             f"{self.state_bytes:,} bytes ({ratio:.2f} x), of which shared {self.shared_bytes:,}"
         )
+        if self.device_bytes is not None:
+            total += f"; on a device {self.device_bytes:,}"
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], total, *self.notes])
 
 
@@ -142,6 +156,7 @@ def plan(
     *,
     roles: tuple[RuleLike, ...] = (),
     axis_sizes: Mapping[str, int] | None = None,
+    shardings: PyTree = None,
 ) -> Plan:
     """Returns a table of who serves each leaf and what state it costs; allocates nothing.
 
@@ -156,6 +171,8 @@ def plan(
         transformation was built with.
       axis_sizes: how many workers there are along each axis that ``tx`` averages over, such as
         ``{"data": 8}``; bytes are those of one worker then.
+      shardings: where the parameters lie, a tree like them (or for whole subtrees) of
+        ``NamedSharding``; adds the bytes of one device, by ``optkit.state_sharding``.
 
     Returns:
       A ``Plan``: ``print(plan)`` is the table with totals; ``plan.state_bytes`` and
@@ -180,10 +197,15 @@ def plan(
         # A fresh function: eval_shape would otherwise answer from its cache and record nothing.
         state = _state(lambda p: tx.init(p), params, dict(axis_sizes or {}))
     owned: dict[str | None, list[StateLeaf]] = {}
-    for match in match_state(state, params):
+    local: dict[str | None, int] = {}
+    places = _places(state, params, shardings)
+    for match, place in zip(match_state(state, params), places, strict=True):
         owned.setdefault(match.param_path, []).append(match)
+        if place is not None:
+            part = math.prod(place.shard_shape(match.leaf.shape)) * match.leaf.dtype.itemsize
+            local[match.param_path] = local.get(match.param_path, 0) + part
     rows = [
-        _row(path, leaf, owned.get(path, []), found, roles)
+        _row(path, leaf, owned.get(path, []), found, roles, None if shardings is None else local)
         for path, leaf in leaves_with_paths(params)
     ]
     shared = sum(leaf_bytes(match.leaf) for match in owned.get(None, []))
@@ -208,8 +230,20 @@ def _state(init: Callable[[PyTree], PyTree], params: PyTree, sizes: dict[str, in
         ) from error
 
 
+def _places(state: PyTree, params: PyTree, shardings: PyTree) -> list[Any]:
+    """The sharding of each leaf of the state, or None if nothing is known of the parameters'."""
+    if shardings is None:
+        return [None] * len(jax.tree.leaves(state))
+    return jax.tree.leaves(state_sharding(state, params, shardings))
+
+
 def _row(
-    path: str, leaf: Any, matches: list[StateLeaf], found: Recording, roles: tuple[RuleLike, ...]
+    path: str,
+    leaf: Any,
+    matches: list[StateLeaf],
+    found: Recording,
+    roles: tuple[RuleLike, ...],
+    local: Mapping[str | None, int] | None,
 ) -> PlanRow:
     records = [record for record in found.routes if path in record.routes]
     # Nested routes may bear one name: muon's own route below a route called muon.
@@ -226,6 +260,7 @@ def _row(
         sum(leaf_bytes(match.leaf) for match in matches),
         _reading(views),
         tuple(name for name, paths in found.wrappers if path in paths),
+        None if local is None else local.get(path, 0),
     )
 
 

@@ -4,6 +4,7 @@ import gc
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -81,3 +82,17 @@ def _forget_programs() -> None:
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def optimizing() -> Iterator[None]:
+    """As a user's programs are compiled, and kept nowhere: tests otherwise skip optimizations."""
+    before = {
+        "jax_disable_most_optimizations": jax.config.read("jax_disable_most_optimizations"),
+        "jax_enable_compilation_cache": jax.config.jax_enable_compilation_cache,
+    }
+    for name in before:
+        jax.config.update(name, False)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

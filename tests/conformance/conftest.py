@@ -1,8 +1,25 @@
 """Each test takes a method of the catalogue; tests of one method run together."""
 
+from collections.abc import Iterator
+
+import jax
 import pytest
 
 from tests.conformance import methods
+
+
+@pytest.fixture(autouse=True)
+def _kept_out_of_the_cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    """LIFT's step on a mesh is compiled each time: out of the cache, emulated devices run its
+    exchanges in different orders, and wait for each other until XLA ends the process."""
+    if "[lift" not in request.node.name:
+        yield
+        return
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, 1e9)
+    yield
+    jax.config.update(option, before)
 
 
 @pytest.fixture(scope="session", params=methods.ALL)

@@ -66,3 +66,38 @@ STEP = {
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Classes. A method that is in neither works entry by entry: nothing, not a single number.
+# Numbers of leaves, rows and columns.
+NUMBERS = _names(
+    """
+    adafactor adalora adamp adaptive_memory add_masked_decay alignment_brake altlora
+    altlora_plus am_adamw am_msgd apollo apollo_mini auon came cast_adams cautious
+    cautious_adamw cautious_lion clip_by_global_norm clip_leaf_norm clipup ef21
+    error_feedback frugal id3 limit_norm_growth mars_adamw mars_lion normal_plane
+    normalized_momentum project_radial project_to_norm scale_by_came scale_by_cosh_rms
+    scale_by_entry_moment scale_by_factored_rms scale_by_row_moment scale_by_sm3 sgdp
+    skip_nonfinite skip_spikes sm3 sphere_project split upgd upgd_adam utility_gate
+    """
+)
+# Whole matrices, or what they are projected to;
+MATRICES = _names(
+    """
+    adago adamuon cautious_muon dion dion2 dion3 drop_muon fira galore_adafactor
+    galore_adamw hybrid_auon hyperp ldadam lift lmo lora_pro low_rank mars_m mars_shampoo
+    muon muon_dion muon_randomized muon_rms namo namo_d natural_galore normuon normuon_dion
+    orthogonalize q_galore reg scale_by_dion scale_by_ldadam scale_by_lora_pro
+    scale_by_natural_fisher scale_by_norm_ratio scale_by_row_col scion select_submatrix
+    """
+)
+# among them histories of matrices, and moments of the weights that adapters stand for.
+HISTORIES = _names(
+    """
+    lora_pro natural_galore scale_by_lora_pro scale_by_natural_fisher
+    """
+)

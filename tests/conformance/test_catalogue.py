@@ -13,6 +13,7 @@ from optkit.transforms import Transformation
 COMPOSITIONS = {
     "descend",  # a direction > decay > learning rate; every recipe goes through it
     "freeze",  # route with one rule
+    "inside",  # computes on parts of leaves what its inner one does; test_shard_map.py runs it
     "split_matrices",  # route by role; every matrix recipe goes through it
 }
 

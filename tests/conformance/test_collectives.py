@@ -1,13 +1,23 @@
 """How many exchanges between devices a step compiles to, and that more leaves need no more."""
 
+import math
+
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.conformance.exchanges import STEP
-from tests.conformance.hlo import collectives
+from tests.conformance.exchanges import HISTORIES, MATRICES, NUMBERS, STEP
+from tests.conformance.hlo import collectives, sent_bytes
 from tests.conformance.methods import MATRIX_RECIPES, Method
 from tests.conformance.methods import method as method_named
-from tests.conformance.test_sharding import AXES, LEAVES_4X2, Sharded, check_equal, sharded
+from tests.conformance.test_sharding import (
+    AXES,
+    LEAVES,
+    LEAVES_2X2X2,
+    LEAVES_4X2,
+    Sharded,
+    check_equal,
+    sharded,
+)
 
 MATRIX = [
     *MATRIX_RECIPES,
@@ -58,6 +68,30 @@ def test_a_step_exchanges_what_it_needs(method: Method) -> None:
     assert collectives(sharded(name, "auto").compiled) == STEP.get(name, {})
 
 
+def _counts() -> tuple[int, int]:
+    """Bytes of a number for each leaf, row and column, and of all matrices."""
+    numbers, entries = len(LEAVES), 0
+    for size, _ in LEAVES.values():
+        batch = math.prod(size[:-2])
+        numbers += batch * sum(size[-2:])
+        entries += math.prod(size) if len(size) > 1 else 0
+    return 4 * numbers, 4 * entries
+
+
+def test_a_step_sends_no_more_than_its_class(method: Method) -> None:
+    name, compiled = method.entry.name, sharded(method.entry.name, "auto").compiled
+    numbers, entries = _counts()
+    if "axis_name" in method.hyperparameters:
+        return  # made for inside shard_map: tests/distributed counts what workers send
+    if name in NUMBERS:
+        assert 0 < sent_bytes(compiled, 8) <= numbers
+    elif name in MATRICES:
+        times = 32 if name in HISTORIES else 4  # of 20 gradients, by default
+        assert 0 < sent_bytes(compiled, 8) <= times * entries
+    else:
+        assert collectives(compiled, scalars=True) == {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("name", MATRIX)
@@ -90,6 +124,11 @@ def test_exchanges_do_not_grow_with_the_number_of_leaves(name: str, split: str) 
 )
 def test_two_mesh_axes_give_the_same_numbers(name: str, kind: str) -> None:
     check_equal(Sharded(method_named(name), LEAVES_4X2, kind, (4, 2)))
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_three_mesh_axes_and_leaves_they_do_not_divide_give_the_same_numbers(name: str) -> None:
+    check_equal(Sharded(method_named(name), LEAVES_2X2X2, "auto", (2, 2, 2)))
 
 
 def test_the_counter_reads_every_form() -> None:

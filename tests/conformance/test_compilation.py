@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 
 import optkit
 from optkit.tree import leaf_bytes
@@ -23,7 +22,8 @@ def test_compiled_equals_eager(method: Method) -> None:
 
 def test_three_steps_trace_once(method: Method) -> None:
     assert method.compiled
-    assert method.traces == 1
+    # None where a test before this one, in the same process, has taken this very step.
+    assert method.traces <= 1 <= TRACES[method.tx]
 
 
 def test_an_equal_optimizer_does_not_compile_again(method: Method) -> None:
@@ -92,14 +92,15 @@ def test_scan_equals_a_loop(method: Method) -> None:
         assert_close(jax.tree.map(pick, (states, params)), (state, at))
 
 
-@pytest.mark.parametrize("by", ["optkit", "optax"])
-def test_accumulation_steps_on_the_mean(method: Method, by: str) -> None:
-    if by == "optkit":
-        tx = optkit.accumulate_gradients(method.tx, 2)
-    else:
-        tx = optax.MultiSteps(method.tx, 2).gradient_transformation()
+def test_accumulation_steps_on_the_mean(method: Method) -> None:
     params = method.params(PAIR)
     first, second = method.grads(0, PAIR), method.grads(1, PAIR)
+    # Optax's own takes branches whose results have to be alike: tracing it says so.
+    theirs = optax.MultiSteps(method.tx, 2).gradient_transformation()
+    out, _ = jax.eval_shape(theirs.update, first, theirs.init(params), params)
+    assert jax.tree.structure(out) == jax.tree.structure(params)
+
+    tx = optkit.accumulate_gradients(method.tx, 2)
     state = tx.init(params)
     traced = jax.eval_shape(tx.update, first, state, params)
     with jax.disable_jit():  # its conditions run as Python

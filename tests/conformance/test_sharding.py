@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import optkit
 from tests.conformance.methods import Method
 from tests.conformance.methods import method as method_named
-from tests.conformance.trees import assert_close, copy, filled
+from tests.conformance.trees import assert_close, copy, filled, nested
 
 AXES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 # Row-, column- and stack-sharded leaves and a replicated vector.
@@ -25,17 +25,34 @@ LEAVES = {
     "rows/bias": ((8,), P("x")),
     "norm/scale": ((3,), P()),
 }
+# Large enough that a state of 1 KiB is no small statistic.
+LARGE = {
+    "up/kernel": ((64, 128), P("x", None)),
+    "down/kernel": ((128, 64), P("x", None)),
+    "columns/kernel": ((64, 128), P(None, "x")),
+    "layers/kernel": ((8, 64, 32), P("x", None, None)),
+    "up/bias": ((1024,), P("x")),
+    "norm/scale": ((64,), P()),
+}
 LEAVES_4X2 = {
     "both/kernel": ((8, 4), P("x", "y")),
     "rows/kernel": ((8, 4), P(("x", "y"), None)),
     "layers/kernel": ((4, 2, 4), P("x", None, "y")),
     "up/bias": ((8,), P(("x", "y"))),
 }
+LEAVES_2X2X2 = {
+    "all/kernel": ((4, 8), P("x", ("y", "z"))),
+    "rows/kernel": ((8, 4), P(("z", "x"), "y")),
+    "layers/kernel": ((2, 4, 6), P("y", "x", "z")),
+    "odd/kernel": ((10, 5), P("y", None)),
+    "uneven/kernel": ((7, 3), P()),
+    "up/bias": ((8,), P(("x", "z"))),
+}
 
 
 @functools.cache
 def mesh_of(kind: str, shape: tuple[int, ...] = (8,)) -> jax.sharding.Mesh:
-    names = ("x", "y")[: len(shape)]
+    names = ("x", "y", "z")[: len(shape)]
     return jax.make_mesh(shape, names, axis_types=(AXES[kind],) * len(shape))
 
 
@@ -144,6 +161,39 @@ def test_sharded_equals_unsharded(method: Method) -> None:
 
 def test_state_stays_sharded_like_its_parameters(method: Method) -> None:
     check_stable(sharded(method.entry.name, "auto"))
+
+
+def _is_whole(match: optkit.tree.StateLeaf, method: Method) -> bool:
+    """Whether a state leaf may lie on all devices: small, of a projection, or one worker's."""
+    small = match.param_path is None or optkit.tree.leaf_bytes(match.leaf) <= 1024
+    of_worker = "axis_name" in method.hyperparameters and "error" in match.owner.split("/")
+    return small or match.is_basis or match.is_projected or of_worker
+
+
+def test_no_large_state_lies_on_all_devices_unless_declared(method: Method) -> None:
+    specs = {path: spec for path, (_, spec) in LARGE.items()}
+    leaves = {path: size for path, (size, _) in LARGE.items()}
+    if method.takes_adapters:
+        del leaves["columns/kernel"]  # it would be a second B
+    shapes = nested(
+        {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in method.shapes(leaves).items()}
+    )
+    placed = optkit.tree.map_with_path(lambda path, _: specs[path], shapes)
+    state = jax.eval_shape(method.tx.init, shapes)
+    wanted = optkit.state_sharding(method.tx, shapes, placed, mesh=mesh_of("auto"))
+    assert jax.tree.structure(wanted) == jax.tree.structure(state)
+    whole = [
+        (match.owner, match.param_path)
+        for match, place in zip(
+            optkit.tree.match_state(state, shapes), jax.tree.leaves(wanted), strict=True
+        )
+        if place.is_fully_replicated
+        and match.param_path != "norm/scale"
+        and not _is_whole(match, method)
+    ]
+    assert not whole or method.entry.replicated, whole
+    # Of rank 1, the example of a part, all is small.
+    assert whole or not method.entry.replicated or method.entry.kind == "part"
 
 
 def test_types_of_an_explicit_mesh_are_kept(method: Method) -> None:

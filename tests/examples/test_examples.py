@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,27 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*.py"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+PROGRAMS = [
+    pytest.param(
+        file,
+        id=file.stem,
+        marks=[pytest.mark.slow, pytest.mark.multiprocess] * ("host" in file.stem),
+    )
+    for file in FILES
+]
+
+
+@pytest.mark.parametrize("file", PROGRAMS)
 def test_example_runs(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(file)])
     monkeypatch.setenv("OPTKIT_EXAMPLE_STEPS", "24")  # for those that train longer by themselves
     before = dict(os.environ)
     # The examples assert what they show.
     runpy.run_path(str(file), run_name="__main__")
-    assert capsys.readouterr().out.strip()
+    assert capfd.readouterr().out.strip()
     assert not list(tmp_path.iterdir()), "an example leaves files behind"
     # The imports of scikit-learn and gymnasium set variables for OpenMP and pygame.
     kept = [

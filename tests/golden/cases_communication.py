@@ -27,7 +27,7 @@ def stacked(golden: Golden, prefix: str) -> dict[str, np.ndarray]:
 
 
 def _own(tree: Any) -> dict[str, Any]:
-    return {} if tree is None else dict(leaves_with_paths(tree.value))
+    return {} if tree is None else dict(leaves_with_paths(tree.of_worker))
 
 
 def _powersgd(
@@ -134,7 +134,7 @@ def onebit_adam(golden: Golden) -> Iterator[Comparison]:
         for prefix, side in (("werr", "worker"), ("serr", "server")):
             for index, worker in enumerate(names):
                 for name, want in golden.tree(f"{prefix}/{t}/{worker}").items():
-                    got = held.error.value[side][name][index, 0]
+                    got = held.error.of_worker[side][name][index, 0]
                     yield Comparison(difference(got, want), TOLERANCE)
 
 
