@@ -83,6 +83,7 @@ from optkit.optimizers.signsgd import signsgd, signum
 from optkit.optimizers.sm3 import (
     sm3,
 )
+from optkit.optimizers.sophia import sophia_g, sophia_h
 from optkit.optimizers.superpositional import superpositional
 from optkit.optimizers.upgd import upgd, upgd_adam
 
@@ -163,6 +164,8 @@ __all__ = [
     "signsgd",
     "signum",
     "sm3",
+    "sophia_g",
+    "sophia_h",
     "superpositional",
     "upgd",
     "upgd_adam",

@@ -97,6 +97,7 @@ from optkit.transforms.sm3 import (
     ScaleBySm3State,
     scale_by_sm3,
 )
+from optkit.transforms.sophia import ScaleBySophiaState, scale_by_sophia
 from optkit.transforms.sphere import SphereProjectState, sphere_project
 from optkit.transforms.split import freeze, split_matrices
 from optkit.transforms.step import DecayState, decay_weights, descend, scale_by_learning_rate
@@ -154,6 +155,7 @@ __all__ = [
     "ScaleByNormRatioState",
     "ScaleByRowMomentState",
     "ScaleBySm3State",
+    "ScaleBySophiaState",
     "SelectSubmatrixState",
     "SineModulationState",
     "SkipNonfiniteState",
@@ -225,6 +227,7 @@ __all__ = [
     "scale_by_row_moment",
     "scale_by_shape",
     "scale_by_sm3",
+    "scale_by_sophia",
     "scale_by_subspace_norm",
     "select_submatrix",
     "sign_from_grad",
