@@ -136,6 +136,7 @@ def replay(file: Path) -> Result:
     from tests.golden import (  # noqa: F401  registers their cases
         cases_communication,
         cases_continual,
+        cases_diagonal,
         cases_dion,
         cases_evolution,
         cases_evolution_egg,
