@@ -29,6 +29,7 @@ from optkit.tree.roles import (
     rule_of,
     selects,
 )
+from optkit.tree.tensors import TensorLayout, TensorView
 
 __all__ = [
     "DEFAULT_RULES",
@@ -47,6 +48,8 @@ __all__ = [
     "RuleLike",
     "Selector",
     "StateLeaf",
+    "TensorLayout",
+    "TensorView",
     "accumulator_dtype",
     "compute_dtype",
     "dims_by_path",
