@@ -92,7 +92,8 @@ def test_injection_traces_with_numbers_as_arrays(method: Method) -> None:
     kinds = {parameter.kind for parameter in method.hyperparameters.values()}
     if method.entry.kind == "wrapper" or inspect.Parameter.VAR_KEYWORD in kinds:
         return  # inject_hyperparams takes functions of numbers, each with a name
-    given, static = dict(method.entry.example), ()
+    given = dict(method.entry.example)
+    static = tuple(name for name, value in given.items() if callable(value))  # no schedules
     if method.entry.kind == "recipe":
         given["learning_rate"] = RATE  # and whatever else defaults to a number
     else:
