@@ -60,7 +60,8 @@ def at(estimate: Estimate, params: PyTree) -> Estimate:
     Example:
       >>> import jax, jax.numpy as jnp, optkit
       >>> params = {"w": jnp.ones(2), "v": jnp.ones(1)}
-      >>> whole = optkit.curvature.at(optkit.curvature.hutchinson(lambda p: p["w"] @ p["w"]), params)
+      >>> estimate = optkit.curvature.hutchinson(lambda p: p["w"] @ p["w"])
+      >>> whole = optkit.curvature.at(estimate, params)
       >>> whole({"w": None, "v": params["v"]}, jax.random.key(0))["w"].tolist()
       [2.0, 2.0]
     """

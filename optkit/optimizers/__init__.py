@@ -74,8 +74,10 @@ from optkit.optimizers.natural_galore import (
 )
 from optkit.optimizers.normalized_momentum import normalized_momentum
 from optkit.optimizers.normuon import normuon, normuon_dion
+from optkit.optimizers.oasis import oasis
 from optkit.optimizers.q_galore import q_galore
 from optkit.optimizers.reg import reg
+from optkit.optimizers.schedule_free_adamw import schedule_free_adamw
 from optkit.optimizers.scion import scion
 from optkit.optimizers.scion_init import scion_init
 from optkit.optimizers.sgdp import sgdp
@@ -154,9 +156,11 @@ __all__ = [
     "normalized_momentum",
     "normuon",
     "normuon_dion",
+    "oasis",
     "psgld",
     "q_galore",
     "reg",
+    "schedule_free_adamw",
     "scion",
     "scion_init",
     "sgdp",

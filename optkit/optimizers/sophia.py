@@ -68,7 +68,8 @@ def sophia_g(
       weight_decay: coefficient; the GPT-2 runs have 0.2.
       decay: kind of decay, see ``optkit.decay_weights``.
       mask: leaves that decay; the GPT-2 runs spare norms and biases.
-      monitor: keep the share of entries that are not clipped, ``optax.tree.get(state, "win_rate")``.
+      monitor: keep the share of entries that are not clipped, as
+        ``optax.tree.get(state, "win_rate")`` reads it.
       key: seed or PRNG key of the estimates; None for 0.
       state_dtype: dtype of ``m`` and ``h``.
 
@@ -85,7 +86,7 @@ def sophia_g(
       >>> g = {"w": jnp.array([[1.0, -1.0, 0.0], [0.0, 2.0, -2.0]])}
       >>> u, state = tx.update(g, tx.init(params), params, curvature=estimate)
       >>> u["w"].round(2).tolist()  # not refreshed yet: signs, and decay
-      [[-0.10..., 0.09..., -0.0...], [-0.0..., -0.10..., 0.09...]]
+      [[-0.1..., 0.08..., -0.00...], [-0.00..., -0.1..., 0.08...]]
 
     Reference:
       Liu et al., Sophia, arXiv 2305.14342, and its code, whose B is part of the estimate here. The
@@ -168,7 +169,8 @@ def sophia_h(
       weight_decay: coefficient.
       decay: kind of decay, see ``optkit.decay_weights``.
       mask: leaves that decay.
-      monitor: keep the share of entries that are not clipped, ``optax.tree.get(state, "win_rate")``.
+      monitor: keep the share of entries that are not clipped, as
+        ``optax.tree.get(state, "win_rate")`` reads it.
       key: seed or PRNG key of the estimates; None for 0.
       state_dtype: dtype of ``m`` and ``h``.
 
@@ -180,14 +182,14 @@ def sophia_h(
 
     Example:
       >>> import jax, jax.numpy as jnp, optkit
-      >>> tx, params = optkit.sophia_h(0.5, b1=0.0, b2=0.0, gamma=0.5, every=1, weight_decay=0.0), 3.0
+      >>> tx = optkit.sophia_h(0.5, b1=0.0, b2=0.0, gamma=0.5, every=1, weight_decay=0.0)
       >>> params = jnp.array([3.0, -2.0])
       >>> state, loss = tx.init(params), lambda p: jnp.sum(p**2)
       >>> for _ in range(4):
       ...   u, state = tx.update(jax.grad(loss)(params), state, params, value_fn=loss)
       ...   params = params + u
       >>> params.tolist()
-      [1.0, -0.5]
+      [1.0, 0.0]
 
     Reference:
       Liu et al., Sophia, arXiv 2305.14342; optax.contrib.sophia.

@@ -4,6 +4,14 @@ from optkit.transforms.accumulate import AccumulateState, accumulate_gradients
 from optkit.transforms.adam import ScaleByAdamState, ScaleByAmsgradState, scale_by_adam
 from optkit.transforms.adaptive_memory import AdaptiveMemoryState, adaptive_memory
 from optkit.transforms.alignment_brake import AlignmentBrakeState, alignment_brake
+from optkit.transforms.averages import (
+    LatestSwaState,
+    SwaState,
+    WeightEmaState,
+    averaged_params,
+    swa,
+    weight_ema,
+)
 from optkit.transforms.balls import NormBall
 from optkit.transforms.base import Transformation
 from optkit.transforms.blocks import (
@@ -75,6 +83,7 @@ from optkit.transforms.natural_fisher import (
 )
 from optkit.transforms.norm_ratio import ScaleByNormRatioState, scale_by_norm_ratio
 from optkit.transforms.normal_plane import normal_plane, project_away
+from optkit.transforms.oasis import ScaleByOasisState, scale_by_oasis
 from optkit.transforms.orthogonalize import orthogonalize
 from optkit.transforms.precision import (
     MasterWeightsState,
@@ -87,9 +96,16 @@ from optkit.transforms.precision import (
 from optkit.transforms.project_radial import ProjectRadialState, project_radial
 from optkit.transforms.project_to_norm import ProjectToNormState, project_to_norm
 from optkit.transforms.quantize import QuantizeState, quantize_state
+from optkit.transforms.rms import ScaleByRmsState, scale_by_rms
 from optkit.transforms.route import FROZEN, RouteState, route
 from optkit.transforms.row_col import scale_by_row_col
 from optkit.transforms.row_moment import ScaleByRowMomentState, scale_by_row_moment
+from optkit.transforms.schedule_free import (
+    ScheduleFreeState,
+    schedule_free,
+    schedule_free_eval_params,
+    schedule_free_train_params,
+)
 from optkit.transforms.shape_scale import scale_by_shape
 from optkit.transforms.sine_modulation import SineModulationState, sine_modulation
 from optkit.transforms.sketching import OrthogonalizeState
@@ -125,6 +141,7 @@ __all__ = [
     "ErrorFeedbackState",
     "KahanState",
     "LangevinNoiseState",
+    "LatestSwaState",
     "LazyRefresh",
     "LazyRefreshState",
     "LimitNormGrowthState",
@@ -153,23 +170,29 @@ __all__ = [
     "ScaleByLearningRateState",
     "ScaleByNaturalFisherState",
     "ScaleByNormRatioState",
+    "ScaleByOasisState",
+    "ScaleByRmsState",
     "ScaleByRowMomentState",
     "ScaleBySm3State",
     "ScaleBySophiaState",
+    "ScheduleFreeState",
     "SelectSubmatrixState",
     "SineModulationState",
     "SkipNonfiniteState",
     "SkipSpikesState",
     "SphereProjectState",
     "StochasticRoundState",
+    "SwaState",
     "ThresholdGateState",
     "Transformation",
     "UtilityGateState",
     "VarianceReduceState",
+    "WeightEmaState",
     "accumulate_gradients",
     "adaptive_memory",
     "add_masked_decay",
     "alignment_brake",
+    "averaged_params",
     "blend_momentum",
     "cautious",
     "clip_by_global_norm",
@@ -223,12 +246,17 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_natural_fisher",
     "scale_by_norm_ratio",
+    "scale_by_oasis",
+    "scale_by_rms",
     "scale_by_row_col",
     "scale_by_row_moment",
     "scale_by_shape",
     "scale_by_sm3",
     "scale_by_sophia",
     "scale_by_subspace_norm",
+    "schedule_free",
+    "schedule_free_eval_params",
+    "schedule_free_train_params",
     "select_submatrix",
     "sign_from_grad",
     "sine_modulation",
@@ -239,7 +267,9 @@ __all__ = [
     "split_matrices",
     "stochastic_round",
     "stored_params",
+    "swa",
     "threshold_gate",
     "utility_gate",
     "variance_reduce",
+    "weight_ema",
 ]

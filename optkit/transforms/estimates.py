@@ -1,5 +1,6 @@
 """Estimates given to an update: called in the steps that need them, cut to the leaves at hand."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +22,10 @@ def _is_masked(node: Any) -> bool:
 def cut(tree: PyTree, updates: PyTree, what: str) -> PyTree:
     """Returns a tree of the leaves of the updates; raises ValueError with paths if it lacks any."""
     if any(map(_is_masked, jax.tree.leaves(updates, is_leaf=_is_masked))):
-        try:
+        with contextlib.suppress(TypeError, ValueError):  # the check says where they differ
             tree = jax.tree.map(
                 lambda u, x: u if _is_masked(u) else x, updates, tree, is_leaf=_is_masked
             )
-        except (TypeError, ValueError):
-            pass  # the check says where they differ
     check_same_leaves(updates, tree, what, shapes=True)
     return tree
 
@@ -62,6 +61,7 @@ def follow_if_due(
     decay: Any,
     like: PyTree,
     name: str,
+    fresh: jax.Array | None = None,
 ) -> PyTree:
     """Returns ``decay*h + (1-decay)*estimate`` if due, else ``h``, without computing the estimate.
 
@@ -76,11 +76,14 @@ def follow_if_due(
       decay: decay rate of the average.
       like: the updates.
       name: who asks, for messages.
+      fresh: whether nothing is held yet, so that the average is the estimate; None for never.
     """
 
     def step(h: jax.Array, new: jax.Array) -> jax.Array:
         wide = place_like(upcast(new), h)
         followed = decay * upcast(h) + (1.0 - decay) * wide
+        if fresh is not None:
+            followed = jnp.where(fresh, wide, followed)
         return jnp.where(jnp.isfinite(wide), followed, upcast(h)).astype(h.dtype)
 
     if not callable(estimate):

@@ -88,9 +88,9 @@ def scale_by_sophia(
     The extra argument ``curvature`` is an estimate ``(params, key) -> tree``, which runs inside
     ``lax.cond`` so that only steps that are due pay for it (see ``optkit.curvature``), or a tree
     like the updates. Without it comes the one given here, or Hutchinson's of the extra argument
-    ``value_fn``, a function of the parameters as Optax's line searches take it. Where ``vmap`` gives
-    each member a state of its own, XLA computes both sides of the condition in every step. Entries of
-    an estimate that are not finite leave ``h`` as it is.
+    ``value_fn``, a function of the parameters as Optax's line searches take it. Entries of an
+    estimate that are not finite leave ``h`` as it is. Where ``vmap`` gives each member a state of
+    its own, XLA computes both sides of the condition in every step.
 
     Args:
       b1: decay rate of the momentum, in [0, 1).

@@ -1,4 +1,4 @@
-"""Cases of diagonal curvature: Sophia in both dialects."""
+"""Cases of diagonal curvature: Sophia in both dialects, OASIS."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import optkit
+from optkit.transforms.oasis import ScaleByOasisState
 from optkit.transforms.sophia import ScaleBySophiaState
 from tests.golden.replay import Comparison, Golden, case, difference
 
@@ -87,3 +88,35 @@ def sophia_h(golden: Golden) -> Iterator[Comparison]:
             yield Comparison(difference(params[name], want), _SOPHIA)
         for name, want in golden.tree(f"h/{t}").items():
             yield Comparison(relative(held.curvature[name], want), _SOPHIA)
+
+
+@case("oasis")
+def oasis(golden: Golden) -> Iterator[Comparison]:
+    """Parameters, the diagonal, and the step sizes relatively."""
+    hyper = golden.hyper
+    tx = optkit.oasis(
+        hyper.get("lr", 1.0),
+        b2=hyper["beta2"],
+        alpha=hyper["alpha"],
+        first_step=hyper["eta0"],
+    )
+
+    @jax.jit
+    def step(grads: Any, prev_grad: Any, curvature: Any, state: Any, params: Any) -> Any:
+        extra = {"prev_grad": prev_grad, "curvature": curvature}
+        updates, state = tx.update(grads, state, params, **extra)
+        return state, optax.apply_updates(params, updates)
+
+    params: Any = jax.tree.map(jnp.asarray, golden.tree("p0"))
+    state = tx.init(params)
+    for t in range(golden.steps):
+        grads = golden.tree(f"g/{t}")
+        before = golden.tree(f"gprev/{t}") or grads
+        state, params = step(grads, before, golden.tree(f"h/{t}"), state, params)
+        for name, want in golden.tree(f"p/{t}").items():
+            yield Comparison(difference(params[name], want), 2e-5)
+        held = state_of(state, ScaleByOasisState)
+        for name, want in golden.tree(f"D/{t}").items():
+            yield Comparison(relative(held.curvature[name], want), 2e-5)
+        eta = float(golden.arrays["eta"][t])
+        yield Comparison(abs(float(held.step_size) - eta) / eta, 1e-4)
