@@ -75,6 +75,7 @@ from optkit.optimizers.natural_galore import (
 from optkit.optimizers.normalized_momentum import normalized_momentum
 from optkit.optimizers.normuon import normuon, normuon_dion
 from optkit.optimizers.oasis import oasis
+from optkit.optimizers.psgd_kron import psgd_kron
 from optkit.optimizers.q_galore import q_galore
 from optkit.optimizers.reg import reg
 from optkit.optimizers.schedule_free_adamw import schedule_free_adamw
@@ -157,6 +158,7 @@ __all__ = [
     "normuon",
     "normuon_dion",
     "oasis",
+    "psgd_kron",
     "psgld",
     "q_galore",
     "reg",

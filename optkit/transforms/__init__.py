@@ -95,6 +95,8 @@ from optkit.transforms.precision import (
 )
 from optkit.transforms.project_radial import ProjectRadialState, project_radial
 from optkit.transforms.project_to_norm import ProjectToNormState, project_to_norm
+from optkit.transforms.psgd_kron import ScaleByPsgdKronState, scale_by_psgd_kron
+from optkit.transforms.psgd_step import psgd_update_probability
 from optkit.transforms.quantize import QuantizeState, quantize_state
 from optkit.transforms.rms import ScaleByRmsState, scale_by_rms
 from optkit.transforms.route import FROZEN, RouteState, route
@@ -171,6 +173,7 @@ __all__ = [
     "ScaleByNaturalFisherState",
     "ScaleByNormRatioState",
     "ScaleByOasisState",
+    "ScaleByPsgdKronState",
     "ScaleByRmsState",
     "ScaleByRowMomentState",
     "ScaleBySm3State",
@@ -228,6 +231,7 @@ __all__ = [
     "project_away",
     "project_radial",
     "project_to_norm",
+    "psgd_update_probability",
     "quantize_params",
     "quantize_state",
     "rotate_blocks",
@@ -247,6 +251,7 @@ __all__ = [
     "scale_by_natural_fisher",
     "scale_by_norm_ratio",
     "scale_by_oasis",
+    "scale_by_psgd_kron",
     "scale_by_rms",
     "scale_by_row_col",
     "scale_by_row_moment",

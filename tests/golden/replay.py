@@ -158,6 +158,7 @@ def replay(file: Path) -> Result:
         cases_projections,
         cases_q_galore,
         cases_randomized,
+        cases_schedules,
         cases_sparse,
         cases_spheres,
     )
