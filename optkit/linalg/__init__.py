@@ -23,6 +23,13 @@ from optkit.linalg.coefficients import (
 from optkit.linalg.decayed import decayed_mask
 from optkit.linalg.factor import Method, factor_flops, orthogonal_factor
 from optkit.linalg.gram import gram_factor_flops, gram_newton_schulz
+from optkit.linalg.inverse_root import (
+    InverseRoot,
+    RootMethod,
+    inverse_root,
+    largest_eigenvalue,
+)
+from optkit.linalg.kronecker import apply_along, tensor_gram
 from optkit.linalg.largest import largest_in, largest_of, largest_of_each
 from optkit.linalg.newton_schulz import newton_schulz
 from optkit.linalg.normalise import EpsMode, Precondition
@@ -47,14 +54,17 @@ __all__ = [
     "CoefficientSet",
     "Coefficients",
     "EpsMode",
+    "InverseRoot",
     "Method",
     "Order",
     "Precondition",
     "QrMethod",
     "RandomKind",
+    "RootMethod",
     "Row",
     "Side",
     "SketchKind",
+    "apply_along",
     "as_coefficient_set",
     "balance",
     "can_split",
@@ -67,6 +77,8 @@ __all__ = [
     "get_coefficients",
     "gram_factor_flops",
     "gram_newton_schulz",
+    "inverse_root",
+    "largest_eigenvalue",
     "largest_in",
     "largest_of",
     "largest_of_each",
@@ -88,6 +100,7 @@ __all__ = [
     "split_factor",
     "subspace_gradient",
     "symmetric_product",
+    "tensor_gram",
     "to_rms",
     "tracked_basis",
     "tune_resets",

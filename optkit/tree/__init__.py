@@ -1,6 +1,7 @@
 """Which leaf is what, and how leaves become batches of matrices; knows no optimizer."""
 
 from optkit.tree.accounting import StateLeaf, leaf_bytes, match_state, tree_bytes
+from optkit.tree.axes import AxisLayout, AxisView
 from optkit.tree.costs import MatrixFunction, MatrixSharding
 from optkit.tree.dims import Dims, MatrixDims, dims_by_path
 from optkit.tree.dtypes import accumulator_dtype, compute_dtype, upcast, zeros_like_params
@@ -29,12 +30,17 @@ from optkit.tree.roles import (
     rule_of,
     selects,
 )
-from optkit.tree.tensors import TensorLayout, TensorView
+from optkit.tree.tensor_blocks import BlockKind, BlockLayout, BlockView, merge_dims
 
 __all__ = [
     "DEFAULT_RULES",
     "GROUP_BYTES",
     "MATRIX_ROLES",
+    "AxisLayout",
+    "AxisView",
+    "BlockKind",
+    "BlockLayout",
+    "BlockView",
     "Dims",
     "LayerOrder",
     "MatrixDims",
@@ -48,8 +54,6 @@ __all__ = [
     "RuleLike",
     "Selector",
     "StateLeaf",
-    "TensorLayout",
-    "TensorView",
     "accumulator_dtype",
     "compute_dtype",
     "dims_by_path",
@@ -64,6 +68,7 @@ __all__ = [
     "matrix_blocks",
     "matrix_view",
     "matrix_views",
+    "merge_dims",
     "path_string",
     "reset_state",
     "restore_state",

@@ -146,6 +146,8 @@ def replay(file: Path) -> Result:
         cases_evolution_search,
         cases_evolution_unrolled,
         cases_foundation,
+        cases_hdet,
+        cases_kronecker,
         cases_lact,
         cases_lora,
         cases_low_rank,

@@ -1,6 +1,5 @@
 """A tree as batches of tensors that have a statistic for each axis, and back."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from optkit.tree.roles import MATRIX_ROLES, Role, RuleLike, rule_of
 _READ_AS_MATRICES = (*MATRIX_ROLES, Role.EMBEDDING, Role.HEAD)
 
 
-class TensorView(NamedTuple):
+class AxisView(NamedTuple):
     """How one leaf is read.
 
     Attributes:
@@ -39,19 +38,21 @@ class TensorView(NamedTuple):
         return not self.axes
 
     def split(self, leaf: jax.Array) -> jax.Array:
-        """Returns ``(*batch, *axes)``; a matrix as ``(*batch, fan_in, fan_out)``."""
+        """Returns ``(*batch, *axes)``: matrices as ``(*batch, fan_in, fan_out)``, numbers as (1,)."""
         if self.matrix is not None:
             return self.matrix.split(leaf, "out").mT
-        return leaf if self.stands_alone else leaf.reshape(*self.batch, *self.axes)
+        if self.stands_alone:
+            return leaf if self.shape else leaf.reshape(1)
+        return leaf.reshape(*self.batch, *self.axes)
 
     def merge(self, tensor: jax.Array) -> jax.Array:
         """Undoes ``split``."""
         if self.matrix is not None:
             return self.matrix.merge(tensor.mT, "out")
-        return tensor if self.stands_alone else tensor.reshape(self.shape)
+        return tensor.reshape(self.shape)
 
 
-class TensorLayout:
+class AxisLayout:
     """How the leaves of a tree are read as tensors, with one statistic an axis.
 
     By default hidden matrices, convolutions, embeddings and heads are matrices (or batches of them)
@@ -66,9 +67,9 @@ class TensorLayout:
     Example:
       >>> import jax.numpy as jnp, optkit
       >>> params = {"layers": {"up": jnp.ones((3, 4, 2))}, "bias": jnp.ones(5)}
-      >>> [(v.path, v.batch, v.axes) for v in optkit.tree.TensorLayout(params).views]
+      >>> [(v.path, v.batch, v.axes) for v in optkit.tree.AxisLayout(params).views]
       [('bias', (), ()), ('layers/up', (3,), (4, 2))]
-      >>> [v.axes for v in optkit.tree.TensorLayout(params, whole=True).views]
+      >>> [v.axes for v in optkit.tree.AxisLayout(params, whole=True).views]
       [(5,), (3, 4, 2)]
     """
 
@@ -101,7 +102,7 @@ class TensorLayout:
             if whole:
                 shape = tuple(np.shape(leaf))
                 axes = shape if merge is None else merge(shape)
-                views.append(TensorView(path, shape, (), axes or (1,), None))
+                views.append(AxisView(path, shape, (), axes or (1,), None))
             else:
                 views.append(_view(path, leaf, dims, named, rules))
         self.views = tuple(views)
@@ -137,13 +138,13 @@ class TensorLayout:
         return [tuple(columns[j][i] for j in range(n)) for i, n in enumerate(counts)]
 
 
-def _view(path: str, leaf: Any, dims: Dims, named: Any, rules: tuple[RuleLike, ...]) -> TensorView:
+def _view(path: str, leaf: Any, dims: Dims, named: Any, rules: tuple[RuleLike, ...]) -> AxisView:
     shape = tuple(np.shape(leaf))
     rule = rule_of(path, leaf, rules)
     own = rule.dims if dims is None else dims if named is None else named[path]
     wanted = rule.role in _READ_AS_MATRICES if named is None else own is not None
     if len(shape) < 2 or not wanted:
-        return TensorView(path, shape, shape[:-1], (), None)
+        return AxisView(path, shape, shape[:-1], (), None)
     role = rule.role if rule.role in MATRIX_ROLES else Role.MATRIX
     view = matrix_view(leaf, own, path=path, role=role)
     blocks = {getattr(own, name, 1) for name in ("reduction_blocks", "output_blocks")}
@@ -152,28 +153,4 @@ def _view(path: str, leaf: Any, dims: Dims, named: Any, rules: tuple[RuleLike, .
             f"leaf {path!r}: blocks of fused kernels have no statistics of their own here; leave "
             "the blocks out, or split the kernel"
         )
-    return TensorView(path, shape, view.batch_shape, (view.fan_in, view.fan_out), view)
-
-
-def merge_below(shape: Sequence[int], largest: int) -> tuple[int, ...]:
-    """Merges neighbouring axes, from the first on, while their product stays below a bound.
-
-    Args:
-      shape: sizes of a leaf's axes.
-      largest: the most that a merged axis may have.
-
-    Returns:
-      Sizes of the merged axes; at least one.
-
-    Example:
-      >>> merge_below((3, 3, 16, 32), 150)
-      (144, 32)
-    """
-    out: list[int] = []
-    for size in shape:
-        if out and math.prod((out[-1], size)) <= largest:
-            out[-1] *= size
-        else:
-            out.append(size)
-    # Axes of one entry add nothing.
-    return tuple(size for size in out if size != 1) or (1,)
+    return AxisView(path, shape, view.batch_shape, (view.fan_in, view.fan_out), view)

@@ -1,0 +1,285 @@
+"""PSGD's Kronecker whitening: triangular factors an axis, fitted by multiplicative steps."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from optkit.catalogue import StateBytes, register
+from optkit.linalg.whitening import first_factors
+from optkit.transforms.base import Transformation, map_leaves
+from optkit.transforms.hyperparams import (
+    ScalarOrSchedule,
+    check_choice,
+    check_number,
+    check_static_int,
+    check_static_number,
+    debias,
+    recorded,
+    value_at,
+)
+from optkit.transforms.low_rank.subspace import branch
+from optkit.transforms.noise import Key, check_seed, fresh_key, normal_like
+from optkit.transforms.psgd_step import direction, fitted, psgd_update_probability
+from optkit.transforms.tensor_groups import beside, kept, map_tensors
+from optkit.tree import (
+    AxisLayout,
+    AxisView,
+    Dims,
+    PyTree,
+    RuleLike,
+    accumulator_dtype,
+    upcast,
+    zeros_like_params,
+)
+
+MemorySave = Literal["one_diag", "all_diag"]
+Axes = Literal["matrix", "all"]
+FACTOR_BYTES = StateBytes(4, lambda m, n: 4 * (m * m + n * n), "4 (rows^2 + columns^2)")
+FACTOR_ROLES = ("matrix", "stacked", "expert", "conv", "embedding", "head")
+
+
+class ScaleByPsgdKronState(NamedTuple):
+    """State of ``scale_by_psgd_kron``."""
+
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
+    since: jax.Array  # int32 scalar, updates since the factors were last fitted
+    failures: jax.Array  # int32 scalar, fits that were not finite and left the factors alone
+    key: jax.Array  # PRNG key, constant
+    mu: PyTree  # like params, state_dtype (float32 for 16-bit parameters)
+    # One tree an axis: (*batch, d, d) upper triangular or (*batch, d), float32; None beyond a rank.
+    factors: tuple[PyTree, ...]
+    hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
+
+
+def _sizes(view: AxisView) -> tuple[int, ...]:
+    """Axes with a factor each; of a vector, or a batch of them, its last one."""
+    return view.axes or (view.shape[-1:] or (1,))
+
+
+def _diagonal(
+    sizes: Sequence[int], largest: int, least_rank: int, save: MemorySave | None
+) -> tuple[bool, ...]:
+    """Which axes keep a diagonal only."""
+    rank = len(sizes)
+    longest = max(range(rank), key=lambda i: (sizes[i], i))
+    return tuple(
+        size == 1
+        or size > largest
+        or rank < least_rank
+        or save == "all_diag"
+        or (save == "one_diag" and i == longest)
+        for i, size in enumerate(sizes)
+    )
+
+
+def _unfitted(x: jax.Array, factors: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """What fits give of an empty tensor."""
+    return *factors, jnp.zeros(x.shape[: x.ndim - len(factors)])
+
+
+@register(
+    kind="part",
+    family="curvature",
+    paper=("Preconditioned Stochastic Gradient Descent", "1512.04202", 2015),
+    state_bytes=dict.fromkeys(FACTOR_ROLES, FACTOR_BYTES) | {"*": 8},
+    tags=("psgd", "kronecker", "whitening", "second order"),
+    chain="m -> Q^T Q m, at most 1.1 in root mean square; Q <- Q - lr triu(A A^T - B B^T) Q / norm",
+    replicated="both factors of a matrix are needed wherever it is worked on; fits of the matrices "
+    "of a mesh are divided among its devices",
+)
+def scale_by_psgd_kron(
+    b1: ScalarOrSchedule = 0.9,
+    *,
+    preconditioner_lr: ScalarOrSchedule = 0.1,
+    update_probability: Any = None,
+    init_scale: float = 1.0,
+    max_size_triangular: int = 8192,
+    min_ndim_triangular: int = 2,
+    memory_save_mode: MemorySave | None = None,
+    momentum_into_precond_update: bool = True,
+    max_update_rms: float | None = 1.1,
+    balance_probability: float = 0.01,
+    key: Key = None,
+    axes: Axes = "matrix",
+    dims: Dims = None,
+    roles: Sequence[RuleLike] = (),
+    state_dtype: Any | None = None,
+    precision: Any | None = "highest",
+    group_bytes: int | None = None,
+) -> Transformation:
+    r"""Multiplies the momentum by a Kronecker product that is fitted to whiten the gradient.
+
+    For a tensor G, with Q_i the factor of its axis i and ``n`` the number of the update from 1:
+
+    1. ``mu <- b1*mu + (1-b1)*G``; ``M = mu/(1 - b1**n)``;
+    2. every ``1/update_probability`` updates: with V standard normal,
+       ``X = M + 3.5e-4*mean(abs(M))*V``; ``A = X`` multiplied by Q_i along every axis, ``B = V`` by
+       ``Q_i^-T`` (triangular solves); for each axis, with T1 and T2 the Gram matrices of A and B:
+       ``Q <- Q - preconditioner_lr*triu(T1 - T2) Q/bound(T1 + T2)``, the bound being within sqrt(2)
+       of the spectral norm; of a diagonal ``Q <- Q - preconditioner_lr*(T1 - T2) Q/max(T1 + T2)``;
+       before it, with ``balance_probability``, all factors of a tensor get one largest entry;
+    3. ``u = M`` multiplied by ``Q_i^T Q_i`` along every axis, ``u <- u/max(1, RMS(u)/1.1)``.
+
+    No inverse root is taken. Step 2 stands in a branch of the compiled program, which other steps
+    do not pay for. A matrix costs ``4*m*n*(m + n)`` operations in products a step and about three
+    times as much more where factors are fitted. New factors that are not finite are dropped and
+    counted in the state.
+
+    Hidden matrices, convolutions (inputs as one axis), embeddings and heads have two factors,
+    stacked layers and experts their own; norms, biases and scalars one number an entry.
+
+    Args:
+      b1: decay rate of the momentum, in [0, 1).
+      preconditioner_lr: step of the factors; below 0.7, or a diagonal may lose its sign.
+      update_probability: number or schedule in (0, 1]; factors are fitted once 1/probability
+        updates have passed. None for the reference's: 1.0 for 500 updates, then falling to 0.03,
+        see ``optkit.psgd_update_probability``.
+      init_scale: of the first product of all factors, which are multiples of the identity.
+      max_size_triangular: longer axes keep the diagonal of their factor.
+      min_ndim_triangular: tensors of fewer axes keep diagonals.
+      memory_save_mode: "one_diag" keeps a diagonal of the longest axis, "all_diag" of all.
+      momentum_into_precond_update: fit to M rather than to the gradient.
+      max_update_rms: largest root mean square of a tensor's update; None for any.
+      balance_probability: how often factors are balanced when they are fitted.
+      key: seed or PRNG key of probes and balancing; None for 0. What is drawn for a leaf depends on
+        key, step and path only. ``tx.update(..., probes=tree, balance=bool)`` gives them instead.
+      axes: "matrix" as above, or "all" for a factor of every axis of every leaf, whatever its role,
+        as the reference has it.
+      dims: see ``optkit.orthogonalize``.
+      roles: your own ``(pattern, role)`` rules.
+      state_dtype: dtype of mu; float32 for 16-bit parameters if None. Factors are float32.
+      precision: matmul precision of jax.
+      group_bytes: bytes of one stack of tensors.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` that keeps the dtype of the updates. State bytes:
+      4 per parameter, 4 d^2 for each axis of d entries (stored whole, zeros below the diagonal
+      included) or 4 d for a diagonal; 8 per parameter of norms and biases.
+
+    Raises:
+      ValueError: an option out of range or unknown; probes that do not fit the updates; dimension
+        numbers that do not fit a leaf.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> tx = optkit.scale_by_psgd_kron()
+      >>> params = {"w": jnp.ones((2, 3))}
+      >>> u, state = tx.update(params, tx.init(params))
+      >>> [q["w"].shape for q in state.factors], u["w"].shape
+      ([(2, 2), (3, 3)], (2, 3))
+
+    Reference:
+      Li, arXiv 1512.04202, and for Lie groups and Kronecker products arXiv 2211.04422 and
+      2402.11858; evanatyourservice/psgd_jax for the constants. It reads every leaf axis by axis
+      (``axes="all"``) and draws probes from a key stream of its own. Gram matrices are taken in
+      units in which they can be squared, so that gradients of any size have one.
+    """
+    _check(b1, preconditioner_lr, update_probability, init_scale, max_update_rms)
+    check_static_int("max_size_triangular", max_size_triangular)
+    check_static_int("min_ndim_triangular", min_ndim_triangular, low=0)
+    check_choice("axes", axes, get_args(Axes))
+    if memory_save_mode is not None:
+        check_choice("memory_save_mode", memory_save_mode, get_args(MemorySave))
+    check_static_number("balance_probability", balance_probability)
+    check_number("balance_probability", balance_probability, low=0.0, high=1.0)
+    check_seed(key)
+    chance = psgd_update_probability() if update_probability is None else update_probability
+    numbers = {"b1": b1, "preconditioner_lr": preconditioner_lr, "update_probability": chance}
+
+    def layout_of(tree: PyTree) -> AxisLayout:
+        return AxisLayout(tree, dims, roles, whole=axes == "all")
+
+    def init_fn(params: PyTree) -> ScaleByPsgdKronState:
+        layout = layout_of(params)
+        factors = []
+        for view, leaf in zip(layout.views, layout.leaves(params), strict=True):
+            flat = _diagonal(
+                _sizes(view), max_size_triangular, min_ndim_triangular, memory_save_mode
+            )
+            first = first_factors(_sizes(view), flat, init_scale, accumulator_dtype(leaf))
+            factors.append([beside(leaf, view, q) for q in first])
+        zero = jnp.zeros((), jnp.int32)
+        return ScaleByPsgdKronState(
+            zero,
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((), jnp.int32),
+            fresh_key(key),
+            zeros_like_params(params, state_dtype),
+            layout.pack(factors),
+            recorded(zero, **numbers),
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleByPsgdKronState,
+        params: PyTree | None = None,
+        *,
+        probes: PyTree | None = None,
+        balance: Any = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByPsgdKronState]:
+        del params, extra_args
+        n = state.count + 1
+        keep, rate = value_at(b1, state.count), value_at(preconditioner_lr, state.count)
+        wide = jax.tree.map(upcast, updates)
+        mu = map_leaves(lambda g, m: keep * upcast(m) + (1.0 - keep) * g, wide, state.mu)
+        correction = debias(keep, n)
+        mean = jax.tree.map(lambda m: m / correction, mu)
+        layout = layout_of(updates)
+        tensors = layout.split(mean)
+        old = layout.unpack(state.factors, [len(_sizes(v)) for v in layout.views])
+        share = value_at(chance, state.count)
+        always = isinstance(share, int | float) and share >= 1.0
+        due: Any = True if always else state.since + 1 >= 1.0 / share
+
+        def fit(wide: PyTree, tensors: Any, old: Any) -> Any:
+            source = tensors if momentum_into_precond_update else layout.split(wide)
+            drawn = layout.split(normal_like(wide, state.key, state.count, probes))
+            coin = balance
+            if coin is None:
+                own = jax.random.fold_in(jax.random.fold_in(state.key, state.count), 1)
+                coin = jax.random.uniform(own) < balance_probability
+            step = functools.partial(fitted, rate=rate, coin=coin, precision=precision)
+            done = map_tensors(step, layout, [source, drawn], old, group_bytes, idle=_unfitted)
+            failed = sum((jnp.sum(x[-1]) for x in done), jnp.zeros(()))
+            parts = zip(done, old, source, layout.views, strict=True)
+            new = [
+                tuple(kept(q.astype(w.dtype), x, v) for q, w in zip(own[:-1], was, strict=True))
+                for own, was, x, v in parts
+            ]
+            return new, failed.astype(jnp.int32)
+
+        none = jnp.zeros((), jnp.int32)
+        new, failed = branch(due, fit, lambda wide, tensors, old: (old, none), wide, tensors, old)
+        towards = functools.partial(direction, most=max_update_rms, precision=precision)
+        done = map_tensors(towards, layout, [tensors], new, group_bytes, idle=lambda x, _: (x,))
+        out = layout.merge([x[0] for x in done])
+        out = jax.tree.map(lambda u, g: u.astype(g.dtype), out, updates)
+        held = jax.tree.map(lambda m, was: m.astype(was.dtype), mu, state.mu)
+        since = jnp.where(due, 0, state.since + 1).astype(jnp.int32)
+        record = recorded(state.count, **numbers)
+        return out, ScaleByPsgdKronState(
+            n, since, state.failures + failed, state.key, held, layout.pack(new), record
+        )
+
+    return Transformation(init_fn, update_fn)
+
+
+def _check(b1: Any, rate: Any, chance: Any, init_scale: Any, most: Any) -> None:
+    check_number("b1", b1, low=0.0, high=1.0, open_high=True)
+    check_number("preconditioner_lr", rate, low=0.0)
+    if chance is not None:
+        check_number("update_probability", chance, low=0.0, high=1.0)
+        if isinstance(chance, int | float) and chance == 0:
+            raise ValueError("update_probability=0 never fits a factor; give a number in (0, 1]")
+    check_static_number("init_scale", init_scale)
+    check_number("init_scale", init_scale, low=0.0)
+    if init_scale == 0.0:
+        raise ValueError("init_scale=0.0 makes every update 0; give a positive number")
+    if most is not None:
+        check_static_number("max_update_rms", most)
+        check_number("max_update_rms", most, low=0.0)
