@@ -47,6 +47,7 @@ class PlanRow:
       wrappers: wrappers that it is inside of, the outer ones first; those that a recipe is made of
         are not listed.
       device_bytes: bytes of its state on one device; None if the plan was not told of shardings.
+      factors: by what laws of transfer multiply its hyperparameters; ``"-"`` without any.
     """
 
     path: str
@@ -59,6 +60,7 @@ class PlanRow:
     matrices: str = "-"
     wrappers: tuple[str, ...] = ()
     device_bytes: int | None = None
+    factors: str = "-"
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ class Plan:
             "method": [row.method for row in self.rows],
             "fan_in -> fan_out": [row.matrices for row in self.rows],
             "wrapped by": [" > ".join(row.wrappers) or "-" for row in self.rows],
+            "factors": [row.factors for row in self.rows],
             "state": [row.state_dtype for row in self.rows],
         }
-        for name in ("fan_in -> fan_out", "wrapped by"):
+        for name in ("fan_in -> fan_out", "wrapped by", "factors"):
             if all(cell == "-" for cell in columns[name]):
                 del columns[name]
         numbers = [["state bytes", *(f"{row.state_bytes:,}" for row in self.rows)]]
@@ -261,6 +264,7 @@ def _row(
         _reading(views),
         tuple(name for name, paths in found.wrappers if path in paths),
         None if local is None else local.get(path, 0),
+        found.factors.get(path, "-"),
     )
 
 

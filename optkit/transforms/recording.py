@@ -38,10 +38,12 @@ class Recording:
       routes: one record a route.
       wrappers: name of each catalogued wrapper, and the paths of the leaves inside. Those that a
         recipe is made of are the recipe's own business.
+      factors: path -> by what laws of transfer multiply a leaf's hyperparameters.
     """
 
     routes: list[RouteRecord] = field(default_factory=list)
     wrappers: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    factors: dict[str, str] = field(default_factory=dict)
 
 
 _RECORDING: contextvars.ContextVar[Recording | None] = contextvars.ContextVar(

@@ -1,0 +1,185 @@
+"""Which leaves grow with the width, and on which side: read off the shapes of two models."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn, get_args
+
+import numpy as np
+
+from optkit.tree import (
+    MATRIX_ROLES,
+    PyTree,
+    Role,
+    RuleLike,
+    Selector,
+    leaves_with_paths,
+    matrix_view,
+    rule_of,
+    selects,
+)
+from optkit.tree.selection import check_selects
+
+Kind = Literal["input", "hidden", "output", "vector", "fixed"]
+KindRule = tuple[Selector, Kind]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a leaf is to the width.
+
+    Attributes:
+      path: its path.
+      shape: its shape in the larger model.
+      kind: "input" (only outputs grow), "hidden" (both), "output" (only inputs), "vector", "fixed".
+      width: how many times as wide: the inputs of "hidden" and "output", else the outputs.
+    """
+
+    path: str
+    shape: Shape
+    kind: Kind
+    width: float
+
+
+def growths(
+    base: PyTree,
+    params: PyTree,
+    *,
+    wider: PyTree | None = None,
+    rules: Sequence[KindRule] = (),
+    roles: Sequence[RuleLike] = (),
+) -> list[Growth]:
+    """Compares a model with its base leaf by leaf.
+
+    Args:
+      base: parameters of the base model, or their shapes.
+      params: those of the model that is trained, of the same depth.
+      wider: shapes of the model at any other width: they tell which axes grow where ``base`` and
+        ``params`` are of the same.
+      rules: your own ``(selector, kind)``, before what shapes say; first match wins.
+      roles: your own ``(pattern, role)`` rules, which say what are inputs and outputs.
+
+    Returns:
+      One ``Growth`` a leaf. Where nothing grows at all and ``wider`` is not given, roles decide.
+
+    Raises:
+      ValueError: leaves differ in path or rank; a leaf can be read in two ways.
+    """
+    held = {path: tuple(np.shape(leaf)) for path, leaf in leaves_with_paths(base)}
+    seen = held if wider is None else dict(_shapes(wider))
+    named = leaves_with_paths(params)
+    for selector, wanted in rules:
+        if wanted not in get_args(Kind):
+            known = ", ".join(get_args(Kind))
+            raise ValueError(f"rule {selector!r} -> {wanted!r}: kinds are {known}")
+        check_selects("rules", selector, params, roles)
+    _check_same(held, dict(_shapes(params)), "base")
+    _check_same(seen, dict(_shapes(params)), "wider")
+    # The axes that grow between base and params, or between either and a third model.
+    still = all(held[path] == tuple(np.shape(leaf)) for path, leaf in named)
+    still = still and all(held[path] == seen[path] for path in held)
+    out = []
+    kind: Kind
+    for path, leaf in named:
+        shape = tuple(np.shape(leaf))
+        forced = next((k for s, k in rules if selects(s, path, leaf, roles)), None)
+        sides = _sides(path, leaf, roles)
+        grow = [
+            {axis for axis in side if len({held[path][axis], shape[axis], seen[path][axis]}) > 1}
+            for side in sides
+        ]
+        role = rule_of(path, leaf, roles).role
+        if forced is not None:
+            kind = forced
+        elif still:
+            kind = _by_role(role)
+        else:
+            kind = _kind(path, shape, held[path], role, *grow)
+        out.append(Growth(path, shape, kind, _width(kind, shape, held[path], *sides)))
+    return out
+
+
+def is_still(found: Sequence[Growth], base: PyTree, wider: PyTree | None) -> bool:
+    """Tells whether nothing said which axes grow."""
+    held = dict(_shapes(base))
+    seen = held if wider is None else dict(_shapes(wider))
+    return all(held[g.path] == g.shape == seen[g.path] for g in found)
+
+
+def _shapes(tree: PyTree) -> list[tuple[str, Shape]]:
+    return [(path, tuple(np.shape(leaf))) for path, leaf in leaves_with_paths(tree)]
+
+
+def _check_same(held: dict[str, Shape], here: dict[str, Shape], what: str) -> None:
+    for path in [*here, *held]:
+        if path not in held or path not in here:
+            where = ("params", what) if path in here else (what, "params")
+            raise ValueError(
+                f"leaf {path!r} is in {where[0]} and not in {where[1]}; make {what} of the same "
+                "depth and kind, only of another width (under jax.eval_shape it costs nothing)"
+            )
+        if len(held[path]) != len(here[path]):
+            raise ValueError(
+                f"leaf {path!r} has shape {here[path]} in params and {held[path]} in {what}: "
+                f"another rank; make {what} by the same model of another width"
+            )
+
+
+def _sides(path: str, leaf: object, roles: Sequence[RuleLike]) -> tuple[Shape, Shape, Shape]:
+    """Axes of inputs, of outputs, and of stacks of matrices."""
+    rank = np.ndim(leaf)  # type: ignore[arg-type]  # an array or its shape
+    rule = rule_of(path, leaf, roles)
+    if rule.role in MATRIX_ROLES and rank >= 2:
+        view = matrix_view(leaf, rule.dims, path=path, role=rule.role)
+        return view.in_axes, view.out_axes, view.batch_axes
+    if rule.role in (Role.EMBEDDING, Role.HEAD) and rank >= 2:
+        # (vocabulary, width) and (width, classes); what comes before is counted with the inputs.
+        return tuple(range(rank - 1)), (rank - 1,), ()
+    return (), tuple(range(rank)), ()
+
+
+def _kind(
+    path: str, shape: Shape, old: Shape, role: Role, ins: set[int], outs: set[int], stack: set[int]
+) -> Kind:
+    if stack:
+        why = (
+            f"axis {min(stack)} is read as a stack of layers, experts or heads and grows; make "
+            "base with as many, or say by roles= which axes are inputs and outputs"
+        )
+        _refuse(path, shape, old, why)
+    if role in (Role.NORM, Role.BIAS):
+        if len(outs) > 1:
+            _refuse(path, shape, old, f"its role is {role}, yet {len(outs)} of its axes grow")
+        return "vector" if outs else "fixed"
+    kind: Kind = "hidden" if ins and outs else "output" if ins else "input" if outs else "fixed"
+    if role == Role.HEAD and kind in ("input", "hidden"):
+        _refuse(path, shape, old, f"its role is {role}, yet its outputs grow")
+    if role == Role.EMBEDDING and kind in ("output", "hidden"):
+        _refuse(path, shape, old, f"its role is {role}, yet its entries grow in number")
+    return "vector" if kind == "input" and len(shape) == 1 else kind
+
+
+def _refuse(path: str, shape: Shape, old: Shape, why: str) -> NoReturn:
+    raise ValueError(
+        f"leaf {path!r}, {old} in the base and {shape} here, can be read in two ways: {why}; "
+        f'decide by rules=[({path!r}, "hidden")] or "input", "output", "vector", "fixed"'
+    )
+
+
+def _by_role(role: Role) -> Kind:
+    known: dict[Role, Kind] = {Role.EMBEDDING: "input", Role.HEAD: "output"}
+    return "hidden" if role in MATRIX_ROLES else known.get(role, "vector")
+
+
+def _width(kind: Kind, shape: Shape, old: Shape, ins: Shape, outs: Shape, stack: Shape) -> float:
+    def ratio(axes: Shape) -> float:
+        below = math.prod(old[axis] for axis in axes)
+        return math.prod(shape[axis] for axis in axes) / below if below else 1.0
+
+    if kind == "fixed":
+        return 1.0
+    inner, outer = ratio(ins), ratio(outs)
+    if kind in ("hidden", "output"):
+        return inner if inner != 1.0 else outer
+    return outer if outer != 1.0 else inner
