@@ -14,7 +14,8 @@ from optkit.distributed.deltas import (
 )
 from optkit.distributed.exploring import AutoRate, Spread
 from optkit.distributed.fully_sharded import fully_sharded
-from optkit.distributed.hdet import HdetState, hdet, hdet_value
+from optkit.distributed.hdet import hdet, hdet_value
+from optkit.distributed.hdet_steps import HdetState
 from optkit.distributed.inside import inside
 from optkit.distributed.onebit_adam import ScaleByOnebitAdamState, onebit_adam
 from optkit.distributed.onebit_lamb import OnebitLambState, onebit_lamb

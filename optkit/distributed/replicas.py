@@ -1,5 +1,6 @@
 """Replicas with parameters of their own: made, run side by side, and led together."""
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,6 @@ from jax.sharding import PartitionSpec
 from optkit.distributed.workers import AxisName, axes_of, mean
 from optkit.transforms.base import map_leaves, prng_key
 from optkit.transforms.hyperparams import check_number, check_static_int
-from optkit.transforms.stored_leaves import leaf_key
 from optkit.tree import PyTree, map_with_path, upcast
 
 
@@ -49,7 +49,8 @@ def replicas(params: PyTree, count: int, *, noise: float = 0.0, key: int | jax.A
         copies = jnp.broadcast_to(p, (count, *p.shape))
         if isinstance(noise, float | int) and noise == 0:
             return jnp.array(copies)
-        draw = jax.random.normal(leaf_key(first, path), copies.shape)
+        own = jax.random.fold_in(first, zlib.crc32(path.encode()))
+        draw = jax.random.normal(own, copies.shape)
         scale = noise * jnp.sqrt(jnp.sum(jnp.square(upcast(p))) / max(p.size, 1))
         return (upcast(copies) + scale * draw).astype(p.dtype)
 
