@@ -23,12 +23,6 @@ from optkit.linalg.coefficients import (
 from optkit.linalg.decayed import decayed_mask
 from optkit.linalg.factor import Method, factor_flops, orthogonal_factor
 from optkit.linalg.gram import gram_factor_flops, gram_newton_schulz
-from optkit.linalg.inverse_root import (
-    InverseRoot,
-    RootMethod,
-    inverse_root,
-    largest_eigenvalue,
-)
 from optkit.linalg.kronecker import apply_along, tensor_gram
 from optkit.linalg.largest import largest_in, largest_of, largest_of_each
 from optkit.linalg.newton_schulz import newton_schulz
@@ -42,7 +36,14 @@ from optkit.linalg.randomized import (
     randomized_factor,
     sketch_size,
 )
+from optkit.linalg.rank_one import RankOneMode, rank_one_inverse
 from optkit.linalg.resets import default_resets, reset_growth, tune_resets
+from optkit.linalg.roots import (
+    InverseRoot,
+    RootMethod,
+    inverse_root,
+    largest_eigenvalue,
+)
 from optkit.linalg.rounded import newton_schulz_rounded
 from optkit.linalg.sparsity import nm_mask
 from optkit.linalg.split import can_split, split_factor
@@ -60,6 +61,7 @@ __all__ = [
     "Precondition",
     "QrMethod",
     "RandomKind",
+    "RankOneMode",
     "RootMethod",
     "Row",
     "Side",
@@ -95,6 +97,7 @@ __all__ = [
     "random_basis",
     "randomized_basis",
     "randomized_factor",
+    "rank_one_inverse",
     "reset_growth",
     "sketch_size",
     "split_factor",

@@ -41,7 +41,7 @@ def merge_dims(
       >>> import optkit
       >>> merge = optkit.tree.merge_dims
       >>> merge((3, 3, 16, 32), 128), merge((3, 3, 16, 32), 128, order="first")
-      ((9, 16, 32), (9, 16, 32))
+      ((3, 48, 32), (9, 16, 32))
       >>> merge((8, 12), 1024), merge((8, 12), 1024, keep=2)
       ((96,), (8, 12))
     """

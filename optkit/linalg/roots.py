@@ -90,8 +90,8 @@ def inverse_root(
     Example:
       >>> import jax.numpy as jnp, optkit
       >>> a = jnp.array([[16.0, 0.0], [0.0, 81.0]])
-      >>> optkit.linalg.inverse_root(a, 4, method="coupled_newton").root.round(4).tolist()
-      [[0.5, 0.0], [0.0, 0.3333...]]
+      >>> optkit.linalg.inverse_root(a, 4, method="coupled_newton").root.round(3).tolist()
+      [[0.5, 0.0], [0.0, 0.333...]]
 
     Reference:
       Guo and Higham, A Schur-Newton method for the matrix pth root and its inverse, 2006; Anil et
