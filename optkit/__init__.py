@@ -12,6 +12,7 @@ from optkit import (
     linalg,
     lora,
     masks,
+    monitoring,
     schedules,
     transfer,
     transforms,
@@ -64,6 +65,13 @@ from optkit.fast_weights import lact
 from optkit.linalg import decayed_mask
 from optkit.lora import adalora, scale_by_lora_pro
 from optkit.masks import update_mask
+from optkit.merging import (
+    merge_checkpoints,
+    merge_weights,
+    metric_merge_weights,
+    wsm_merge_weights,
+)
+from optkit.monitoring import diagnose, diagnostics
 from optkit.optimizers import (
     adafactor,
     adago,
@@ -263,11 +271,14 @@ from optkit.weights import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "diagnose",
+    "diagnostics",
     "MATRIX_ROLES",
     "AutoRate",
     "LazyRefresh",
     "LineSearch",
     "MatrixDims",
+    "monitoring",
     "NormBall",
     "Plan",
     "PlanRow",
@@ -396,7 +407,10 @@ __all__ = [
     "mask_task_vector",
     "masks",
     "master_weights",
+    "merge_checkpoints",
     "merge_deltas",
+    "merge_weights",
+    "metric_merge_weights",
     "mezo",
     "mkor",
     "momentum",
@@ -514,5 +528,6 @@ __all__ = [
     "weight_ema",
     "wire_bytes",
     "worker_specs",
+    "wsm_merge_weights",
     "xnes",
 ]

@@ -44,12 +44,12 @@ class SwaState(NamedTuple):
 
 
 class LatestSwaState(NamedTuple):
-    """State of ``swa`` with a window."""
+    """State of ``swa(latest=...)``."""
 
     # Optax's name for it; that tuples have a method `count` does not matter here.
     count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
     taken: jax.Array  # int32 scalar, iterates that were taken so far
-    ring: tuple[PyTree, ...]  # `window` trees like params, float32 or better: the latest iterates
+    ring: tuple[PyTree, ...]  # `latest` trees like params, float32 or better: the latest iterates
 
 
 def _stepped(params: PyTree, updates: PyTree) -> PyTree:
@@ -140,11 +140,11 @@ def weight_ema(
     tags=("averaging", "swa", "latest weights"),
     chain="mean of every c-th p + u",
 )
-def swa(every: int = 1, *, start: int = 0, window: int | None = None) -> Transformation:
+def swa(every: int = 1, *, start: int = 0, latest: int | None = None) -> Transformation:
     """Keeps the plain mean of the weights, of all or of the latest few; the last link of a chain.
 
     From step ``start`` on it takes the weights of each ``every``-th step: all of them as a running
-    mean, ``m <- m + (p + u - m)/k``, or with ``window`` the latest ``window`` ones, which it holds.
+    mean, ``m <- m + (p + u - m)/k``, or only the ``latest`` so many, each of which it holds.
     Before the first is taken, the mean is the parameters themselves. Updates pass as they are; read
     it with ``optkit.averaged_params``. At a constant learning rate such a mean is about what a
     decay would have led to (for checkpoints on disk see
@@ -153,18 +153,18 @@ def swa(every: int = 1, *, start: int = 0, window: int | None = None) -> Transfo
     Args:
       every: steps between those that are taken.
       start: finished updates after which the first is taken at the earliest.
-      window: how many of the latest count; None for all.
+      latest: how many count, the last ones; None for all.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per float32 parameter, with a
-      window 4 for each tree in it.
+      An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per float32 parameter, with
+      ``latest`` so many times 4.
 
     Raises:
       ValueError: a number that is no integer in range, or params not given to update.
 
     Example:
       >>> import jax.numpy as jnp, optax, optkit
-      >>> tx = optax.chain(optax.sgd(1.0), optkit.swa(window=2))
+      >>> tx = optax.chain(optax.sgd(1.0), optkit.swa(latest=2))
       >>> p = {"w": jnp.zeros(1)}
       >>> state = tx.init(p)
       >>> for _ in range(4):
@@ -179,14 +179,14 @@ def swa(every: int = 1, *, start: int = 0, window: int | None = None) -> Transfo
     """
     check_static_int("every", every)
     check_static_int("start", start, low=0)
-    if window is not None:
-        check_static_int("window", window)
+    if latest is not None:
+        check_static_int("latest", latest)
 
     def init_fn(params: PyTree) -> SwaState | LatestSwaState:
         counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        if window is None:
+        if latest is None:
             return SwaState(*counts, zeros_like_params(params))
-        return LatestSwaState(*counts, tuple(zeros_like_params(params) for _ in range(window)))
+        return LatestSwaState(*counts, tuple(zeros_like_params(params) for _ in range(latest)))
 
     def update_fn(
         updates: PyTree,

@@ -24,7 +24,8 @@ from optkit.transforms.hyperparams import (
 )
 from optkit.tree import PyTree, accumulator_dtype, leaves_with_paths, map_with_path, upcast
 
-_RATE = "averaging_learning_rate"  # in states; inner optimizers record a learning_rate
+# Names in states: inner optimizers record a learning_rate and a b1.
+_RATE, _MIX = "averaging_learning_rate", "averaging_b1"
 
 
 class ScheduleFreeState(NamedTuple):
@@ -36,7 +37,7 @@ class ScheduleFreeState(NamedTuple):
     weight_sum: jax.Array  # float32 scalar, sum of all weights
     max_learning_rate: jax.Array  # float32 scalar, the largest so far
     z: PyTree  # like params, where the inner optimizer steps; float32 for 16-bit leaves
-    x: PyTree  # the average, float32 or better, or masked nodes where it is computed from y and z
+    x: PyTree  # the average, in the dtype of z, or masked nodes where it is computed from y and z
     inner: PyTree  # state of the inner transformation
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
@@ -45,13 +46,11 @@ def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _average(y: jax.Array, z: jax.Array, x: Any, b1: Any) -> jax.Array:
-    """The average x: as it is kept, or what the parameters ``y = b1*x + (1-b1)*z`` say."""
-    if not _is_masked(x):
-        return upcast(x)
-    # Written as a difference, equal y and z give x = z exactly.
-    z = upcast(z)
-    return z + (upcast(y) - z) / b1
+def _lead(y: jax.Array, z: jax.Array, x: Any, b1: Any) -> jax.Array:
+    """``x - z``, from the average that is kept, or as the parameters ``b1*x + (1-b1)*z`` say."""
+    if _is_masked(x):
+        return (upcast(y) - upcast(z)) / b1
+    return upcast(x) - upcast(z)
 
 
 def _is_zero(b1: Any) -> bool:
@@ -109,7 +108,8 @@ def schedule_free(
       keep_average: True keeps ``x`` in the state, False computes it from ``y`` and ``z``, for which
         ``b1`` must stay above 0; None keeps it for leaves of 16 bits, whose ``y`` is too coarse to
         tell it, and if ``b1`` is the number 0.
-      state_dtype: dtype of ``z``; float32 for 16-bit parameters if None.
+      state_dtype: dtype of ``z`` and of an average that is kept; float32 for 16-bit parameters if
+        None.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` that keeps the dtype of the updates. State bytes:
@@ -147,19 +147,21 @@ def schedule_free(
 
     def kept(p: jax.Array) -> bool:
         if keep_average is None:
-            return _is_zero(b1) or p.dtype.itemsize < 4
+            return _is_zero(b1) or p.dtype.itemsize < accumulator_dtype(p, state_dtype).itemsize
         return keep_average
 
     def copied(p: jax.Array, dtype: Any = None) -> jax.Array:
         return jnp.copy(p).astype(accumulator_dtype(p, dtype))
 
     def numbers(count: jax.Array) -> dict[str, jax.Array]:
-        return recorded(count, **{_RATE: learning_rate, "b1": b1})
+        return recorded(count, **{_RATE: learning_rate, _MIX: b1})
 
     def init_fn(params: PyTree) -> ScheduleFreeState:
         count, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
         z = jax.tree.map(lambda p: copied(p, state_dtype), params)
-        x = jax.tree.map(lambda p: copied(p) if kept(p) else optax.MaskedNode(), params)
+        x = jax.tree.map(
+            lambda p: copied(p, state_dtype) if kept(p) else optax.MaskedNode(), params
+        )
         mix = jnp.array(value_at(b1, count), jnp.float32)
         wide = jax.tree.map(upcast, params)
         state = inner.init(wide)
@@ -188,12 +190,14 @@ def schedule_free(
         mix = value_at(b1, state.count)
 
         def leaf(g: jax.Array, y: jax.Array, z: jax.Array, x: Any, u: jax.Array) -> tuple:
-            new_z = upcast(z) + u
-            old = _average(y, z, x, state.b1)
-            new_x = old + c * (new_z - old)
-            new_y = new_z + mix * (new_x - new_z)
-            held = x if _is_masked(x) else new_x.astype(x.dtype)
-            return (new_y - upcast(y)).astype(g.dtype), new_z.astype(z.dtype), held
+            lead = _lead(y, z, x, state.b1)
+            new_z, new_lead = upcast(z) + u, (1.0 - c) * (lead - u)
+            if _is_masked(x):
+                # new_z + mix*new_lead - y in terms that are small: a step may be far below y's ulp.
+                step = (1.0 - mix * (1.0 - c)) * u + ((mix - state.b1) - mix * c) * lead
+                return step.astype(g.dtype), new_z.astype(z.dtype), x
+            step = new_z + mix * new_lead - upcast(y)
+            return step.astype(g.dtype), new_z.astype(z.dtype), (new_z + new_lead).astype(x.dtype)
 
         structure: Any = jax.tree.structure(updates)
         trees = (updates, params, state.z, state.x, steps)
@@ -268,7 +272,7 @@ def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
             return p
         z, x, b1 = found[path]
         _checked(path, p, z)
-        return _average(p, z, x, b1).astype(p.dtype)
+        return (upcast(z) + _lead(p, z, x, b1)).astype(p.dtype)
 
     return map_with_path(leaf, params)
 

@@ -66,7 +66,7 @@ def _refinement(golden: Golden, name: str, entry: dict[str, Any]) -> Iterator[Co
     twin = golden.meta["entries"].get(name.removesuffix("_unit"), {})
     entry = {**twin, **entry}
     constant = "constant" in name
-    norms = np.full(expected.size, 2.0) if constant else golden.arrays["gradnorm"]
+    norms = np.ones(expected.size) if constant else golden.arrays["gradnorm"]
     kind = "sgd" if "G^-2" in entry.get("weights", "G^-2") else "adam"
     got = schedules.refine(
         norms,
