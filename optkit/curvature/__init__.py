@@ -14,13 +14,16 @@ from optkit.curvature.diagonal import (
     hessian_diagonal,
     hutchinson,
 )
+from optkit.curvature.layers import LayerMeans, layer_means
 
 __all__ = [
     "Estimate",
+    "LayerMeans",
     "Probe",
     "at",
     "constant",
     "gauss_newton_bartlett",
     "hessian_diagonal",
     "hutchinson",
+    "layer_means",
 ]

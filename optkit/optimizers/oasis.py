@@ -30,7 +30,7 @@ def oasis(
     first_step: ScalarOrSchedule = 1e-3,
     b1: ScalarOrSchedule = 0.0,
     adaptive: bool = True,
-    every: int = 1,
+    every: int | None = None,
     curvature: Estimate | None = None,
     value_fn: Callable[[PyTree], Any] | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -61,7 +61,7 @@ def oasis(
       first_step: eta in the first update, 1e-6 to 1e-3: it soon grows to what the loss allows.
       b1: decay rate of a momentum in place of the gradient; 0 for none.
       adaptive: find the step size.
-      every: updates from one estimate of curvature to the next.
+      every: updates from one estimate of curvature to the next; None for 1.
       curvature: the estimate where update is given none.
       value_fn: the loss where update is given none, as of one fixed set of data.
       weight_decay: coefficient.

@@ -27,8 +27,8 @@ def sophia_g(
     b2: ScalarOrSchedule = 0.99,
     rho: ScalarOrSchedule = 0.04,
     eps: ScalarOrSchedule = 1e-15,
-    clip: ScalarOrSchedule = 1.0,
-    every: int = 10,
+    clip: ScalarOrSchedule | None = 1.0,
+    every: int | None = None,
     first: int | None = None,
     curvature: Estimate | None = None,
     weight_decay: ScalarOrSchedule = 0.1,
@@ -60,8 +60,8 @@ def sophia_g(
       rho: share of the curvature that divides; raise it if ``win_rate`` is above 0.5, and lower it
         below 0.1. The authors' GPT-2 runs have 0.05.
       eps: added to the divisor.
-      clip: largest entry of the update.
-      every: updates from one refresh to the next.
+      clip: largest entry of the update; None for no limit.
+      every: updates from one refresh to the next; None for 10.
       first: number of the first update that refreshes; None for ``every``, as the code has it, 0 as
         the paper has it.
       curvature: the estimate where update is given none.
@@ -93,6 +93,7 @@ def sophia_g(
       code refreshes at the end of update ``every-1``, at the parameters that the next update
       begins with: the same, but for the batch, which here is that of the refreshing update.
     """
+    every = 10 if every is None else every
     direction = scale_by_sophia(
         b1,
         b2,
@@ -128,9 +129,9 @@ def sophia_h(
     b2: ScalarOrSchedule = 0.99,
     gamma: ScalarOrSchedule = 0.01,
     eps: ScalarOrSchedule = 1e-8,
-    clip: ScalarOrSchedule = 1.0,
-    every: int = 10,
-    first: int = 0,
+    clip: ScalarOrSchedule | None = 1.0,
+    every: int | None = None,
+    first: int | None = None,
     curvature: Estimate | None = None,
     weight_decay: ScalarOrSchedule = 1e-4,
     decay: Decay = "decoupled",
@@ -162,9 +163,10 @@ def sophia_h(
       b2: decay rate of the curvature.
       gamma: share of the curvature that divides.
       eps: least divisor; 1e-12 in the paper. Where curvature is negative it is the divisor.
-      clip: largest entry of the update.
-      every: updates from one refresh to the next.
-      first: number of the first update that refreshes: 0 as in Optax, ``every-1`` as in levanter.
+      clip: largest entry of the update; None for no limit.
+      every: updates from one refresh to the next; None for 10.
+      first: number of the first update that refreshes: None for 0 as in Optax, ``every-1`` as in
+        levanter.
       curvature: the estimate where update is given neither.
       weight_decay: coefficient.
       decay: kind of decay, see ``optkit.decay_weights``.

@@ -76,6 +76,12 @@ from optkit.transforms.low_rank import (
     split,
 )
 from optkit.transforms.masked_decay import MaskedDecayState, add_masked_decay
+from optkit.transforms.mkor import (
+    MkorHState,
+    MkorState,
+    mkor,
+    mkor_h,
+)
 from optkit.transforms.momentum import MomentumState, blend_momentum, momentum
 from optkit.transforms.natural_fisher import (
     ScaleByNaturalFisherState,
@@ -150,6 +156,8 @@ __all__ = [
     "LowRankState",
     "MaskedDecayState",
     "MasterWeightsState",
+    "MkorHState",
+    "MkorState",
     "MomentumState",
     "NormBall",
     "OnlineElasticPriorState",
@@ -221,6 +229,8 @@ __all__ = [
     "lmo",
     "low_rank",
     "master_weights",
+    "mkor",
+    "mkor_h",
     "momentum",
     "next_cut",
     "normal_plane",

@@ -93,7 +93,7 @@ def scale_by_oasis(
     first_step: ScalarOrSchedule = 1e-3,
     b1: ScalarOrSchedule = 0.0,
     adaptive: bool = True,
-    every: int = 1,
+    every: int | None = None,
     curvature: Estimate | None = None,
     value_fn: Callable[[PyTree], Any] | None = None,
     key: Key = None,
@@ -125,7 +125,7 @@ def scale_by_oasis(
       first_step: the first step size; small is safe, since it soon grows.
       b1: decay rate of a momentum in place of the gradient, for deep networks; 0 for none.
       adaptive: find the step size; False leaves out line 2, ``eta = 1``.
-      every: updates from one estimate of curvature to the next.
+      every: updates from one estimate of curvature to the next; None for 1.
       curvature: the estimate where update is given none.
       value_fn: the loss where update is given none, as of one fixed set of data.
       key: seed or PRNG key of the estimates; None for 0.
@@ -155,6 +155,7 @@ def scale_by_oasis(
     check_number("alpha", alpha, low=1e-30)
     check_number("first_step", first_step, low=1e-30)
     check_number("b1", b1, low=0.0, high=1.0, open_high=True)
+    every = 1 if every is None else every
     check_static_int("every", every)
     check_seed(key)
     has_momentum = isinstance(b1, jax.Array) or b1 != 0

@@ -64,9 +64,9 @@ def scale_by_sophia(
     *,
     gamma: ScalarOrSchedule = 0.01,
     eps: ScalarOrSchedule = 1e-8,
-    clip: ScalarOrSchedule = 1.0,
-    every: int = 10,
-    first: int = 0,
+    clip: ScalarOrSchedule | None = 1.0,
+    every: int | None = None,
+    first: int | None = None,
     refresh: Literal["before", "after"] = "after",
     debias_momentum: bool = True,
     eps_mode: Literal["max", "add"] = "max",
@@ -97,9 +97,9 @@ def scale_by_sophia(
       b2: decay rate of the curvature, in [0, 1).
       gamma: share of the curvature that divides; larger clips less.
       eps: least divisor.
-      clip: largest entry of the update.
-      every: updates from one refresh to the next.
-      first: number of the first update that refreshes, counted from 0.
+      clip: largest entry of the update; None for no limit.
+      every: updates from one refresh to the next; None for 10.
+      first: number of the first update that refreshes, counted from 0; None for 0.
       refresh: whether a new curvature already acts in the update that computes it.
       debias_momentum: divide the momentum by the sum of its weights.
       eps_mode: as a maximum, or added.
@@ -132,7 +132,10 @@ def scale_by_sophia(
     check_number("b2", b2, low=0.0, high=1.0, open_high=True)
     check_number("gamma", gamma, low=0.0)
     check_number("eps", eps, low=1e-38)
-    check_number("clip", clip, low=0.0, infinite=True)
+    most = jnp.inf if clip is None else clip
+    if clip is not None:
+        check_number("clip", clip, low=0.0)
+    every, first = 10 if every is None else every, 0 if first is None else first
     check_static_int("every", every)
     check_static_int("first", first, low=0)
     check_choice("refresh", refresh, ("before", "after"))
@@ -140,16 +143,16 @@ def scale_by_sophia(
     check_seed(key)
 
     def record(count: jax.Array) -> dict[str, jax.Array]:
-        return recorded(count, b1=b1, b2=b2, gamma=gamma, eps=eps, clip=clip)
+        return recorded(count, b1=b1, b2=b2, gamma=gamma, eps=eps, clip=most)
 
     def init_fn(params: PyTree) -> ScaleBySophiaState:
         count = jnp.zeros((), jnp.int32)
-        moments = [zeros_like_params(params, state_dtype) for _ in range(2)]
+        m, h = (zeros_like_params(params, state_dtype) for _ in range(2))
         rate = jnp.zeros((), jnp.float32) if monitor else None
-        return ScaleBySophiaState(count, *moments, fresh_key(key), rate, record(count))
+        return ScaleBySophiaState(count, m, h, fresh_key(key), rate, record(count))
 
     def clipped(m: jax.Array, h: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-        least, limit = value_at(eps, count), value_at(clip, count)
+        least, limit = value_at(eps, count), value_at(most, count)
         curved = value_at(gamma, count) * upcast(h)
         add = eps_mode == "add"
         under = jnp.maximum(curved, 0.0) + least if add else jnp.maximum(curved, least)

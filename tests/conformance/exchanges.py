@@ -89,7 +89,8 @@ NUMBERS = _names(
 MATRICES = _names(
     """
     adago adamuon cautious_muon dion dion2 dion3 drop_muon fira galore_adafactor
-    galore_adamw hybrid_auon hyperp ldadam lift lmo lora_pro low_rank mars_m mars_shampoo
+    galore_adamw hybrid_auon hyperp ldadam lift lmo lora_pro low_rank mars_m mars_shampoo mkor
+    mkor_h
     muon muon_dion muon_randomized muon_rms namo namo_d natural_galore normuon normuon_dion
     orthogonalize q_galore reg scale_by_dion scale_by_ldadam scale_by_lora_pro
     scale_by_natural_fisher scale_by_norm_ratio scale_by_row_col scion select_submatrix

@@ -69,7 +69,7 @@ def test_matrix_regression(recipe: Method) -> None:
     def body(carry: tuple, _: None) -> tuple:
         params, state = carry
         value, grads = jax.value_and_grad(loss)(params)
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(grads, state, params, value_fn=loss)
         return (optax.apply_updates(params, updates), state), value
 
     losses = jax.jit(lambda carry: jax.lax.scan(body, carry, length=60)[1])(

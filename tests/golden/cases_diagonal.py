@@ -78,7 +78,7 @@ def sophia_h(golden: Golden) -> Iterator[Comparison]:
         b2=hyper["b2"],
         gamma=hyper["gamma"],
         eps=hyper["eps"],
-        clip=np.inf if hyper["clip_threshold"] is None else hyper["clip_threshold"],
+        clip=hyper["clip_threshold"],
         every=hyper["update_interval"],
         weight_decay=hyper["weight_decay"],
     )

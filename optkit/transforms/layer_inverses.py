@@ -1,0 +1,268 @@
+"""Inverse factors of layers: which leaves are layers, how factors follow, what they do."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optkit.curvature import LayerMeans
+from optkit.linalg import RankOneMode, frobenius_norm, rank_one_inverse
+from optkit.transforms.hyperparams import (
+    ScalarOrSchedule,
+    check_choice,
+    check_number,
+    check_static_int,
+    check_static_number,
+)
+from optkit.tree import (
+    MATRIX_ROLES,
+    Dims,
+    MatrixView,
+    PyTree,
+    Role,
+    RuleLike,
+    Selector,
+    accumulator_dtype,
+    dims_by_path,
+    leaves_with_paths,
+    matrix_view,
+    rule_of,
+    selects,
+    upcast,
+)
+from optkit.tree.sharding import place_like, place_statistic, whole_along, zeros_beside
+
+RestoreNorm = Literal["sum", "layer", "none"]
+Bias = str | Callable[[str], str | None] | None
+LAYER_ROLES = tuple(str(role) for role in MATRIX_ROLES if role != Role.CONV)
+LAYERS: Selector = LAYER_ROLES
+
+
+class _Layer(NamedTuple):
+    path: str
+    kernel: int  # its place among the leaves
+    bias: int | None  # of the bias
+    view: MatrixView
+
+
+class LayerInverses(NamedTuple):
+    """The rules by which inverse factors of layers follow statistics, and precondition."""
+
+    mode: RankOneMode
+    decay: ScalarOrSchedule
+    every: int
+    warmup_steps: int
+    clip: float
+    threshold: float
+    blend: float | None
+    restore_norm: RestoreNorm
+    layers: Selector
+    bias: Bias
+    dims: Dims
+    roles: tuple[RuleLike, ...]
+    state_dtype: Any
+
+    def find(self, tree: PyTree) -> list[_Layer]:
+        """Returns the layers of a tree, their biases and how their kernels are matrices."""
+        named, leaves = dims_by_path(tree, self.dims), leaves_with_paths(tree)
+        where = {path: index for index, (path, _) in enumerate(leaves)}
+        out = []
+        for index, (path, leaf) in enumerate(leaves):
+            if np.ndim(leaf) < 2 or not selects(self.layers, path, leaf, self.roles):
+                continue
+            rule = rule_of(path, leaf, self.roles)
+            own = self.dims if named is None else named[path]
+            own = rule.dims if self.dims is None else own
+            if named is not None and own is None:
+                continue
+            view = matrix_view(leaf, own, path=path, role=rule.role)
+            beside = self.bias(path) if callable(self.bias) else _sibling(path, self.bias)
+            at = where.get(beside) if beside is not None else None
+            shape = (*view.batch_shape, view.fan_out)
+            if at is not None and leaves[at][1].size != int(np.prod(shape)):
+                raise ValueError(
+                    f"leaf {beside!r} of shape {np.shape(leaves[at][1])} is no bias of {path!r}, "
+                    f"whose outputs have shape {shape}; say with bias= which leaves are, or None"
+                )
+            if leaf.size:
+                out.append(_Layer(path, index, at, view))
+        return out
+
+    def spread(self, tree: PyTree, layers: list[_Layer], values: list[Any]) -> PyTree:
+        """Returns a tree like another one with a value for each layer, masked nodes elsewhere."""
+        leaves: list[Any] = [optax.MaskedNode()] * len(jax.tree.leaves(tree))
+        for layer, value in zip(layers, values, strict=True):
+            leaves[layer.kernel] = value
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+    def start(self, params: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        """Returns identities, and flags that the first refresh resets."""
+        layers, leaves = self.find(params), jax.tree.leaves(params)
+
+        def eye(layer: _Layer, size: int) -> jax.Array:
+            leaf, shape = leaves[layer.kernel], (*layer.view.batch_shape, size, size)
+            dtype = accumulator_dtype(leaf, self.state_dtype)
+            return zeros_beside(leaf, shape, dtype) + jnp.eye(size, dtype=dtype)
+
+        def flags(layer: _Layer) -> jax.Array:
+            shape = (*layer.view.batch_shape, 2)
+            return zeros_beside(leaves[layer.kernel], shape, jnp.bool_) | jnp.ones(2, jnp.bool_)
+
+        extra = [layer.bias is not None for layer in layers]
+        sides = zip(layers, extra, strict=True)
+        right = [eye(layer, layer.view.fan_in + one) for layer, one in sides]
+        left = [eye(layer, layer.view.fan_out) for layer in layers]
+        trees = right, left, list(map(flags, layers))
+        return tuple(self.spread(params, layers, values) for values in trees)
+
+    def due(self, count: jax.Array) -> jax.Array:
+        """Tells whether an update follows the statistics."""
+        return (count % self.every == 0) | (count < self.warmup_steps)
+
+    def _side(
+        self, p: jax.Array, v: jax.Array, reset: jax.Array, decay: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the new inverse of one side, and whether it got too large."""
+        clipped = jnp.clip(jnp.where(jnp.isnan(v), 0.0, upcast(v)), -self.clip, self.clip)
+        new = rank_one_inverse(upcast(p), clipped, decay, mode=self.mode)
+        eye = jnp.broadcast_to(jnp.eye(p.shape[-1], dtype=new.dtype), new.shape)
+        large = ~(jnp.max(jnp.abs(new), axis=(-2, -1)) <= self.threshold) & ~reset
+        if self.blend is not None:
+            blended = self.blend * new + (1.0 - self.blend) * eye
+            new, large = jnp.where(large[..., None, None], blended, new), jnp.zeros_like(large)
+        return jnp.where(reset[..., None, None], eye, new).astype(p.dtype), large
+
+    def follow(self, statistics: Any, like: PyTree, trees: Any, decay: Any) -> Any:
+        """Returns (right, left, resets) after one more vector for each side of each layer."""
+        layers = self.find(like)
+        gradients, means = jax.tree.leaves(like), _means(statistics, layers)
+        done = []
+        held = zip(layers, means, *map(jax.tree.leaves, trees), strict=True)
+        for layer, (a, d), right, left, resets in held:
+            spread = layer.view.batch_shape
+            ones = jnp.ones((*spread, 1), jnp.float32)
+            a = upcast(jnp.asarray(a)).reshape(*spread, -1)
+            d = upcast(jnp.asarray(d)).reshape(*spread, -1)
+            if a.shape[-1] < right.shape[-1]:
+                a = jnp.concatenate([a, ones.astype(a.dtype)], axis=-1)
+            # Inputs first: what they raise the output side sees in the same update.
+            new_right, high = self._side(right, a, resets[..., 0], decay)
+            second = resets[..., 1] | high
+            new_left, tall = self._side(left, d, second, decay)
+            flags = jnp.stack([high | tall, tall], axis=-1)
+            where = layer.view.split(gradients[layer.kernel], "out")
+            whole = (new_right, new_left, flags)
+            done.append(tuple(place_statistic(x, where) for x in whole))
+        return tuple(self.spread(like, layers, [x[i] for x in done]) for i in range(3))
+
+    def precondition(self, updates: PyTree, right: PyTree, left: PyTree) -> PyTree:
+        """Returns the gradients between both inverses, of the norms that they had."""
+        layers, leaves = self.find(updates), jax.tree.leaves(updates)
+        held = zip(layers, jax.tree.leaves(right), jax.tree.leaves(left), strict=True)
+        for layer, r, l in held:  # noqa: E741
+            g = leaves[layer.kernel]
+            whole = layer.view.split(upcast(g), "out")
+            for axis in (whole.ndim - 2, whole.ndim - 1):
+                whole = whole_along(whole, axis)
+            parts = [whole]
+            if layer.bias is not None:
+                bias = upcast(leaves[layer.bias])
+                parts.append(whole_along(bias.reshape(*whole.shape[:-1], 1), whole.ndim - 2))
+            moved = jnp.matmul(upcast(l), jnp.concatenate(parts, -1), precision="highest")
+            moved = jnp.matmul(moved, upcast(r), precision="highest")
+            after = [moved[..., : whole.shape[-1]], moved[..., whole.shape[-1] :]][: len(parts)]
+            after = _restored(parts, after, self.restore_norm)
+            kernel = layer.view.merge(after[0], "out")
+            leaves[layer.kernel] = place_like(kernel, g).astype(g.dtype)
+            if layer.bias is not None:
+                b = leaves[layer.bias]
+                leaves[layer.bias] = place_like(after[1].reshape(b.shape), b).astype(b.dtype)
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves)
+
+
+def _sibling(path: str, name: str | None) -> str | None:
+    if name is None:
+        return None
+    parent, _, _ = path.rpartition("/")
+    return f"{parent}/{name}" if parent else name
+
+
+def _restored(parts: list[jax.Array], after: list[jax.Array], kind: RestoreNorm) -> list[jax.Array]:
+    """Gives the parts of each layer the norm that they had before; zeros stay as they were."""
+    if kind == "none":
+        return after
+
+    def total(arrays: list[jax.Array]) -> jax.Array:
+        norms = [frobenius_norm(x) for x in arrays]
+        if kind == "sum":
+            return sum(norms[1:], norms[0])
+        return jnp.hypot(norms[0], norms[1]) if len(norms) > 1 else norms[0]
+
+    before, now = total(parts), total(after)
+    scale = before / jnp.where(now > 0, now, 1.0)
+    return [jnp.where(now > 0, x * scale, g) for x, g in zip(after, parts, strict=True)]
+
+
+def _means(statistics: Any, layers: list[_Layer]) -> list[LayerMeans]:
+    """Returns the statistics of each layer; raises ValueError with the paths that have none."""
+    if not isinstance(statistics, Mapping):
+        raise ValueError(
+            "statistics must be a mapping from the path of a kernel to (mean input, mean output "
+            f"gradient), such as optkit.curvature.layer_means makes, not {type(statistics)}"
+        )
+    missing = [layer.path for layer in layers if layer.path not in statistics]
+    if missing:
+        raise ValueError(
+            f"mkor got no statistics for the layers {missing}; it got some for "
+            f"{sorted(statistics)}. Name with layers= those that it shall precondition"
+        )
+    out = []
+    for layer in layers:
+        a, d = statistics[layer.path]
+        batch, view = int(np.prod(layer.view.batch_shape)), layer.view
+        inputs = [batch * (view.fan_in + extra) for extra in range(1 + (layer.bias is not None))]
+        if np.size(a) not in inputs or np.size(d) != batch * view.fan_out:
+            raise ValueError(
+                f"the statistics of layer {layer.path!r} have shapes {np.shape(a)} and "
+                f"{np.shape(d)}; its mean input has {view.fan_in} entries and its mean output "
+                f"gradient {view.fan_out}"
+            )
+        out.append(LayerMeans(a, d))
+    return out
+
+
+def build_rules(
+    *,
+    mode: RankOneMode = "code",
+    decay: ScalarOrSchedule = 0.95,
+    every: int = 10,
+    warmup_steps: int = 0,
+    clip: float = 100.0,
+    threshold: float = 2.0,
+    blend: float | None = None,
+    restore_norm: RestoreNorm = "sum",
+    layers: Selector = LAYERS,
+    bias: Bias = "bias",
+    dims: Dims = None,
+    roles: Sequence[RuleLike] = (),
+    state_dtype: Any = None,
+) -> LayerInverses:
+    """Checks the options of ``mkor``."""
+    check_choice("mode", mode, ("code", "exact", "paper"))
+    check_choice("restore_norm", restore_norm, ("sum", "layer", "none"))
+    check_number("decay", decay, low=1e-6, high=1.0)
+    check_static_int("every", every)
+    check_static_int("warmup_steps", warmup_steps, low=0)
+    for name, value in (("clip", clip), ("threshold", threshold)):
+        check_static_number(name, value)
+        check_number(name, value, low=1e-30, infinite=True)
+    if blend is not None:
+        check_static_number("blend", blend)
+        check_number("blend", blend, low=0.0, high=1.0)
+    return LayerInverses(
+        mode, decay, every, warmup_steps, clip, threshold, blend, restore_norm, layers, bias,
+        dims, tuple(roles), state_dtype,
+    )  # fmt: skip
