@@ -86,6 +86,7 @@ from optkit.optimizers.signsgd import signsgd, signum
 from optkit.optimizers.sm3 import (
     sm3,
 )
+from optkit.optimizers.soap import soap
 from optkit.optimizers.sophia import sophia_g, sophia_h
 from optkit.optimizers.superpositional import superpositional
 from optkit.optimizers.upgd import upgd, upgd_adam
@@ -170,6 +171,7 @@ __all__ = [
     "signsgd",
     "signum",
     "sm3",
+    "soap",
     "sophia_g",
     "sophia_h",
     "superpositional",

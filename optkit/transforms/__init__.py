@@ -105,6 +105,7 @@ from optkit.transforms.psgd_kron import ScaleByPsgdKronState, scale_by_psgd_kron
 from optkit.transforms.psgd_step import psgd_update_probability
 from optkit.transforms.quantize import QuantizeState, quantize_state
 from optkit.transforms.rms import ScaleByRmsState, scale_by_rms
+from optkit.transforms.rotated_basis import RotatedBasisState, in_rotated_basis
 from optkit.transforms.route import FROZEN, RouteState, route
 from optkit.transforms.row_col import scale_by_row_col
 from optkit.transforms.row_moment import ScaleByRowMomentState, scale_by_row_moment
@@ -167,6 +168,7 @@ __all__ = [
     "QuantizeParamsState",
     "QuantizeState",
     "RotateBlocksState",
+    "RotatedBasisState",
     "RouteState",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
@@ -223,6 +225,7 @@ __all__ = [
     "global_norm",
     "hyperparams",
     "in_float32",
+    "in_rotated_basis",
     "kahan",
     "langevin_noise",
     "limit_norm_growth",

@@ -244,7 +244,9 @@ def scale_by_psgd_kron(
                 own = jax.random.fold_in(jax.random.fold_in(state.key, state.count), 1)
                 coin = jax.random.uniform(own) < balance_probability
             step = functools.partial(fitted, rate=rate, coin=coin, precision=precision)
-            done = map_tensors(step, layout, [source, drawn], old, group_bytes, idle=_unfitted)
+            done = map_tensors(
+                step, layout.views, [source, drawn], old, group_bytes, idle=_unfitted
+            )
             failed = sum((jnp.sum(x[-1]) for x in done), jnp.zeros(()))
             parts = zip(done, old, source, layout.views, strict=True)
             new = [
@@ -256,7 +258,9 @@ def scale_by_psgd_kron(
         none = jnp.zeros((), jnp.int32)
         new, failed = branch(due, fit, lambda wide, tensors, old: (old, none), wide, tensors, old)
         towards = functools.partial(direction, most=max_update_rms, precision=precision)
-        done = map_tensors(towards, layout, [tensors], new, group_bytes, idle=lambda x, _: (x,))
+        done = map_tensors(
+            towards, layout.views, [tensors], new, group_bytes, idle=lambda x, _: (x,)
+        )
         out = layout.merge([x[0] for x in done])
         out = jax.tree.map(lambda u, g: u.astype(g.dtype), out, updates)
         held = jax.tree.map(lambda m, was: m.astype(was.dtype), mu, state.mu)

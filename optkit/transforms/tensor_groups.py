@@ -1,25 +1,27 @@
 """Functions of tensors and of their factors: those of one shape worked on together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optkit.tree import AxisLayout, AxisView, map_groups
+from optkit.tree import AxisView, map_groups
 from optkit.tree.sharding import place_statistic, zeros_beside
 
-Factors = tuple[Any, ...]
+Factors = tuple[jax.Array, ...]
+Function = Callable[..., tuple[jax.Array, ...]]
 
 
 def map_tensors(
-    function: Callable[..., tuple[jax.Array, ...]],
-    layout: AxisLayout,
+    function: Function,
+    views: Sequence[AxisView],
     tensors: Sequence[Sequence[jax.Array]],
     factors: Sequence[Factors],
     group_bytes: int | None,
     *,
     idle: Callable[[jax.Array, Factors], tuple[jax.Array, ...]],
+    kinds: Sequence[Hashable] | None = None,
 ) -> list[tuple[jax.Array, ...]]:
     """Applies a function to each leaf's tensors and factors.
 
@@ -29,72 +31,79 @@ def map_tensors(
     Args:
       function: of tensors ``(*batch, *axes)`` and factors ``(*batch, ...)``; returns a tuple of
         arrays that have the batch axes, first of them those with the tensor's own axes.
-      layout: how the leaves are read.
+      views: how each leaf is read.
       tensors: lists of a tensor a leaf, as many as the function takes.
       factors: the factors of each leaf.
       group_bytes: bytes of one stack.
       idle: what it returns for an empty tensor and its factors.
+      kinds: of each leaf, what ``function`` returns the function for; None where it is one for all.
 
     Returns:
       What the function returns for each leaf.
     """
-    out: list[Any] = [None] * len(layout.views)
+    out: list[Any] = [None] * len(views)
     groups: dict[Any, list[int]] = {}
-    for index, view in enumerate(layout.views):
+    of = (lambda _: function) if kinds is None else function
+    for index, view in enumerate(views):
         x, own = tensors[0][index], factors[index]
+        kind = None if kinds is None else kinds[index]
         if x.size == 0:
             out[index] = idle(x, own)
         elif len(view.axes) < 2:
-            out[index] = function(*(t[index] for t in tensors), *own)
+            out[index] = of(kind)(*(t[index] for t in tensors), *own)
         else:
             batch = len(view.batch)
-            kinds = tuple((q.shape[batch:], q.dtype) for q in own)
-            groups.setdefault((view.axes, kinds, x.dtype), []).append(index)
-    for (axes, _, _), members in groups.items():
-        _run(function, axes, members, tensors, factors, group_bytes, out)
+            shapes = tuple((q.shape[batch:], q.dtype) for q in own)
+            groups.setdefault((view.axes, shapes, x.dtype, kind), []).append(index)
+    for (axes, _, _, kind), members in groups.items():
+        columns = [[t[i] for i in members] for t in tensors]
+        own = [list(column) for column in zip(*(factors[i] for i in members), strict=True)]
+        done = _run(of(kind), axes, columns, own, group_bytes)
+        for index, results in zip(members, done, strict=True):
+            out[index] = results
     return out
 
 
 def _run(
-    function: Callable[..., tuple[jax.Array, ...]],
+    function: Function,
     axes: tuple[int, ...],
-    members: Sequence[int],
-    tensors: Sequence[Sequence[jax.Array]],
-    factors: Sequence[Factors],
+    tensors: list[list[jax.Array]],
+    factors: list[list[jax.Array]],
     group_bytes: int | None,
-    out: list[Any],
-) -> None:
+) -> list[tuple[jax.Array, ...]]:
     """One group; tensors of more than two axes travel as matrices."""
     rank, many = len(axes), len(tensors)
+    if rank == 2:
+        return map_groups(function, tensors[0], *tensors[1:], *factors, group_bytes=group_bytes)
 
     def as_matrix(x: jax.Array) -> jax.Array:
-        return x if rank == 2 else x.reshape(*x.shape[: x.ndim - rank], -1, axes[-1])
+        return x.reshape(*x.shape[: x.ndim - rank], -1, axes[-1])
 
     def on_matrices(*args: jax.Array) -> tuple[jax.Array, ...]:
         lead = args[0].shape[:-2]
-        given = [x if rank == 2 else x.reshape(*lead, *axes) for x in args[:many]]
+        given = [x.reshape(*lead, *axes) for x in args[:many]]
         done = function(*given, *args[many:])
         return tuple(as_matrix(y) if y.shape == (*lead, *axes) else y for y in done)
 
-    first, *more = [[as_matrix(t[i]) for i in members] for t in tensors]
-    columns = [list(column) for column in zip(*(factors[i] for i in members), strict=True)]
-    done = map_groups(on_matrices, first, *more, *columns, group_bytes=group_bytes)
-    for index, results in zip(members, done, strict=True):
-        x = tensors[0][index]
-        flat = as_matrix(x).shape
-        out[index] = tuple(y.reshape(x.shape) if y.shape == flat else y for y in results)
+    first, *more = [[as_matrix(x) for x in own] for own in tensors]
+    done = map_groups(on_matrices, first, *more, *factors, group_bytes=group_bytes)
+    return [
+        tuple(y.reshape(x.shape) if y.shape == flat.shape else y for y in results)
+        for x, flat, results in zip(tensors[0], first, done, strict=True)
+    ]
 
 
 def beside(leaf: Any, view: AxisView, value: jax.Array) -> jax.Array:
     """Returns a first factor for each tensor of a leaf's batch, placed as the leaf's state is."""
-    shape = (*view.batch, *value.shape)
-    if shape == view.shape and len(view.axes) < 2:
-        return jnp.zeros_like(leaf, dtype=value.dtype) + value
-    return zeros_beside(leaf, shape, value.dtype) + value
+    batch = view.batch if view.axes else view.shape[:-1]
+    shape = (*batch, *value.shape)
+    if len(view.axes) < 2 and shape == view.shape:
+        zeros = jnp.zeros_like(leaf, dtype=value.dtype)
+    else:
+        zeros = zeros_beside(leaf, shape, value.dtype)
+    return zeros + value.reshape((1,) * (zeros.ndim - value.ndim) + value.shape)
 
 
 def kept(factor: jax.Array, tensor: jax.Array, view: AxisView) -> jax.Array:
     """Places a new factor as it lay before."""
-    if len(view.axes) < 2:
-        return factor
     return place_statistic(factor, tensor) if len(view.axes) == 2 else factor

@@ -94,11 +94,14 @@ MATRICES = _names(
     muon muon_dion muon_randomized muon_rms namo namo_d natural_galore normuon normuon_dion
     orthogonalize q_galore reg scale_by_dion scale_by_ldadam scale_by_lora_pro
     scale_by_natural_fisher scale_by_norm_ratio scale_by_row_col scion select_submatrix
+    in_rotated_basis psgd_kron scale_by_psgd_kron soap
     """
 )
-# among them histories of matrices, and moments of the weights that adapters stand for.
+# among them histories of matrices, squares of their sides, and moments of the weights that adapters
+# stand for.
 HISTORIES = _names(
     """
     lora_pro natural_galore scale_by_lora_pro scale_by_natural_fisher
+    in_rotated_basis psgd_kron scale_by_psgd_kron soap
     """
 )

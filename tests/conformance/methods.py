@@ -102,10 +102,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # AdaGrad: by default small gradients do nothing and steps fall as 1/t, both on purpose. A root
     # of eps between rounding and most gradients lifts the rounding of a mean that is nearly 0.
     "classp": {"threshold": 0.0, "power": 2.0, "eps": 0.1},
+    "hdet": {"learning_rate": 1.0},  # around a transformation a factor of its updates
     # Cold, so that they descend; not debiased, Adam's first steps are 3 to 6 times RATE.
     "adam_sgld": {"temperature": 1e-8, "drift": 0.1},
     "langevin_adam": {"temperature": 1e-8},
     "superpositional": {"correct": True},
+    # A first gradient that makes a basis and nothing else moves nothing; bases that are followed.
+    "soap": {"first_step": "step", "refresh_every": 2},
+    "in_rotated_basis": {"refresh_every": 2},
     # A descent test takes the gradient for weights to choose a rate: all utilities are negative,
     # and the paper's maximum turns their order round.
     "upgd": {"profile": "safe"},

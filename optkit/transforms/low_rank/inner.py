@@ -17,8 +17,8 @@ from optkit.tree.sharding import projected_spec, zeros_beside
 
 OnRefresh = Literal["keep", "reset", "transport"]
 # What optimizers call averages of gradients, and of their squares.
-_LINEAR = ("mu", "m", "momentum", "trace", "exp_avg", "buf")
-_SQUARES = ("nu", "v", "nu_max", "exp_avg_sq")
+LINEAR_NAMES = ("mu", "m", "momentum", "trace", "exp_avg", "buf")
+SQUARE_NAMES = ("nu", "v", "nu_max", "exp_avg_sq")
 
 
 def groups_of(spaces: Subspaces, apart: bool) -> list[list[int]]:
@@ -128,16 +128,16 @@ def _transported(
             leaves.append(leaf)
             continue
         names = [getattr(entry, "name", "") for entry in match.key_path]
-        kind = next((n for n in reversed(names) if n in (*_LINEAR, *_SQUARES)), None)
+        kind = next((n for n in reversed(names) if n in (*LINEAR_NAMES, *SQUARE_NAMES)), None)
         if kind is None:
             raise ValueError(
                 f"state_on_refresh='transport' does not know what {match.owner!r} of leaf "
                 f"{match.param_path!r} is; known are averages called "
-                f"{', '.join((*_LINEAR, *_SQUARES))}: take 'reset' or 'keep'"
+                f"{', '.join((*LINEAR_NAMES, *SQUARE_NAMES))}: take 'reset' or 'keep'"
             )
         i = index[match.param_path]
         part = spaces.parts[i]
-        squared = kind in _SQUARES
+        squared = kind in SQUARE_NAMES
         wide = jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
         moved = part.carried(wide, old[i], new[i], squared, spaces.asked.precision)
         if spaces.asked.lazy is not None:  # each matrix in its own turn

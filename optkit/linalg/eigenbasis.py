@@ -1,0 +1,83 @@
+"""Eigenbases that follow slowly moving symmetric matrices, columns by decreasing eigenvalue."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optkit.linalg.norms import to_unit_peak
+
+Refresh = Literal["qr", "eigh"]
+
+
+def eigenbasis(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvectors of symmetric matrices, and which matrices have finite ones.
+
+    Args:
+      a: ``(..., n, n)``; of zeros the basis is the identity.
+
+    Returns:
+      ``(..., n, n)`` with orthonormal columns by decreasing eigenvalue, and bool ``(...)``. Where
+      it is False the basis is the identity.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> q, good = eigenbasis(jnp.diag(jnp.array([1.0, 4.0])))
+      >>> abs(q).tolist(), bool(good)
+      ([[0.0, 1.0], [1.0, 0.0]], True)
+    """
+    one = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
+    if not a.size:
+        return one, jnp.ones(a.shape[:-2], bool)
+    y, _ = to_unit_peak(a)
+    new = lax.rev(jnp.linalg.eigh(y)[1], (a.ndim - 1,))
+    good = jnp.all(jnp.isfinite(new), axis=(-2, -1))
+    seen = good & jnp.any(y != 0, axis=(-2, -1))
+    return jnp.where(seen[..., None, None], new, one), good
+
+
+def refreshed_eigenbasis(
+    a: jax.Array, q: jax.Array, method: Refresh = "qr"
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A basis that has been followed one step further, and where its columns come from.
+
+    With ``P = A Q`` and ``d = diag(Q^T P)``, columns by decreasing d:
+
+    * "qr": ``qr(P)``, one step of a power iteration on all columns at once;
+    * "eigh": the eigenvectors, whatever Q was.
+
+    Args:
+      a: ``(..., n, n)``, symmetric and positive semidefinite.
+      q: ``(..., n, n)``, orthonormal.
+      method: how.
+
+    Returns:
+      The new basis; int32 ``(..., n)``, the column of ``q`` whose place each new one takes; bool
+      ``(...)``, which are finite. Of a matrix of zeros, or of one that gives nothing finite, the
+      basis and the order of its columns stay.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> q, order, _ = refreshed_eigenbasis(jnp.diag(jnp.array([1.0, 4.0])), jnp.eye(2))
+      >>> abs(q).tolist(), order.tolist()
+      ([[0.0, 1.0], [1.0, 0.0]], [1, 0])
+    """
+    n = a.shape[-1]
+    still = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), q.shape[:-1])
+    if not a.size:
+        return q, still, jnp.ones(a.shape[:-2], bool)
+    y, _ = to_unit_peak(a)
+    p = jnp.matmul(y, q, precision="highest")
+    order = jnp.argsort(-jnp.sum(q * p, axis=-2), axis=-1).astype(jnp.int32)
+    if method == "qr":
+        new = jnp.linalg.qr(jnp.take_along_axis(p, order[..., None, :], axis=-1))[0]
+    else:
+        new = lax.rev(jnp.linalg.eigh(y)[1], (a.ndim - 1,))
+    good = jnp.all(jnp.isfinite(new), axis=(-2, -1))
+    seen = good & jnp.any(y != 0, axis=(-2, -1))
+    return (
+        jnp.where(seen[..., None, None], new, q),
+        jnp.where(seen[..., None], order, still),
+        good,
+    )
