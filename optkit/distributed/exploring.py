@@ -180,6 +180,7 @@ def steered(
 
 
 def as_spreads(
+    name: str,
     learning_rate: ScalarOrSchedule | None,
     explore: Mapping[str, Any] | None,
     outside: Mapping[str, Any] | None,
@@ -189,12 +190,10 @@ def as_spreads(
     out: dict[str, Spread] = {}
     if learning_rate is not None:
         check_number("learning_rate", learning_rate)
-        out["learning_rate"] = Spread(learning_rate, shrink=shrink)
+        out[name] = Spread(learning_rate, shrink=shrink)
     for which, given in (("explore", explore), ("outside", outside)):
         for name, value in (given or {}).items():
-            if name in out:
-                raise ValueError(
-                    f"{which}={dict(given or {})!r} has {name!r}, which is there twice"
-                )
+            if name in out or name == "alpha":
+                raise ValueError(f"{which} has {name!r}, which is there already; rename it")
             out[name] = value if isinstance(value, Spread) else Spread(value)
     return out

@@ -9,7 +9,7 @@ import optax
 
 from optkit.catalogue import register
 from optkit.distributed.exploring import AutoRate, Spread, as_spreads
-from optkit.distributed.hdet_steps import RATE, Factory, HdetState, Replica
+from optkit.distributed.hdet_steps import FACTOR, RATE, Factory, HdetState, Replica
 from optkit.distributed.workers import AxisName, check_axis_name
 from optkit.transforms.base import Transformation, check_transformation
 from optkit.transforms.hyperparams import (
@@ -153,7 +153,8 @@ def hdet(
     if auto is not None and not isinstance(auto, AutoRate):
         raise TypeError(f"auto={auto!r} must be an optkit.AutoRate or None")
     inner, learning_rate = _check_inner(inner, learning_rate, explore)
-    spreads = as_spreads(learning_rate, explore, outside, auto.shrink if auto else 1.0)
+    first = RATE if callable(inner) else FACTOR
+    spreads = as_spreads(first, learning_rate, explore, outside, auto.shrink if auto else 1.0)
     falls = {name: spread.shrink for name, spread in spreads.items()}
     if dialect == "paper" and (grows := [name for name, f in falls.items() if f < 1.0]):
         raise ValueError(
@@ -175,12 +176,12 @@ def hdet(
     return Transformation(made.init, made.update)
 
 
-def hdet_value(state: PyTree, name: str = RATE) -> jax.Array:
+def hdet_value(state: PyTree, name: str | None = None) -> jax.Array:
     """Returns the value that a replica's next update goes by, for its loss function, say.
 
     Args:
       state: the state of ``optkit.hdet``, or of a chain that it is in.
-      name: the scalar's.
+      name: the scalar's; None for the learning rate, or the factor around a transformation.
 
     Returns:
       A float32 scalar; stacked states have one for each replica. ``state.values[name].base`` is the
@@ -198,6 +199,8 @@ def hdet_value(state: PyTree, name: str = RATE) -> jax.Array:
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, HdetState))
     found = [node for node in nodes if isinstance(node, HdetState)]
     held = {key: value.own for node in found for key, value in node.values.items()}
+    if name is None:
+        name = FACTOR if FACTOR in held else RATE
     if name not in held:
         there = f"it has {', '.join(held)}" if found else "the state is none of optkit.hdet"
         raise KeyError(f"no scalar {name!r} is explored: {there}")

@@ -37,15 +37,12 @@ from optkit.transforms.base import (
     prng_key,
     update_inner,
 )
-from optkit.transforms.hyperparams import (
-    ScalarOrSchedule,
-    value_at,
-)
+from optkit.transforms.hyperparams import ScalarOrSchedule, recorded, value_at
 from optkit.tree import PyTree, upcast
 
 Factory: TypeAlias = Callable[..., optax.GradientTransformation]
 Dialect = Literal["paper", "code"]
-RATE = "learning_rate"
+RATE, FACTOR = "learning_rate", "factor"
 
 
 class HdetState(NamedTuple):
@@ -57,6 +54,7 @@ class HdetState(NamedTuple):
     values: dict[str, Explored]  # scalars by name: what the next update goes by
     loss: jax.Array  # float32 scalar, sum of this replica's losses since the last meeting
     key: jax.Array  # PRNG key, constant, the same on all replicas
+    hyperparams: dict[str, jax.Array]  # float32 scalars, this replica's values of the last update
 
 
 class Replica:
@@ -76,6 +74,7 @@ class Replica:
         key: int | jax.Array,
     ) -> None:
         self.inner, self.spreads, self.outside = inner, spreads, outside
+        self.alpha = alpha
         self.alphas = {n: alpha if s.alpha is None else s.alpha for n, s in spreads.items()}
         # The code returns before its averages where nothing is steered, or nothing differs.
         still = auto is None or all(_is_zero(a) for a in self.alphas.values())
@@ -88,16 +87,16 @@ class Replica:
         check_bound(self.axis_name, "hdet")
         count, replicas = jnp.zeros((), jnp.int32), count_workers(self.axis_name)
         key = jnp.copy(prng_key(self.key))
-        zero, place, values = jnp.zeros(()), self._place(), {}
+        place, values = self._place(), {}
         for index, name in enumerate(self.spreads):
             # The first as replicas are numbered; none goes along with another.
             order = place if index == 0 else self._order(key, jnp.int32(-1), index)
-            own = Explored(zero, zero, order, zero)
+            own = Explored(jnp.zeros(()), jnp.zeros(()), order, jnp.zeros(()))
             values[name] = self._scheduled(name, own, count, replicas)
         inner = self._built({n: v.own for n, v in values.items()}).init(params)
-        state = HdetState(count, inner, values, zero, key)
-        varying = as_varying(state._replace(key=zero), self.axis_name)
-        return varying._replace(key=key)
+        record = self._record(count, values)
+        *before, record = self._varying((count, inner, values, jnp.zeros(()), record))
+        return HdetState(*before, key, record)
 
     def update(
         self,
@@ -133,10 +132,19 @@ class Replica:
             return self._varying((ends, jnp.zeros(()), moved))
 
         out, total, values = cond(count % self.every == 0, together, apart, self.axis_name)
-        return out, HdetState(count, inner, values, total, state.key)
+        record = self._record(state.count, state.values)
+        return out, HdetState(count, inner, values, total, state.key, record)
 
     def _varying(self, tree: PyTree) -> PyTree:
         return as_varying(tree, self.axis_name)
+
+    def _record(self, count: jax.Array, values: dict[str, Explored]) -> dict[str, jax.Array]:
+        """What this replica goes by, and scheduled widths."""
+        widths = {"alpha": self.alpha} | {f"{n}_alpha": s.alpha for n, s in self.spreads.items()}
+        out = {name: jnp.copy(value.own) for name, value in values.items()}
+        for name, alpha in widths.items():
+            out |= recorded(count, False, **{name: alpha}) if callable(alpha) else {}
+        return out
 
     def _place(self) -> jax.Array:
         names = axes_of(self.axis_name)
@@ -195,7 +203,7 @@ class Replica:
         inner = keep_dtypes(inner, state.inner)
         if callable(self.inner):
             return self._rounded(out, grads, state, params, extra_args), inner
-        rate = values[RATE]
+        rate = values[FACTOR]
         return jax.tree.map(lambda u: (rate * upcast(u)).astype(u.dtype), out), inner
 
     def _rounded(
@@ -219,7 +227,11 @@ class Replica:
         self, state: HdetState, total: jax.Array, count: jax.Array, meetings: jax.Array
     ) -> dict[str, Explored]:
         """What the replicas' losses make of all values."""
-        auto, replicas, names = self.auto, self._count(), list(state.values)
+        auto, replicas, names = (
+            self.auto,
+            self._count(),
+            list(self.spreads),
+        )  # in their order, not by name
         assert auto is not None
         own = jnp.stack([total / self.every, *(state.values[n].own for n in names)])
         losses, *columns = gather(own, self.axis_name).T
