@@ -12,12 +12,15 @@ from rich.console import Console
 import optkit
 import optkit.catalogue
 from optkit.cli import choices
+from optkit.cli.checking import check_app
 from optkit.cli.console import make_console, say
 from optkit.cli.errors import STOPPED, CommandError, require_extra, suggestion
 from optkit.cli.evolve import evolve_method
 from optkit.cli.hyperparameters import find_entry, find_recipe, resolved
 from optkit.cli.options import (
     Config,
+    Cycles,
+    Decay,
     EvalEvery,
     Final,
     LogEvery,
@@ -40,6 +43,7 @@ from optkit.cli.progress import RaceProgress, TrainProgress
 from optkit.cli.racing import RaceSettings, race
 from optkit.cli.report import RaceReport, write_report
 from optkit.cli.running import prepare, versions
+from optkit.cli.schedule_commands import schedule_app
 from optkit.cli.tables import method_table, method_text, result_table
 from optkit.cli.tasks import make_task
 from optkit.cli.training import train
@@ -157,6 +161,8 @@ def train_method(
     schedule: Schedule = None,
     warmup: Warmup = None,
     final: Final = None,
+    decay: Decay = None,
+    cycles: Cycles = None,
     out: Out = None,
     checkpoint_every: SaveEvery = None,
     log_every: LogEvery = None,
@@ -169,6 +175,7 @@ def train_method(
         **{"task": task, "steps": steps, "seed": seed, "out": out, "log_every": log_every},
         **{"eval_every": eval_every, "checkpoint_every": checkpoint_every},
         **{"schedule": schedule, "warmup": warmup, "final": final},
+        **{"decay": decay, "cycles": cycles},
     )
     request = choices.train_request(
         settings, method, words=param, task_words=task_option, resume=resume
@@ -185,6 +192,8 @@ def train_method(
 
 app.command("evolve")(evolve_method)
 app.command("preflight")(preflight_method)
+app.add_typer(check_app)
+app.add_typer(schedule_app, name="schedule")
 
 
 @app.command("race")
@@ -202,6 +211,8 @@ def race_methods(
     schedule: Schedule = None,
     warmup: Warmup = None,
     final: Final = None,
+    decay: Decay = None,
+    cycles: Cycles = None,
     eval_every: EvalEvery = None,
 ) -> None:
     """Race methods over several seeds; writes report.html, report.png and results.json."""
@@ -209,6 +220,7 @@ def race_methods(
         load_config(config),
         **{"task": task, "steps": steps, "seconds": seconds, "out": out, "eval_every": eval_every},
         **{"schedule": schedule, "warmup": warmup, "final": final},
+        **{"decay": decay, "cycles": cycles},
         seeds=None if seeds is None else parse_seeds(seeds),
     )
     # Found out now rather than after minutes of training.

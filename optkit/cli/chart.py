@@ -1,4 +1,4 @@
-"""The four panels of a report, drawn once: a PNG, and an SVG whose points tell their values."""
+"""The panels of a report, drawn once: a PNG, and an SVG whose points tell their values."""
 
 import html
 import io
@@ -35,10 +35,10 @@ _HOVERS = 120  # most points of a curve that tell their value
 
 
 def picture(drawn: Sequence[Panel], path: pathlib.Path, *, caption: Sequence[str]) -> None:
-    """Draws the panels in a 2x2 grid as a PNG.
+    """Draws the panels as a PNG, four in a 2x2 grid and one alone.
 
     Args:
-      drawn: four panels.
+      drawn: four panels or one.
       path: a ``.png`` file.
       caption: paragraphs above the panels.
     """
@@ -57,7 +57,7 @@ def drawing(drawn: Sequence[Panel]) -> str:
     script; a charting library inside it would weigh megabytes.
 
     Args:
-      drawn: four panels.
+      drawn: four panels or one.
 
     Returns:
       The element, as wide as the page.
@@ -91,7 +91,8 @@ def _figure(drawn: Sequence[Panel]) -> "Figure":
 
     # A figure of its own needs no display and leaves pyplot's global state alone.
     figure = Figure(figsize=_SIZE, dpi=_POINTS, layout="constrained")
-    axes = figure.subplots(2, 2)
+    side = 2 if len(drawn) == 4 else 1
+    axes = figure.subplots(side, side, squeeze=False)
     names = dict.fromkeys(curve.label for panel in drawn for curve in panel.curves)
     looks = {label: _look(index) for index, label in enumerate(names)}
     for ax, panel in zip(axes.flat, drawn, strict=True):

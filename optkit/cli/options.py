@@ -9,6 +9,8 @@ from optkit.cli.choices import DEFAULT_TASK
 
 __all__ = [
     "Config",
+    "Cycles",
+    "Decay",
     "EvalEvery",
     "Final",
     "LogEvery",
@@ -58,7 +60,8 @@ Seeds = Annotated[str | None, typer.Option(help="Seeds, like 0,1.", show_default
 Schedule = Annotated[
     str | None,
     typer.Option(
-        help="Course of the learning rates: constant, linear or cosine; what -p gives is the peak.",
+        help="Course of the learning rates: constant, linear, cosine, inverse_sqrt, wsd, wsd_s or "
+        "a file NAME.json (see `optkit schedule`); what -p gives is the peak.",
         show_default="constant",
     ),
 ]
@@ -71,10 +74,17 @@ Final = Annotated[
     typer.Option(
         min=0.0,
         max=1.0,
-        help="Share of the peak at the end (linear, cosine).",
+        help="Share of the peak at the end (linear, cosine, wsd, wsd_s).",
         show_default="0",
     ),
 ]
+Decay = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, help="The fall of wsd: share of the run, or steps above 1.", show_default="0.1"
+    ),
+]
+Cycles = Annotated[int | None, typer.Option(min=1, help="Of wsd_s.", show_default="1")]
 Seconds = Annotated[
     float | None, typer.Option(min=0.01, help="Training seconds after which each run ends.")
 ]

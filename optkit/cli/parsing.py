@@ -30,6 +30,8 @@ _CONFIG_KEYS: dict[str, tuple[Any, str]] = {
     "schedule": (str, "text"),
     "warmup": (int, "an integer of at least 0"),
     "final": ((int, float), "a number from 0 to 1"),
+    "decay": ((int, float), "a number above 0"),
+    "cycles": _COUNT,
     "seconds": ((int, float), "a number above 0"),
     "seed": (int, "an integer of at least 0"),
     "seeds": (list, "a list"),

@@ -16,6 +16,7 @@ from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.cli.signals import StopRequest
 from optkit.tasks import Task
 from optkit.tasks.training import start
+from optkit.transforms.schedule_free import evaluation_params
 
 __all__ = ["Observer", "RaceSettings", "Run", "race"]
 
@@ -215,7 +216,7 @@ def _evaluate(lane: _Lane) -> None:
     run = lane.run
     if run.held_out and run.held_out[-1]["step"] == run.step:
         return
-    scores = lane.prepared.task.evaluate(lane.params)
+    scores = lane.prepared.task.evaluate(evaluation_params(lane.state, lane.params))
     run.held_out.append({"step": run.step, "seconds": run.seconds, **scores})
     if not math.isfinite(scores[lane.prepared.task.metric]):
         run.status = "diverged"

@@ -1,18 +1,21 @@
-"""The course of the learning rate over a run: warm-up, then constant, linear or cosine."""
+"""The course of the learning rate over a run: one of the kinds here, or a file's."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import jax
 import optax
 
-from optkit.cli.errors import CommandError, suggestion
+from optkit import schedules
+from optkit.cli.errors import CommandError, message_of, suggestion
 
-__all__ = ["CONSTANT", "KEYS", "KINDS", "RateSchedule", "read_schedule"]
+__all__ = ["CONSTANT", "FILE", "KEYS", "KINDS", "RateSchedule", "read_schedule"]
 
-KINDS = ("constant", "linear", "cosine")
-KEYS = ("schedule", "warmup", "final")
+KINDS = ("constant", "linear", "cosine", "inverse_sqrt", "wsd", "wsd_s")
+FILE = "file"
+KEYS = ("schedule", "warmup", "final", "decay", "cycles")
+_FALL = ("linear", "cosine", "wsd", "wsd_s")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,34 +23,52 @@ class RateSchedule:
     """A course of the learning rate; the value given for it is the peak.
 
     Attributes:
-      kind: "constant", "linear" or "cosine": how it goes on after the warm-up.
+      kind: how it goes on after the warm-up, one of ``KINDS``, or "file" for ``course``.
       warmup: steps of a linear rise; step n of them takes n/warmup of the peak, so that the first
         step is not lost.
-      final: share of the peak that a linear or cosine course reaches at the end of the run.
+      final: share of the peak at the end of the run (of wsd_s: of each cycle). The falls of wsd
+        and wsd_s are inverse, to 0 linear.
+      decay: of wsd and wsd_s: the fall's share of the run, of a cycle; above 1 its steps.
+      cycles: of wsd_s, of equal length.
+      course: what a file holds, in place of all of these; multiplied by the given rate.
     """
 
     kind: str = "constant"
     warmup: int = 0
     final: float = 0.0
+    decay: float = 0.1
+    cycles: int = 1
+    course: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in KINDS and not (self.kind == FILE and self.course):
             known = ", ".join(KINDS)
             close = suggestion(self.kind, KINDS)
-            raise CommandError(f"unknown schedule {self.kind!r}{close}; known: {known}")
+            raise CommandError(
+                f"unknown schedule {self.kind!r}{close}; known: {known}, or a file NAME.json"
+            )
         if self.warmup < 0:
             raise CommandError(f"warmup={self.warmup} must be at least 0 steps")
         if not 0.0 <= self.final <= 1.0:
             raise CommandError(f"final={self.final} is a share of the learning rate, from 0 to 1")
         if self.final and not self.decays:
             raise CommandError(
-                f"final={self.final} needs a schedule that falls: linear or cosine, not constant"
+                f"final={self.final} needs a schedule that falls: {', '.join(_FALL)}, "
+                f"not {self.kind}"
             )
+        for name, default, kinds in (("decay", 0.1, _FALL[2:]), ("cycles", 1, _FALL[3:])):
+            value = getattr(self, name)
+            if value <= 0:
+                raise CommandError(f"{name}={value} must be above 0")
+            if value != default and self.kind not in kinds:
+                raise CommandError(f"{name}={value} is of schedule {' and '.join(kinds)} only")
+        if self.kind == "inverse_sqrt" and not self.warmup:
+            raise CommandError("schedule inverse_sqrt falls from the end of its warm-up: give one")
 
     @property
     def decays(self) -> bool:
         """Whether the course depends on the number of steps."""
-        return self.kind != "constant"
+        return self.kind in _FALL
 
     def check(self, steps: int | None) -> None:
         """Raises CommandError if the course does not fit into a run of ``steps``."""
@@ -59,6 +80,45 @@ class RateSchedule:
             raise CommandError(
                 f"warmup={self.warmup} leaves nothing of a run of {steps} steps; shorten it"
             )
+        end = self.unit(steps).steps
+        if self.kind == FILE and end is not None and (steps is None or steps > end):
+            raise CommandError(f"the schedule ends after {end} steps: give at most so many")
+
+    def unit(self, steps: int | None) -> schedules.Schedule:
+        """Returns the course with a peak of 1.
+
+        Args:
+          steps: steps of the run; None only if nothing decays.
+
+        Returns:
+          A schedule that can be drawn and saved.
+
+        Raises:
+          CommandError: phases that do not fit into the run, or a file that holds no schedule.
+        """
+        rise: dict[str, Any] = {"warmup": self.warmup, "skip_zero": True}
+        whole = steps or 0
+        try:
+            if self.kind == FILE:
+                return schedules.from_dict(self.course or {})
+            if self.kind == "constant":
+                return schedules.constant(1.0, **rise)
+            if self.kind == "inverse_sqrt":
+                return schedules.inverse_sqrt(1.0, **rise)
+            if self.kind in ("linear", "cosine"):
+                build = schedules.linear if self.kind == "linear" else schedules.cosine
+                return build(1.0, whole, final=self.final, **rise)
+            fall: dict[str, Any] = {
+                "decay": float(self.decay),
+                "final": self.final,
+                "shape": "inverse" if self.final else "linear",
+            }
+            if self.kind == "wsd":
+                return schedules.wsd(1.0, whole, **rise, **fall)
+            ends = [whole * (i + 1) // self.cycles for i in range(self.cycles)]
+            return schedules.wsd_s(1.0, ends, **rise, **fall)
+        except ValueError as error:
+            raise CommandError(f"schedule {self.kind}: {message_of(error)}") from error
 
     def over(self, peak: float, steps: int | None) -> optax.ScalarOrSchedule:
         """Returns the learning rate of a run.
@@ -79,48 +139,43 @@ class RateSchedule:
           [0.5, 1.0, 1.0, 0.875, 0.75, 0.625]
         """
         self.check(steps)
-        if not self.decays and not self.warmup:
+        if (self.kind == "constant" and not self.warmup) or peak == 0:
             return peak
-        body = self._after_warmup(peak, (steps or 0) - self.warmup)
-        if not self.warmup:
-            return body
-        rise = optax.linear_schedule(0.0, peak, self.warmup)
-
-        def shifted(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-            return rise(count + 1)
-
-        return optax.join_schedules([shifted, body], [self.warmup])
-
-    def _after_warmup(
-        self, peak: float, steps: int
-    ) -> Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]:
-        """Returns the schedule of the steps behind the warm-up."""
-        if self.kind == "linear":
-            return optax.linear_schedule(peak, peak * self.final, steps)
-        if self.kind == "cosine":
-            return optax.cosine_decay_schedule(peak, steps, alpha=self.final)
-        return optax.constant_schedule(peak)
+        return self.unit(steps).scaled(peak)
 
 
 CONSTANT = RateSchedule()
+
+
+def _of_file(path: Path, given: Mapping[str, Any]) -> RateSchedule:
+    others = [name for name in given if name != "kind"]
+    if others:
+        raise CommandError(f"{path} says all of the course: leave out {', '.join(others)}")
+    try:
+        return RateSchedule(kind=FILE, course=schedules.load(path).to_dict())
+    except (OSError, ValueError) as error:
+        raise CommandError(f"schedule {path}: {message_of(error)}") from error
 
 
 def read_schedule(settings: Mapping[str, Any]) -> RateSchedule | None:
     """Returns the schedule that a configuration or command line asks for.
 
     Args:
-      settings: may hold ``schedule``, ``warmup`` and ``final``.
+      settings: may hold ``schedule``, a kind or a file ``NAME.json``, ``warmup``, ``final``,
+        ``decay`` and ``cycles``.
 
     Returns:
-      The schedule, or None if none of the three is there.
+      The schedule, or None if none of these is there.
 
     Raises:
-      CommandError: for an unknown kind or a number out of range.
+      CommandError: for an unknown kind, a file that holds none, or a number out of range.
 
     Example:
-      >>> read_schedule({"steps": 10, "warmup": 3})
-      RateSchedule(kind='constant', warmup=3, final=0.0)
+      >>> read_schedule({"steps": 10, "warmup": 3}).warmup
+      3
     """
-    names = dict(zip(KEYS, ("kind", "warmup", "final"), strict=True))
+    names = {key: "kind" if key == "schedule" else key for key in KEYS}
     given = {names[key]: settings[key] for key in KEYS if key in settings}
+    if str(given.get("kind", "")).endswith(".json"):
+        return _of_file(Path(given["kind"]), given)
     return RateSchedule(**given) if given else None

@@ -18,6 +18,7 @@ from optkit.cli.settings import TrainRequest, TrainSettings, settle
 from optkit.cli.signals import StopRequest
 from optkit.cli.tasks import make_task
 from optkit.tasks.training import start
+from optkit.transforms.schedule_free import evaluation_params
 
 __all__ = ["TRAINING", "Outcome", "Procedure", "carry_out", "load_run", "train"]
 
@@ -276,7 +277,8 @@ def _log(loop: _Loop, metrics: dict[str, jax.Array], *, evaluates: bool) -> None
     counts = loop.prepared.counts(run.step)
     row: dict[str, Any] = {"step": run.step, "seconds": run.seconds, **counts, **scalars}
     if evaluates:
-        row["held_out"] = loop.prepared.task.evaluate(run.params)
+        used = evaluation_params(run.state, run.params)
+        row["held_out"] = loop.prepared.task.evaluate(used)
     loop.log.append(row)
     loop.on_row(row)
 

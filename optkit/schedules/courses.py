@@ -242,6 +242,7 @@ def wsd_s(
     final: float = 0.1,
     shape: Decay = "inverse",
     exact: bool = True,
+    skip_zero: bool = False,
 ) -> Schedule:
     """WSD-S: cycles of one run, each of which ends in a fall; one run serves all budgets.
 
@@ -259,6 +260,7 @@ def wsd_s(
       final: share of the peak at the ends.
       shape: of the falls, see ``optkit.schedules.wsd``.
       exact: see ``optkit.schedules.wsd``.
+      skip_zero: see ``optkit.schedules.constant``; of the first cycle.
 
     Returns:
       A ``Schedule``; the value at ``e_i`` itself is the first one of the next cycle.
@@ -288,7 +290,7 @@ def wsd_s(
     if not given:
         raise ValueError("wsd_s needs at least one cycle")
     options: Any = {"decay": decay, "final": final, "shape": shape, "exact": exact}
-    phases = _cycle(peak, given[0], 0.0, warmup=warmup, **options)
+    phases = _cycle(peak, given[0], 0.0, warmup=warmup, skip_zero=skip_zero, **options)
     for length in given[1:]:
         phases += _cycle(peak, length, final * peak, warmup=rewarmup, **options)
     return Schedule(tuple(phases), "wsd_s")
@@ -359,6 +361,7 @@ def power(
     exponent: float = 0.5,
     floor: float = 0.0,
     steps: int | None = None,
+    skip_zero: bool = False,
 ) -> Schedule:
     """Falls as a power of the step: ``peak*(t/warmup)**-exponent`` after a linear warm-up.
 
@@ -368,6 +371,7 @@ def power(
       exponent: how fast it falls; 0.5 is the inverse square root.
       floor: least share of the peak.
       steps: where it stops falling; None for never.
+      skip_zero: see ``optkit.schedules.constant``.
 
     Returns:
       A ``Schedule``.
@@ -388,7 +392,8 @@ def power(
     peak, floor = _check(peak, floor, "linear")
     rise = check_steps("warmup", warmup)
     fall = None if steps is None else check_steps("steps", steps, rise + 1) - rise
-    up = Phase(shape="linear", steps=rise, first=0.0, last=peak)
+    step = peak / rise if skip_zero else 0.0
+    up = Phase(shape="linear", steps=rise, first=step, last=peak + step)
     down = Phase(
         shape="power",
         steps=fall,
@@ -401,7 +406,12 @@ def power(
 
 
 def inverse_sqrt(
-    peak: float, *, warmup: int = 1000, floor: float = 0.0, steps: int | None = None
+    peak: float,
+    *,
+    warmup: int = 1000,
+    floor: float = 0.0,
+    steps: int | None = None,
+    skip_zero: bool = False,
 ) -> Schedule:
     """Falls as the inverse square root of the step, ``peak*sqrt(warmup/t)``, after a warm-up.
 
@@ -410,6 +420,7 @@ def inverse_sqrt(
       warmup: steps of the linear rise, at least 1.
       floor: least share of the peak.
       steps: where it stops falling; None for never.
+      skip_zero: see ``optkit.schedules.constant``.
 
     Returns:
       A ``Schedule``.
@@ -426,7 +437,7 @@ def inverse_sqrt(
     Reference:
       Vaswani et al., Attention Is All You Need, arXiv 1706.03762, with the peak for a parameter.
     """
-    made = power(peak, warmup=warmup, exponent=0.5, floor=floor, steps=steps)
+    made = power(peak, warmup=warmup, floor=floor, steps=steps, skip_zero=skip_zero)
     return Schedule(made.phases, "inverse_sqrt")
 
 

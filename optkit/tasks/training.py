@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from optkit.tasks.base import Batch, Metrics, Params, Task
+from optkit.transforms.schedule_free import evaluation_params
 
 State = Any  # the optimizer's own pytree
 Step = Callable[[Batch, State, Params], tuple[State, Params, Metrics]]
@@ -47,7 +48,8 @@ def train_step(task: Task, tx: optax.GradientTransformation) -> Step:
       tx: any Optax transformation.
 
     Returns:
-      The step. Its metrics are those of the task, `loss`, and `gradient_norm` over all leaves.
+      The step. Its metrics are those of the task, `loss`, and over all leaves `gradient_norm` and
+      `gradient_norm_l1`, from which `optkit.schedules.refined` makes the next run's learning rate.
     """
     tx = optax.with_extra_args_support(tx)
 
@@ -62,8 +64,11 @@ def train_step(task: Task, tx: optax.GradientTransformation) -> Step:
             value_fn=lambda trial: task.loss(trial, batch)[0],
         )
         updated: Any = optax.apply_updates(params, updates)
-        norm = optax.tree.norm(gradient)
-        return state, updated, {**metrics, "loss": loss, "gradient_norm": norm}
+        norms = {
+            "gradient_norm": optax.tree.norm(gradient),
+            "gradient_norm_l1": optax.tree.norm(gradient, ord=1),
+        }
+        return state, updated, {**metrics, "loss": loss, **norms}
 
     return jax.jit(step, donate_argnums=(1, 2))
 
@@ -132,9 +137,8 @@ def run(
             continue
         jax.block_until_ready((state, params))
         seconds += time.perf_counter() - started
-        record = Record(
-            index + 1, float(np.mean(jax.device_get(losses))), seconds, task.evaluate(params)
-        )
+        held_out = task.evaluate(evaluation_params(state, params))
+        record = Record(index + 1, float(np.mean(jax.device_get(losses))), seconds, held_out)
         records.append(record)
         if callback is not None:
             callback(record)

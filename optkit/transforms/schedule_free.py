@@ -229,6 +229,11 @@ def _found(state: PyTree) -> dict[str, tuple[jax.Array, Any, jax.Array]]:
             kept = dict(leaves_with_paths(node.x))
             for path, z in leaves_with_paths(node.z):
                 found[path] = (z, kept.get(path, optax.MaskedNode()), node.b1)
+    return found
+
+
+def _need(state: PyTree) -> dict[str, tuple[jax.Array, Any, jax.Array]]:
+    found = _found(state)
     if not found:
         raise ValueError("the state has no part of optkit.schedule_free, or no leaves in it")
     return found
@@ -265,6 +270,12 @@ def schedule_free_eval_params(state: PyTree, params: PyTree) -> PyTree:
     Reference:
       Defazio et al., The Road Less Scheduled, arXiv 2405.15682.
     """
+    _need(state)
+    return evaluation_params(state, params)
+
+
+def evaluation_params(state: PyTree, params: PyTree) -> PyTree:
+    """Like ``schedule_free_eval_params``, and the parameters themselves of any other state."""
     found = _found(state)
 
     def leaf(path: str, p: jax.Array) -> jax.Array:
@@ -301,7 +312,7 @@ def schedule_free_train_params(state: PyTree, params: PyTree) -> PyTree:
     Reference:
       Defazio et al., The Road Less Scheduled, arXiv 2405.15682.
     """
-    found = _found(state)
+    found = _need(state)
 
     def leaf(path: str, p: jax.Array) -> jax.Array:
         if path not in found:

@@ -67,7 +67,7 @@ def test_step_reports_loss_and_gradient_norm(task: tasks.Task) -> None:
     loss, gradient = jax.jit(jax.value_and_grad(lambda p: task.loss(p, batch)[0]))(params)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
     metrics = tasks.train_step(task, tx)(batch, state, params)[2]
-    assert set(metrics) == {"loss", "gradient_norm", "error"}
+    assert set(metrics) == {"loss", "gradient_norm", "gradient_norm_l1", "error"}
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
 
