@@ -95,8 +95,9 @@ class Replica:
             values[name] = self._scheduled(name, own, count, replicas)
         inner = self._built({n: v.own for n, v in values.items()}).init(params)
         record = self._record(count, values)
-        *before, record = self._varying((count, inner, values, jnp.zeros(()), record))
-        return HdetState(*before, key, record)
+        loss = jnp.zeros(())
+        count, inner, values, loss, record = self._varying((count, inner, values, loss, record))
+        return HdetState(count, inner, values, loss, key, record)
 
     def update(
         self,
