@@ -60,44 +60,68 @@ def layer_means(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False) 
     def estimate(params: PyTree, key: jax.Array) -> dict[str, LayerMeans]:
         del key
         program = jax.make_jaxpr(loss)(params)
-        named = leaves_with_paths(params)
-        marks = [path if np.ndim(leaf) >= 2 else None for path, leaf in named]
-        leaves = [leaf for _, leaf in named]
-        shapes: dict[str, tuple[int, ...]] = {}
+        leaves = [leaf for _, leaf in leaves_with_paths(params)]
+        marks = [
+            _Kernel(path, tuple(range(np.ndim(leaf)))) if np.ndim(leaf) >= 2 else None
+            for path, leaf in leaves_with_paths(params)
+        ]
+        products: dict[str, _Product] = {}
 
         def run(shifts: dict[str, jax.Array] | None) -> tuple[jax.Array, dict[str, jax.Array]]:
             """The loss with a shift added to the outputs of each layer, and the mean inputs."""
             sums: dict[str, list[tuple[jax.Array, int]]] = {}
 
-            def meet(path: str, product: Any, x: jax.Array, axes: Any) -> Any:
-                summed, rows, out = axes
-                over = tuple(a for a in range(x.ndim) if a not in summed)
-                total = jnp.sum(x.astype(jnp.float32), axis=over)
-                kept = sorted(summed)  # the order in which they are left; now that of the kernel
-                total = jnp.transpose(total, [kept.index(a) for a in summed])
-                sums.setdefault(path, []).append((total, rows))
-                behind, shape = out
-                shapes[path] = shape
-                if shifts is None:
-                    return product
-                front = () if behind else (1,) * (product.ndim - len(shape))
-                shift = shifts[path].reshape(*shape, *front)
-                shift = shift.reshape(*(1,) * (product.ndim - shift.ndim), *shift.shape)
-                return product + jnp.broadcast_to(shift, product.shape).astype(product.dtype)
+            def meet(path: str, value: Any, x: jax.Array, product: _Product) -> Any:
+                if products.setdefault(path, product).inputs != product.inputs:
+                    return value  # the other way round, such as a tied head
+                sums.setdefault(path, []).append(product.summed_inputs(x))
+                return value if shifts is None else product.shifted(value, shifts[path])
 
             (value,), _ = _evaluate(program.jaxpr, program.consts, leaves, marks, meet)
             means = {
-                path: sum((s for s, _ in each), jnp.zeros(())) / max(1, sum(n for _, n in each))
+                path: sum((s for s, _ in each[1:]), each[0][0]) / max(1, sum(n for _, n in each))
                 for path, each in sums.items()
             }
             return value, means
 
         jax.eval_shape(lambda: run(None))
-        zeros = {path: jnp.zeros(shape, jnp.float32) for path, shape in shapes.items()}
+        zeros = {path: jnp.zeros(each.shape, jnp.float32) for path, each in products.items()}
         gradients, means = jax.grad(run, has_aux=True)(zeros)
-        return {path: LayerMeans(means[path], gradients[path]) for path in shapes}
+        return {path: LayerMeans(means[path], gradients[path]) for path in products}
 
     return estimate
+
+
+class _Kernel(NamedTuple):
+    """A leaf of the parameters on its way to its inputs."""
+
+    path: str
+    axes: tuple[int, ...]  # those of the leaf, in their present order
+
+
+class _Product(NamedTuple):
+    """How inputs meet a kernel, all in the order of the kernel's own axes."""
+
+    inputs: tuple[int, ...]  # axes of the kernel that are summed over
+    summed: tuple[int, ...]  # axes of the inputs that they meet
+    shape: tuple[int, ...]  # of its other axes
+    order: tuple[int, ...]  # where those of the product are among them
+    behind: bool  # whether they are the last axes of the product, and not the first
+
+    def summed_inputs(self, x: jax.Array) -> tuple[jax.Array, int]:
+        """The sum of all rows of the inputs, and their number."""
+        over = tuple(a for a in range(x.ndim) if a not in self.summed)
+        total, left = jnp.sum(x.astype(jnp.float32), axis=over), sorted(self.summed)
+        ordered = jnp.transpose(total, [left.index(a) for a in self.summed])
+        return ordered, int(np.prod([x.shape[a] for a in over]))
+
+    def shifted(self, value: jax.Array, shift: jax.Array) -> jax.Array:
+        """The product with one shift for all rows."""
+        own = jnp.transpose(shift, self.order)
+        others = (1,) * (value.ndim - own.ndim)
+        own = own.reshape(*others, *own.shape) if self.behind else own.reshape(*own.shape, *others)
+        # Spread before it is cast, so that gradients are summed in float32.
+        return value + jnp.broadcast_to(own, value.shape).astype(value.dtype)
 
 
 def _evaluate(
@@ -106,14 +130,14 @@ def _evaluate(
     """Runs a program; ``marks`` name arguments that are kernels, ``meet`` sees their products."""
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
-    marked: dict[Any, str] = {
+    marked: dict[Any, _Kernel] = {
         var: mark for var, mark in zip(jaxpr.invars, marks, strict=True) if mark is not None
     }
 
     def read(x: Any) -> Any:
         return x.val if isinstance(x, core.Literal) else env[x]
 
-    def mark_of(x: Any) -> str | None:
+    def mark_of(x: Any) -> _Kernel | None:
         return None if isinstance(x, core.Literal) else marked.get(x)
 
     for eqn in jaxpr.eqns:
@@ -126,6 +150,9 @@ def _evaluate(
             values, found = _run(jaxpr, eqn, given), [None] * len(eqn.outvars)
             if eqn.primitive.name in _PASSING:
                 found = names[:1]
+            elif eqn.primitive.name == "transpose" and names[0] is not None:
+                axes = tuple(names[0].axes[a] for a in eqn.params["permutation"])
+                found = [_Kernel(names[0].path, axes)]
             elif eqn.primitive.name == "dot_general" and any(names):
                 values = [_met(eqn, given, names, values[0], meet)]
         env.update(zip(eqn.outvars, values, strict=True))
@@ -142,15 +169,22 @@ def _run(jaxpr: Any, eqn: Any, given: list[Any]) -> list[Any]:
     return [None if isinstance(x, core.DropVar) else next(values) for x in eqn.outvars]
 
 
-def _met(eqn: Any, given: list[Any], names: list[Any], product: Any, meet: Any) -> Any:
+def _met(eqn: Any, given: list[Any], marks: list[Any], value: Any, meet: Any) -> Any:
     """Hands a product with a kernel on, unless it is one of two kernels or of batches of them."""
     (contracted, batched) = eqn.params["dimension_numbers"]
-    side = 0 if names[0] is not None else 1
-    if all(name is not None for name in names) or batched[0]:
-        return product
-    kernel, x = given[side], given[1 - side]
-    order = sorted(range(len(contracted[side])), key=lambda i: contracted[side][i])
-    summed = [contracted[1 - side][i] for i in order]  # in the order of the kernel's axes
-    shape = tuple(n for a, n in enumerate(kernel.shape) if a not in contracted[side])
-    rows = int(np.prod([n for a, n in enumerate(x.shape) if a not in summed]))
-    return meet(names[side], product, x, (summed, rows, (side == 1, shape)))
+    side = 0 if marks[0] is not None else 1
+    if all(mark is not None for mark in marks) or batched[0]:
+        return value
+    path, axes = marks[side]
+    pairs = sorted(
+        (axes[a], b) for a, b in zip(contracted[side], contracted[1 - side], strict=True)
+    )
+    free = [axes[a] for a in range(len(axes)) if a not in contracted[side]]
+    product = _Product(
+        tuple(a for a, _ in pairs),
+        tuple(b for _, b in pairs),
+        tuple(given[side].shape[axes.index(a)] for a in sorted(free)),
+        tuple(sorted(free).index(a) for a in free),
+        side == 1,
+    )
+    return meet(path, value, given[1 - side], product)

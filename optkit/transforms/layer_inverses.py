@@ -105,11 +105,12 @@ class LayerInverses(NamedTuple):
         def eye(layer: _Layer, size: int) -> jax.Array:
             leaf, shape = leaves[layer.kernel], (*layer.view.batch_shape, size, size)
             dtype = accumulator_dtype(leaf, self.state_dtype)
-            return zeros_beside(leaf, shape, dtype) + jnp.eye(size, dtype=dtype)
+            identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), shape)
+            return zeros_beside(leaf, shape, dtype) + identity
 
         def flags(layer: _Layer) -> jax.Array:
             shape = (*layer.view.batch_shape, 2)
-            return zeros_beside(leaves[layer.kernel], shape, jnp.bool_) | jnp.ones(2, jnp.bool_)
+            return ~zeros_beside(leaves[layer.kernel], shape, jnp.bool_)
 
         extra = [layer.bias is not None for layer in layers]
         sides = zip(layers, extra, strict=True)

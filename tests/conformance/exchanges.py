@@ -63,6 +63,8 @@ STEP = {
     **_of("altlora altlora_plus", all_reduce=3),
     # Means over rows and columns of adapters that are split.
     **_of("adalora", all_reduce=1),
+    # Norms of gradients, updates and weights, and products with a vector, five a measurement.
+    **_of("diagnose", all_reduce=14),
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }
@@ -78,7 +80,7 @@ NUMBERS = _names(
     """
     adafactor adalora adamp adaptive_memory add_masked_decay alignment_brake altlora
     altlora_plus am_adamw am_msgd apollo apollo_mini auon came cast_adams cautious
-    cautious_adamw cautious_lion clip_by_global_norm clip_leaf_norm clipup ef21
+    cautious_adamw cautious_lion clip_by_global_norm clip_leaf_norm clipup diagnose ef21
     error_feedback frugal id3 limit_norm_growth mars_adamw mars_lion normal_plane
     normalized_momentum oasis project_radial project_to_norm scale_by_came scale_by_cosh_rms
     scale_by_entry_moment scale_by_factored_rms scale_by_oasis scale_by_row_moment scale_by_sm3 sgdp
