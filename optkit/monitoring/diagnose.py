@@ -210,8 +210,12 @@ def _merge(one: PyTree, other: PyTree, keep: Sequence[bool]) -> PyTree:
     """
     empty = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
     structure: Any = jax.tree.structure(one, is_leaf=empty)
-    pairs = zip(structure.flatten_up_to(one), structure.flatten_up_to(other), keep, strict=True)
-    return structure.unflatten([y if on else x for x, y, on in pairs])
+    pairs = zip(structure.flatten_up_to(one), structure.flatten_up_to(other), strict=True)
+    flags = iter(keep)
+    # Masked in both: a leaf that another transformation serves.
+    return structure.unflatten(
+        [x if empty(x) and empty(y) else y if next(flags) else x for x, y in pairs]
+    )
 
 
 def _states(node: Any) -> Iterator[DiagnoseState]:

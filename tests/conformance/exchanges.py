@@ -63,8 +63,8 @@ STEP = {
     **_of("altlora altlora_plus", all_reduce=3),
     # Means over rows and columns of adapters that are split.
     **_of("adalora", all_reduce=1),
-    # Norms of gradients, updates and weights, and products with a vector, five a measurement.
-    **_of("diagnose", all_reduce=14),
+    # Norms of gradients, updates and weights, and products with a vector.
+    **_of("diagnose", all_reduce=5),
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }

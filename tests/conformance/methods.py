@@ -98,7 +98,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "powersgd_mean": {"min_compression_rate": 0.0},  # low-rank factors of small matrices do not pay
     "skip_spikes": {"window": 32},  # the history is shared state: 4 bytes a value
     # Eagerly each lax.cond compiles anew; tests/monitoring sees to measurements that are skipped.
-    "diagnose": {"every": 1},
+    # And each iteration sends a number for each row.
+    "diagnose": {"every": 1, "iterations": 1},
     # AdaGrad: by default small gradients do nothing and steps fall as 1/t, both on purpose. A root
     # of eps between rounding and most gradients lifts the rounding of a mean that is nearly 0.
     "classp": {"threshold": 0.0, "power": 2.0, "eps": 0.1},
