@@ -82,6 +82,7 @@ from optkit.optimizers.schedule_free_adamw import schedule_free_adamw
 from optkit.optimizers.scion import scion
 from optkit.optimizers.scion_init import scion_init
 from optkit.optimizers.sgdp import sgdp
+from optkit.optimizers.shampoo import shampoo, shampoo_google
 from optkit.optimizers.signsgd import signsgd, signum
 from optkit.optimizers.sm3 import (
     sm3,
@@ -168,6 +169,8 @@ __all__ = [
     "scion_init",
     "sgdp",
     "sgld",
+    "shampoo",
+    "shampoo_google",
     "signsgd",
     "signum",
     "sm3",

@@ -115,6 +115,11 @@ from optkit.transforms.schedule_free import (
     schedule_free_eval_params,
     schedule_free_train_params,
 )
+from optkit.transforms.shampoo import ScaleByShampooState, scale_by_shampoo
+from optkit.transforms.shampoo_google import (
+    ScaleByShampooGoogleState,
+    scale_by_shampoo_google,
+)
 from optkit.transforms.shape_scale import scale_by_shape
 from optkit.transforms.sine_modulation import SineModulationState, sine_modulation
 from optkit.transforms.sketching import OrthogonalizeState
@@ -186,6 +191,8 @@ __all__ = [
     "ScaleByPsgdKronState",
     "ScaleByRmsState",
     "ScaleByRowMomentState",
+    "ScaleByShampooGoogleState",
+    "ScaleByShampooState",
     "ScaleBySm3State",
     "ScaleBySophiaState",
     "ScheduleFreeState",
@@ -268,6 +275,8 @@ __all__ = [
     "scale_by_rms",
     "scale_by_row_col",
     "scale_by_row_moment",
+    "scale_by_shampoo",
+    "scale_by_shampoo_google",
     "scale_by_shape",
     "scale_by_sm3",
     "scale_by_sophia",

@@ -20,6 +20,8 @@ from optkit.tree.paths import (
 PROJECTED = "projected"
 # Of what each worker has for itself, a first axis of workers before the parameter's.
 OF_WORKER = "of_worker"
+# Factors of matrices and their roots, which lie spread over the devices whatever their leaf does.
+KRONECKER = "kronecker"
 # And that of bases, which a codec may have stored, each matrix's in a row.
 BASIS = "basis"
 
@@ -63,6 +65,11 @@ class StateLeaf:
     def is_of_worker(self) -> bool:
         """Whether each worker has its own."""
         return any(getattr(entry, "name", None) == OF_WORKER for entry in self.key_path)
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether it is a factor of its parameter's matrices, as large as they are."""
+        return any(getattr(entry, "name", None) == KRONECKER for entry in self.key_path)
 
     @property
     def is_basis(self) -> bool:

@@ -94,6 +94,8 @@ class MatrixFunction:
       flops: FLOPs for one matrix of ``m <= n``; None if unknown.
       split_flops: of ``split``, those that are done once a matrix, not once a column.
       wire: dtype that the matrices may be rounded to before they are moved; None for their own.
+      spread: tells that the other arguments are matrices that lie in parts on the devices, and are
+        moved like the first; not statistics that are whole on each.
     """
 
     whole: Callable[..., Any]
@@ -103,6 +105,7 @@ class MatrixFunction:
     flops: Callable[[int, int], int] | None = None
     split_flops: Callable[[int], int] | None = None
     wire: Any = None
+    spread: bool = False
 
     def __call__(self, *args: jax.Array) -> Any:
         """Calls ``whole``."""

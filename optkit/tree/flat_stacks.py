@@ -182,7 +182,7 @@ class _Stack:
         wire = self.function.wire or columns[0][0].dtype
         first = [self._widened(own[0].astype(wire)) for own in columns]
         stacks = [_join(first), *(_join(each) for each in list(zip(*columns, strict=True))[1:])]
-        if not self.spread.explicit:
+        if not self.spread.explicit and not self.function.spread:
             # Or the compiler splits statistics by rows before it stacks them, and exchanges each.
             stacks[1:] = [
                 x

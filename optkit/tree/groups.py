@@ -151,7 +151,7 @@ def _apply(
     stacks = _stack(items)
     if spread is None or _whole(first, spread.spec):
         return _unstack(function(*stacks), len(items))
-    if not spread.explicit:
+    if not spread.explicit and not function.spread:
         # Or the compiler splits statistics by rows before it stacks them, and exchanges each.
         rank = first.ndim - 2
         stacks = tuple(

@@ -10,7 +10,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from optkit.tree.accounting import StateLeaf, match_state
 from optkit.tree.paths import PyTree, leaves_with_paths
-from optkit.tree.sharding import Mesh, history_spec, projected_spec, statistic_spec, stored_spec
+from optkit.tree.sharding import (
+    Mesh,
+    factor_spec,
+    history_spec,
+    projected_spec,
+    statistic_spec,
+    stored_spec,
+)
 
 
 class IndivisibleShape(ValueError):
@@ -81,6 +88,8 @@ def state_sharding(
 def spec_of_state(match: StateLeaf, spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
     """Returns the partition of a state leaf that belongs to a parameter of a given partition."""
     shape, leaf = tuple(np.shape(match.leaf)), tuple(np.shape(match.param))
+    if match.is_factor and not mesh.empty:
+        return factor_spec(shape, mesh)
     if shape == leaf:
         return spec
     if match.is_stored and not match.is_basis:

@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Mesh = Any
+# Names of axes that go over slices or hosts, on whose links nothing is sent unless asked for.
+SLOW_AXES = ("slice", "slices", "dcn", "replica", "host")
 SpecRule = Callable[[tuple[int, ...], tuple[int, ...], PartitionSpec], PartitionSpec]
 
 
@@ -145,6 +147,38 @@ def zeros_beside(
         spec = rule(shape, np.shape(leaf), placed.spec)
         return jnp.zeros(shape, dtype, device=NamedSharding(placed.mesh, spec))
     return jnp.zeros(shape, dtype)
+
+
+def factor_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Returns how square factors ``(*batch, n, n)`` of a leaf are partitioned, whatever it is.
+
+    They are as large as the leaf, so that no device keeps all: each has its share of the last batch
+    axis if the devices divide it, else of the rows. Over axes of slow links they are repeated.
+    """
+    every = tuple(mesh.axis_names)
+    names = tuple(name for name in every if name not in SLOW_AXES) or every
+    devices = math.prod(mesh.shape[name] for name in names)
+    for axis in (len(shape) - 3, len(shape) - 2):
+        if axis >= 0 and shape[axis] and shape[axis] % devices == 0:
+            return PartitionSpec(*(names if i == axis else None for i in range(len(shape))))
+    return PartitionSpec(*(None,) * len(shape))
+
+
+def factor_beside(leaf: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Returns zeros for factors of a leaf, placed as ``factor_spec`` says."""
+    if isinstance(leaf, jax.core.Tracer):
+        return place_factor(jnp.zeros(shape, dtype), leaf)
+    placed = getattr(leaf, "sharding", None)
+    if isinstance(placed, NamedSharding) and placed.mesh.size > 1:
+        spec = factor_spec(shape, placed.mesh)
+        return jnp.zeros(shape, dtype, device=NamedSharding(placed.mesh, spec))
+    return jnp.zeros(shape, dtype)
+
+
+def place_factor(x: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Places a factor of a leaf as ``factor_spec`` says."""
+    mesh = mesh_of(leaf)
+    return x if mesh is None else place(x, mesh, factor_spec(x.shape, mesh))
 
 
 def place_projected(x: jax.Array, leaf: Any) -> jax.Array:

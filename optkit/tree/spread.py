@@ -7,11 +7,9 @@ import jax
 from jax.sharding import PartitionSpec
 
 from optkit.tree.costs import MatrixSharding, axes_of
-from optkit.tree.sharding import mesh_of, place, spec_of
+from optkit.tree.sharding import SLOW_AXES, mesh_of, place, spec_of
 
 _FREE = PartitionSpec.UNCONSTRAINED
-# Names of axes that go over slices or hosts, on whose links nothing is sent unless asked for.
-SLOW_AXES = ("slice", "slices", "dcn", "replica", "host")
 
 
 class Spread(NamedTuple):

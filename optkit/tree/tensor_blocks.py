@@ -188,6 +188,8 @@ class BlockLayout:
       structure: the tree's structure.
       paths: path of each group of blocks.
       blocks: (batch axes, shape of a block) of each group: all blocks of one shape of a leaf.
+      tensors: number of the tensor (or batch of them) that each group is cut from.
+      counts_of: how many blocks of its shape a tensor has.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -248,13 +250,16 @@ class BlockLayout:
             view = matrix_view(leaf, own, path=path, role=role)
             self._parts.append([_of_matrices(v, limit) for v in matrix_blocks(view, own, path)])
         found = [
-            (path, (view.batch_of(kind), kind.sizes))
+            (path, (view.batch_of(kind), kind.sizes), kind.count)
             for (path, _), views in zip(leaves_with_paths(tree), self._parts, strict=True)
             for view in views
             for kind in view.kinds
         ]
-        self.paths = tuple(path for path, _ in found)
-        self.blocks = tuple(block for _, block in found)
+        self.paths = tuple(path for path, _, _ in found)
+        self.blocks = tuple(block for _, block, _ in found)
+        self.counts_of = tuple(count for _, _, count in found)
+        kinds = [len(view.kinds) for views in self._parts for view in views]
+        self.tensors = tuple(i for i, count in enumerate(kinds) for _ in range(count))
         self.counts = [sum(len(view.kinds) for view in views) for views in self._parts]
 
     def split(self, tree: PyTree) -> list[jax.Array]:

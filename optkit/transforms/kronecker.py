@@ -1,0 +1,336 @@
+"""Kronecker factors of a tree: a second moment an axis, their inverse roots, and when those change.
+
+The state has a factor and a root for each axis of each group of blocks, under the path of the
+parameter. On a mesh factors and roots lie spread over the devices (by layers where these fill it,
+else by rows), and are moved to whole matrices where a method works on them.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optkit.linalg import apply_along, inverse_root, tensor_gram
+from optkit.transforms.hyperparams import Scalar, debias
+from optkit.tree import BlockLayout, MatrixFunction, PyTree, map_groups
+from optkit.tree.dtypes import accumulator_dtype
+from optkit.tree.sharding import factor_beside, place_factor
+
+# Sums of products of larger entries leave float32.
+LARGEST = 1e15
+
+Lists = list[list[Any]]
+Blocks = Sequence[jax.Array]
+Axes = tuple[int, ...]
+
+
+class KroneckerState(NamedTuple):
+    """Factors and their inverse roots: a tuple of trees like the parameters.
+
+    The i-th tree has the i-th array of each leaf: those of its axes, for each shape of its blocks.
+    """
+
+    factors: tuple[PyTree, ...]  # float32 (*batch, [blocks,] n, n)
+    roots: tuple[PyTree, ...]  # float32, the same shapes
+
+
+class Kronecker:
+    """Factors of the blocks of one tree.
+
+    Attributes:
+      layout: how the tree is read.
+      axes: for each group of blocks, which of its axes have a factor, counted from the end.
+    """
+
+    def __init__(
+        self,
+        layout: BlockLayout,
+        chosen: Callable[[int, tuple[int, ...]], tuple[int, ...]] | None = None,
+        *,
+        group_bytes: int | None = None,
+    ) -> None:
+        """Chooses axes: ``chosen(group, shape of a block)`` gives them; None for all of them."""
+        self.layout, self.group_bytes = layout, group_bytes
+        self.axes = [
+            tuple(range(-len(sizes), 0)) if chosen is None else chosen(group, sizes)
+            for group, (_, sizes) in enumerate(layout.blocks)
+        ]
+        self.orders = [len(sizes) for _, sizes in layout.blocks]
+
+    def init(self, params: PyTree, diagonal: float = 0.0, root: float = 1.0) -> KroneckerState:
+        """Factors that are a multiple of the identity, beside their parameters, and roots."""
+        leaves = self.layout.leaf_of(params)
+
+        def made(value: float) -> tuple[PyTree, ...]:
+            return self.layout.pack(
+                [
+                    [_multiple(leaf, batch, sizes[axis], value) for axis in axes]
+                    for leaf, (batch, sizes), axes in zip(
+                        leaves, self.layout.blocks, self.axes, strict=True
+                    )
+                ]
+            )
+
+        return KroneckerState(made(diagonal), made(root))
+
+    def lists(self, trees: tuple[PyTree, ...]) -> Lists:
+        """One list of arrays a group of blocks."""
+        return self.layout.unpack(trees, [len(axes) for axes in self.axes])
+
+    def placed(self, lists: Lists, like: Lists) -> Lists:
+        """Arrays that lie as factors do, on the mesh of others."""
+        return [
+            [place_factor(x, y) for x, y in zip(own, others, strict=True)]
+            for own, others in zip(lists, like, strict=True)
+        ]
+
+    def pack(self, lists: Lists, like: Lists) -> tuple[PyTree, ...]:
+        """Undoes ``lists``, and has every array lie as a factor does."""
+        return self.layout.pack(self.placed(lists, like))
+
+    def grams(self, grads: Blocks) -> Lists:
+        """Second moments of blocks along each axis that has a factor."""
+
+        def work(axes: Axes, sizes: tuple[int, ...], g: jax.Array) -> tuple[jax.Array, ...]:
+            bounded = jnp.clip(g, -LARGEST, LARGEST)
+            return tuple(tensor_gram(bounded, axis, len(sizes)) for axis in axes)
+
+        empty: Lists = [[] for _ in self.axes]
+        return self._mapped(work, grads, empty, [[] for _ in self.axes])
+
+    def applied(self, given: Blocks, roots: Lists) -> list[jax.Array]:
+        """Blocks with the roots of their axes applied."""
+
+        def work(axes: Axes, sizes: tuple[int, ...], x: jax.Array, *own: jax.Array) -> jax.Array:
+            for axis, root in zip(axes, own, strict=True):
+                x = apply_along(x, root, axis, len(sizes))
+            return x
+
+        done = self._mapped(work, given, roots, list(given))
+        return [y.reshape(x.shape) for x, y in zip(given, done, strict=True)]
+
+    def _mapped(
+        self, work: Callable[..., Any], blocks: Blocks, others: Lists, idle: list[Any]
+    ) -> list[Any]:
+        """Works on blocks of one shape together; ``idle`` is the result where no axis is chosen.
+
+        Vectors and tensors travel as matrices.
+        """
+        out, kinds = list(idle), dict[Any, list[int]]()
+        for group, ((_, sizes), axes) in enumerate(zip(self.layout.blocks, self.axes, strict=True)):
+            if axes:
+                kinds.setdefault((sizes, axes), []).append(group)
+        for (sizes, axes), members in kinds.items():
+            order, flat = len(sizes), (math.prod(sizes[:-1]), sizes[-1])
+
+            def on_matrices(
+                x: jax.Array, *own: jax.Array, sizes: Any = sizes, axes: Axes = axes
+            ) -> Any:
+                lead = x.shape[:-2]
+                done = work(axes, sizes, x.reshape(*lead, *sizes), *own)
+                return done.reshape(x.shape) if isinstance(done, jax.Array) else done
+
+            columns = [list(column) for column in zip(*(others[i] for i in members), strict=True)]
+            given = [blocks[i] for i in members]
+            if order != 2:
+                given = [x.reshape(*x.shape[: x.ndim - order], *flat) for x in given]
+            done = map_groups(
+                MatrixFunction(on_matrices, spread=True),
+                given,
+                *columns,
+                group_bytes=self.group_bytes,
+            )
+            for group, result in zip(members, done, strict=True):
+                out[group] = result
+        return out
+
+    def refreshed(
+        self, factors: Lists, roots: Lists, root_of: "RootOf", scale: Scalar
+    ) -> tuple[Lists, jax.Array]:
+        """Returns new roots of all factors divided by ``scale``, and how many failed."""
+        new: Lists = [list(own) for own in roots]
+        failures: Any = 0
+        for power, places in self._by_power(root_of).items():
+            work = MatrixFunction(root_of.function(power, scale), spread=True)
+            old, now = ([lists[i][j] for i, j in places] for lists in (roots, factors))
+            done = map_groups(work, now, old, group_bytes=self.group_bytes)
+            for (i, j), (x, failed) in zip(places, done, strict=True):
+                new[i][j] = x
+                failures = failures + jnp.sum(failed)
+        return new, jnp.asarray(failures, jnp.int32)
+
+    def _by_power(self, root_of: "RootOf") -> dict[float, list[tuple[int, int]]]:
+        out: dict[float, list[tuple[int, int]]] = {}
+        for i, axes in enumerate(self.axes):
+            for j in range(len(axes)):
+                out.setdefault(root_of.power(len(axes)), []).append((i, j))
+        return out
+
+    def in_turn(
+        self, factors: Lists, roots: Lists, root_of: "RootOf", scale: Scalar, turn: Any, every: int
+    ) -> tuple[Lists, jax.Array]:
+        """The same for one of ``every`` parts of the factors, of which it is the turn."""
+        new: Lists = [list(own) for own in roots]
+        failures: Any = 0
+        for power, places in self._by_power(root_of).items():
+            work = MatrixFunction(root_of.function(power, scale), spread=True)
+            by_size: dict[int, list[tuple[int, int]]] = {}
+            for i, j in places:
+                by_size.setdefault(factors[i][j].shape[-1], []).append((i, j))
+            for own in by_size.values():
+                plan = _Turns([factors[i][j].shape[:-2] for i, j in own], every)
+                now, old = (
+                    plan.picked([lists[i][j] for i, j in own], turn) for lists in (factors, roots)
+                )
+                done = map_groups(work, now, old, group_bytes=self.group_bytes)
+                fresh, failed = ([pair[k] for pair in done] for k in (0, 1))
+                failures = failures + plan.count(failed, turn)
+                given = [roots[i][j] for i, j in own]
+                for (i, j), x in zip(own, plan.put(given, fresh, turn), strict=True):
+                    new[i][j] = x
+        return new, jnp.asarray(failures, jnp.int32)
+
+
+def new_factors(factors: Lists, grams: Lists, decay: Scalar) -> Lists:
+    """Factors after a gradient: an average of second moments, or with a decay of 1 their sum."""
+    fresh = weight_of(decay)
+    return [
+        [decay * old + fresh * new for old, new in zip(own, gram, strict=True)]
+        for own, gram in zip(factors, grams, strict=True)
+    ]
+
+
+def weight_of(decay: Scalar) -> Scalar:
+    """The weight of what is new: 1 in a sum, that is with a decay of 1."""
+    if isinstance(decay, jax.Array):
+        return jnp.where(decay == 1.0, 1.0, 1.0 - decay)
+    return 1.0 if decay == 1.0 else 1.0 - decay
+
+
+def weights_sum(decay: Scalar, steps: jax.Array) -> Scalar:
+    """The sum of the weights in an average, to divide by; 1 for a sum."""
+    if isinstance(decay, jax.Array):
+        safe = jnp.where(decay == 1.0, 0.5, decay)
+        return jnp.where(decay == 1.0, 1.0, debias(safe, steps))
+    return 1.0 if decay == 1.0 else debias(decay, steps)
+
+
+def _multiple(leaf: Any, batch: tuple[int, ...], n: int, value: float) -> jax.Array:
+    dtype = accumulator_dtype(leaf)
+    zeros = factor_beside(leaf, (*batch, n, n), dtype)
+    if value == 0:
+        return zeros
+    return zeros + value * jnp.eye(n, dtype=dtype).reshape((1,) * len(batch) + (n, n))
+
+
+class RootOf(NamedTuple):
+    """Which root is taken, and how.
+
+    Attributes:
+      exponent: 1/power of the root; None for twice the number of factors of a block.
+      options: of ``inverse_root``.
+    """
+
+    exponent: float | None
+    options: dict[str, Any]
+
+    def power(self, factors: int) -> float:
+        """The p of a block with so many factors."""
+        return 2 * factors if self.exponent is None else self.exponent
+
+    def function(self, power: float, scale: Scalar) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """Of factor and last root to the new one, the last one if that failed, and whether."""
+
+        def root(factor: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+            # Rounding must not make it unsymmetric, which neither method would notice.
+            done = inverse_root(0.5 * (factor + factor.mT) / scale, power, **self.options)
+            fine = ~done.failed
+            new = jnp.where(fine[..., None, None], done.root, last)
+            return new, done.failed.astype(jnp.int32)
+
+        return root
+
+
+def refresh(
+    kronecker: Kronecker,
+    factors: Lists,
+    roots: Lists,
+    root_of: RootOf,
+    scale: Scalar,
+    *,
+    due: jax.Array,
+    turn: jax.Array | None,
+    every: int,
+) -> tuple[Lists, jax.Array]:
+    """Returns the roots after an update, and how many of them failed.
+
+    With a ``turn`` those whose turn it is, which costs the same at each update; else all of them
+    where ``due``, and nothing elsewhere.
+    """
+    if not any(kronecker.axes):
+        return roots, jnp.zeros((), jnp.int32)
+    if turn is not None:
+        return kronecker.in_turn(factors, roots, root_of, scale, turn, every)
+
+    def anew(factors: Lists, roots: Lists) -> tuple[Lists, jax.Array]:
+        new, failed = kronecker.refreshed(factors, roots, root_of, scale)
+        return kronecker.placed(new, roots), failed
+
+    def as_it_was(factors: Lists, roots: Lists) -> tuple[Lists, jax.Array]:
+        del factors
+        return kronecker.placed(roots, roots), jnp.zeros((), jnp.int32)
+
+    return jax.lax.cond(due, anew, as_it_was, factors, roots)
+
+
+class _Turns:
+    """Matrices of one size, spread over turns: each comes once a round."""
+
+    def __init__(self, batches: Sequence[tuple[int, ...]], every: int) -> None:
+        self.batches, self.every = list(batches), every
+        counts = [math.prod(batch) for batch in batches]
+        self.starts = [0, *itertools.accumulate(counts)]
+        self.total = self.starts[-1]
+        self.each = -(-self.total // every)
+
+    def _places(self, turn: int) -> list[int]:
+        """The matrices of a turn, filled up with its first one (or the first of all)."""
+        own = list(range(turn, self.total, self.every))
+        return own + [own[0] if own else 0] * (self.each - len(own))
+
+    def picked(self, arrays: Sequence[jax.Array], turn: jax.Array) -> list[jax.Array]:
+        """The matrices of a turn; only these are copied."""
+        flat = [x.reshape(-1, *x.shape[-2:]) for x in arrays]
+
+        def branch(number: int) -> Callable[..., tuple[jax.Array, ...]]:
+            places = [self._at(place) for place in self._places(number)]
+            return lambda *given: tuple(given[a][k] for a, k in places)
+
+        return list(jax.lax.switch(turn, [branch(i) for i in range(self.every)], *flat))
+
+    def _at(self, place: int) -> tuple[int, int]:
+        array = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return array, place - self.starts[array]
+
+    def count(self, failed: Sequence[jax.Array], turn: jax.Array) -> jax.Array:
+        """How many of a turn failed, those that fill it up not counted."""
+        real = (self.total - turn + self.every - 1) // self.every
+        return sum((jnp.where(k < real, x, 0) for k, x in enumerate(failed)), jnp.int32(0))
+
+    def put(
+        self, arrays: Sequence[jax.Array], fresh: Sequence[jax.Array], turn: jax.Array
+    ) -> list[jax.Array]:
+        """The arrays with those of the turn in their places."""
+        out = []
+        for array, (x, start) in enumerate(zip(arrays, self.starts, strict=False)):
+            numbers = np.arange(start, self.starts[array + 1])
+            new = [
+                jnp.where(turn == number % self.every, fresh[number // self.every], own)
+                for number, own in zip(numbers, x.reshape(-1, *x.shape[-2:]), strict=True)
+            ]
+            out.append(jnp.stack(new).reshape(x.shape) if x.ndim > 2 else new[0])
+        return out
