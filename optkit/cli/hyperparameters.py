@@ -19,6 +19,7 @@ __all__ = [
     "find_entry",
     "find_recipe",
     "find_strategy",
+    "rates_of",
     "resolved",
 ]
 
@@ -155,7 +156,7 @@ def build(
     """
     bound = bind(entry, given)
     schedule.check(steps)
-    for name, rate in _learning_rates(entry, bound).items():
+    for name, rate in rates_of(entry, bound).items():
         bound[name] = schedule.over(rate, steps)
     try:
         return entry.factory(**bound)
@@ -163,8 +164,16 @@ def build(
         raise CommandError(f"{entry.name}: {message_of(error)}") from error
 
 
-def _learning_rates(entry: Entry, bound: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the learning rates in force by name; one that is None follows another and stays."""
+def rates_of(entry: Entry, bound: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the learning rates in force by name; one that is None follows another and stays.
+
+    Args:
+      entry: the method.
+      bound: hyperparameters, as bound.
+
+    Returns:
+      Rates by name; schedules are left out.
+    """
     values = {name: bound.get(name, par.default) for name, par in entry.hyperparameters().items()}
     return {
         name: value

@@ -36,6 +36,8 @@ class Task:
       evaluate: `evaluate(params) -> dict of floats` on the held-out set.
       default_steps: training steps of a short demonstration.
       parameters: number of trained scalars.
+      activations: `activations(params, batch) -> dict`, the output of each module by its path; None
+        where a task has no model to look into. Works under `jit`.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Task:
     evaluate: Callable[[Params], dict[str, float]]
     default_steps: int
     parameters: int
+    activations: Callable[[Params, Batch], Metrics] | None = None
 
 
 class UnknownTask(KeyError):

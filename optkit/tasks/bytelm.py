@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from optkit.tasks import base, modules
 from optkit.tasks.corpus import Corpus, standard_library, user_text
@@ -44,7 +45,12 @@ def build(
             f"task 'bytelm': width={width} must be a multiple of 2 * heads={2 * heads}"
         )
     corpus = _long_enough(standard_library() if text is None else user_text(Path(text)), context)
-    init, apply = modules.functional(lambda rngs: Decoder(width, layers, heads, rngs=rngs))
+
+    def model(rngs: nnx.Rngs) -> Decoder:
+        return Decoder(width, layers, heads, rngs=rngs)
+
+    init, apply = modules.functional(model)
+    observe = modules.observed(model)
 
     def loss(params: base.Params, batch: base.Batch) -> tuple[jax.Array, base.Metrics]:
         value = next_byte_losses(apply, params, batch).mean()
@@ -64,6 +70,7 @@ def build(
         evaluate=_evaluator(apply, corpus.held_out, held_out_windows, context),
         default_steps=700,
         parameters=base.count_parameters(init),
+        activations=lambda params, batch: observe(params, batch["inputs"]),
     )
 
 

@@ -17,9 +17,14 @@ def build(*, width: int = 64, channels: int = 0, batch: int = 64) -> base.Task:
     base.check_positive("digits", width=width, batch=batch)
     if channels < 0:
         raise base.TaskOptionError(f"task 'digits': option channels={channels} must be 0 or above")
-    init, apply = modules.functional(lambda rngs: Classifier(width, channels, rngs=rngs))
+
+    def model(rngs: nnx.Rngs) -> Classifier:
+        return Classifier(width, channels, rngs=rngs)
+
+    init, apply = modules.functional(model)
     kind = "convolution and perceptron" if channels else "perceptron"
-    return digits_data.build("digits", f"8x8 handwritten digits, {kind}", init, apply, batch)
+    said = f"8x8 handwritten digits, {kind}"
+    return digits_data.build("digits", said, init, apply, batch, modules.observed(model))
 
 
 class Classifier(nnx.Module):

@@ -61,6 +61,7 @@ def build(
     init: Callable[[jax.Array], base.Params],
     apply: Callable[..., jax.Array],
     batch: int,
+    observe: Callable[..., base.Metrics] | None = None,
 ) -> base.Task:
     """Builds a digits task around any classifier.
 
@@ -70,6 +71,7 @@ def build(
       init: `init(key) -> params`.
       apply: `apply(params, images) -> logits`, (batch, 8, 8, 1) to (batch, 10).
       batch: images per training step.
+      observe: `observe(params, images)`, the outputs of its modules by path.
     """
     base.check_positive(name, batch=batch)
     data = load()
@@ -102,6 +104,7 @@ def build(
         evaluate=evaluate,
         default_steps=300,
         parameters=base.count_parameters(init),
+        activations=observe and (lambda params, batch: observe(params, batch["images"])),
     )
 
 

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax.core import unfreeze
 
 from optkit.tasks import base, digits_data
+from optkit.transfer import linen_activations
 
 
 def build(*, width: int = 64, batch: int = 64) -> base.Task:
@@ -37,6 +38,7 @@ def build(*, width: int = 64, batch: int = 64) -> base.Task:
         jax.jit(init),
         apply,
         batch,
+        linen_activations(model),
     )
 
 

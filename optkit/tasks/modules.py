@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from optkit.tasks.base import Params
+from optkit.transfer import nnx_activations
 
 
 def functional(
@@ -38,6 +39,29 @@ def functional(
         return nnx.merge(graph, nnx.restore_int_paths(params))(*inputs)
 
     return init, apply
+
+
+def observed(build: Callable[[nnx.Rngs], nnx.Module]) -> Callable[..., dict[str, jax.Array]]:
+    """Returns `activations(params, *inputs)`, the outputs of an NNX model's modules by path.
+
+    Args:
+      build: as of `functional`, which gives the params.
+
+    Returns:
+      The function; works under `jit`.
+
+    Example:
+      >>> make = lambda rngs: nnx.Sequential(nnx.Linear(2, 3, rngs=rngs), nnx.relu)
+      >>> init, _ = functional(make)
+      >>> sorted(observed(make)(init(jax.random.key(0)), jax.numpy.ones((1, 2))))
+      ['', 'layers/0']
+    """
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+
+    def activations(params: Params, *inputs: Any) -> dict[str, jax.Array]:
+        return nnx_activations(nnx.merge(graph, nnx.restore_int_paths(params)), *inputs)
+
+    return activations
 
 
 def _string_keys(tree: Any) -> Any:
