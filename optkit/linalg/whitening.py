@@ -126,7 +126,8 @@ def norm_lower_bound(a: jax.Array, *, precision: Any | None = None) -> jax.Array
     lengths = jnp.sum(y * y, axis=-1)
     # A product with the row's unit vector, which needs no rule for gathers on meshes.
     first = jnp.argmax(lengths, axis=-1)
-    chosen = jnp.arange(a.shape[-1]) == first[..., None]
+    places = lax.broadcasted_iota(first.dtype, lengths.shape, lengths.ndim - 1)
+    chosen = places == first[..., None]
     row = jnp.matmul(chosen[..., None, :].astype(y.dtype), y, precision="highest")
     x = jnp.matmul(row, y, precision=precision)
     size = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))

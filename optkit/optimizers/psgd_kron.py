@@ -8,7 +8,8 @@ import jax
 from optkit.catalogue import register
 from optkit.transforms import Transformation, descend, scale_by_psgd_kron
 from optkit.transforms.hyperparams import ScalarOrSchedule
-from optkit.transforms.psgd_kron import FACTOR_BYTES, FACTOR_ROLES, Axes, MemorySave
+from optkit.transforms.psgd_kron import FACTOR_BYTES, MemorySave
+from optkit.transforms.rotated_units import FACTOR_ROLES, Axes
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
 
@@ -20,7 +21,6 @@ from optkit.tree import Dims, RuleLike
     state_bytes=dict.fromkeys(FACTOR_ROLES, FACTOR_BYTES) | {"*": 8},
     tags=("psgd", "kronecker", "whitening", "second order", "kron"),
     chain="scale_by_psgd_kron > decay > lr",
-    replicated="as scale_by_psgd_kron: its factors",
 )
 def psgd_kron(
     learning_rate: ScalarOrSchedule = 1e-3,

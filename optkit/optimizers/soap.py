@@ -12,8 +12,8 @@ from optkit.linalg.eigenbasis import Refresh
 from optkit.linalg.norms import to_unit_peak
 from optkit.transforms import Transformation, descend, in_rotated_basis, scale_by_adam
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_number, debias, value_at
-from optkit.transforms.psgd_kron import FACTOR_ROLES, Axes
 from optkit.transforms.rotated_basis import FirstStep, RotatedBasisState
+from optkit.transforms.rotated_units import FACTOR_ROLES, Axes
 from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import AxisLayout, Dims, PyTree, RuleLike, upcast
 
@@ -88,7 +88,6 @@ def _still_at_first(tx: optax.GradientTransformationExtraArgs) -> Transformation
     state_bytes=dict.fromkeys(FACTOR_ROLES, _BYTES) | {"*": 8},
     tags=("shampoo", "adam", "kronecker", "eigenbasis", "second order"),
     chain="in_rotated_basis(scale_by_adam) > lr > decay of the moved weights",
-    replicated="as in_rotated_basis: its statistics and bases",
 )
 def soap(
     learning_rate: ScalarOrSchedule = 3e-3,

@@ -23,10 +23,10 @@ from optkit.transforms.hyperparams import (
 from optkit.transforms.low_rank.subspace import branch
 from optkit.transforms.noise import Key, check_seed, fresh_key, normal_like
 from optkit.transforms.psgd_step import direction, fitted, psgd_update_probability
-from optkit.transforms.tensor_groups import beside, kept, map_tensors
+from optkit.transforms.rotated_units import FACTOR_ROLES, Axes, Factors, sizes_of
+from optkit.transforms.tensor_groups import map_tensors, multiple
 from optkit.tree import (
     AxisLayout,
-    AxisView,
     Dims,
     PyTree,
     RuleLike,
@@ -34,11 +34,10 @@ from optkit.tree import (
     upcast,
     zeros_like_params,
 )
+from optkit.tree.sharding import place_factor, place_like
 
 MemorySave = Literal["one_diag", "all_diag"]
-Axes = Literal["matrix", "all"]
 FACTOR_BYTES = StateBytes(4, lambda m, n: 4 * (m * m + n * n), "4 (rows^2 + columns^2)")
-FACTOR_ROLES = ("matrix", "stacked", "expert", "conv", "embedding", "head")
 
 
 class ScaleByPsgdKronState(NamedTuple):
@@ -51,13 +50,9 @@ class ScaleByPsgdKronState(NamedTuple):
     key: jax.Array  # PRNG key, constant
     mu: PyTree  # like params, state_dtype (float32 for 16-bit parameters)
     # One tree an axis: (*batch, d, d) upper triangular or (*batch, d), float32; None beyond a rank.
-    factors: tuple[PyTree, ...]
+    kronecker: tuple[PyTree, ...]
+    entries: PyTree  # like params, float32: factors of vectors; None at tensors
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
-
-
-def _sizes(view: AxisView) -> tuple[int, ...]:
-    """Axes with a factor each; of a vector, or a batch of them, its last one."""
-    return view.axes or (view.shape[-1:] or (1,))
 
 
 def _diagonal(
@@ -76,6 +71,60 @@ def _diagonal(
     )
 
 
+class _Factors(NamedTuple):
+    """How the leaves of a tree are read, and which axes keep a diagonal only."""
+
+    layout: AxisLayout
+    flats: list[tuple[bool, ...]]
+
+    @classmethod
+    def of(
+        cls, tree: PyTree, *, dims: Dims, roles: Sequence[RuleLike], whole: bool, flat: Any
+    ) -> "_Factors":
+        """Reads a tree."""
+        layout = AxisLayout(tree, dims, roles, whole=whole)
+        return cls(layout, [flat(sizes_of(view)) for view in layout.views])
+
+    def alone(self, index: int) -> bool:
+        """Whether a leaf has one number an entry."""
+        return self.flats[index] == (True,)
+
+    def first(self, params: PyTree, scale: float) -> Factors:
+        """Multiples of the identity."""
+        out: Factors = []
+        leaves = zip(self.layout.views, self.layout.leaves(params), self.flats, strict=True)
+        for index, (view, leaf, flat) in enumerate(leaves):
+            values = first_factors(sizes_of(view), flat, scale, accumulator_dtype(leaf))
+            if self.alone(index):
+                own = jnp.zeros_like(leaf, dtype=values[0].dtype) + scale
+                out.append((view.split(own),))
+            else:
+                batch = view.batch if view.axes else view.shape[:-1]
+                out.append(tuple(multiple(leaf, batch, value) for value in values))
+        return out
+
+    def pack(self, factors: Factors) -> tuple[tuple[PyTree, ...], PyTree]:
+        """Those of tensors as one tree an axis, and those of vectors as one tree."""
+        views = enumerate(self.layout.views)
+        entries = [view.merge(factors[i][0]) if self.alone(i) else None for i, view in views]
+        others = [() if self.alone(i) else own for i, own in enumerate(factors)]
+        return self.layout.pack(others), self.layout.structure.unflatten(entries)
+
+    def unpack(self, kronecker: tuple[PyTree, ...], entries: PyTree) -> Factors:
+        """Undoes ``pack``."""
+        views = self.layout.views
+        counts = [0 if self.alone(i) else len(own) for i, own in enumerate(self.flats)]
+        others = self.layout.unpack(kronecker, counts)
+        alone = self.layout.leaves(entries)
+        return [
+            (views[i].split(alone[i]),) if self.alone(i) else own for i, own in enumerate(others)
+        ]
+
+    def placed(self, index: int, factor: jax.Array, tensor: jax.Array) -> jax.Array:
+        """A new factor where the old one lay."""
+        return factor if self.alone(index) else place_factor(factor, tensor)
+
+
 def _unfitted(x: jax.Array, factors: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """What fits give of an empty tensor."""
     return *factors, jnp.zeros(x.shape[: x.ndim - len(factors)])
@@ -88,8 +137,6 @@ def _unfitted(x: jax.Array, factors: tuple[jax.Array, ...]) -> tuple[jax.Array, 
     state_bytes=dict.fromkeys(FACTOR_ROLES, FACTOR_BYTES) | {"*": 8},
     tags=("psgd", "kronecker", "whitening", "second order"),
     chain="m -> Q^T Q m, at most 1.1 in root mean square; Q <- Q - lr triu(A A^T - B B^T) Q / norm",
-    replicated="both factors of a matrix are needed wherever it is worked on; fits of the matrices "
-    "of a mesh are divided among its devices",
 )
 def scale_by_psgd_kron(
     b1: ScalarOrSchedule = 0.9,
@@ -169,7 +216,7 @@ def scale_by_psgd_kron(
       >>> tx = optkit.scale_by_psgd_kron()
       >>> params = {"w": jnp.ones((2, 3))}
       >>> u, state = tx.update(params, tx.init(params))
-      >>> [q["w"].shape for q in state.factors], u["w"].shape
+      >>> [q["w"].shape for q in state.kronecker], u["w"].shape
       ([(2, 2), (3, 3)], (2, 3))
 
     Reference:
@@ -190,18 +237,19 @@ def scale_by_psgd_kron(
     chance = psgd_update_probability() if update_probability is None else update_probability
     numbers = {"b1": b1, "preconditioner_lr": preconditioner_lr, "update_probability": chance}
 
-    def layout_of(tree: PyTree) -> AxisLayout:
-        return AxisLayout(tree, dims, roles, whole=axes == "all")
+    read = functools.partial(
+        _Factors.of,
+        dims=dims,
+        roles=tuple(roles),
+        whole=axes == "all",
+        flat=lambda sizes: _diagonal(
+            sizes, max_size_triangular, min_ndim_triangular, memory_save_mode
+        ),
+    )
 
     def init_fn(params: PyTree) -> ScaleByPsgdKronState:
-        layout = layout_of(params)
-        factors = []
-        for view, leaf in zip(layout.views, layout.leaves(params), strict=True):
-            flat = _diagonal(
-                _sizes(view), max_size_triangular, min_ndim_triangular, memory_save_mode
-            )
-            first = first_factors(_sizes(view), flat, init_scale, accumulator_dtype(leaf))
-            factors.append([beside(leaf, view, q) for q in first])
+        own = read(params)
+        kronecker, entries = own.pack(own.first(params, init_scale))
         zero = jnp.zeros((), jnp.int32)
         return ScaleByPsgdKronState(
             zero,
@@ -209,7 +257,8 @@ def scale_by_psgd_kron(
             jnp.zeros((), jnp.int32),
             fresh_key(key),
             zeros_like_params(params, state_dtype),
-            layout.pack(factors),
+            kronecker,
+            entries,
             recorded(zero, **numbers),
         )
 
@@ -229,9 +278,10 @@ def scale_by_psgd_kron(
         mu = map_leaves(lambda g, m: keep * upcast(m) + (1.0 - keep) * g, wide, state.mu)
         correction = debias(keep, n)
         mean = jax.tree.map(lambda m: m / correction, mu)
-        layout = layout_of(updates)
+        own = read(updates)
+        layout = own.layout
         tensors = layout.split(mean)
-        old = layout.unpack(state.factors, [len(_sizes(v)) for v in layout.views])
+        old = own.unpack(state.kronecker, state.entries)
         share = value_at(chance, state.count)
         always = isinstance(share, int | float) and share >= 1.0
         due: Any = True if always else state.since + 1 >= 1.0 / share
@@ -239,19 +289,22 @@ def scale_by_psgd_kron(
         def fit(wide: PyTree, tensors: Any, old: Any) -> Any:
             source = tensors if momentum_into_precond_update else layout.split(wide)
             drawn = layout.split(normal_like(wide, state.key, state.count, probes))
+            drawn = [place_like(v, x) for v, x in zip(drawn, source, strict=True)]
             coin = balance
             if coin is None:
-                own = jax.random.fold_in(jax.random.fold_in(state.key, state.count), 1)
-                coin = jax.random.uniform(own) < balance_probability
+                coined = jax.random.fold_in(jax.random.fold_in(state.key, state.count), 1)
+                coin = jax.random.uniform(coined) < balance_probability
             step = functools.partial(fitted, rate=rate, coin=coin, precision=precision)
             done = map_tensors(
                 step, layout.views, [source, drawn], old, group_bytes, idle=_unfitted
             )
             failed = sum((jnp.sum(x[-1]) for x in done), jnp.zeros(()))
-            parts = zip(done, old, source, layout.views, strict=True)
             new = [
-                tuple(kept(q.astype(w.dtype), x, v) for q, w in zip(own[:-1], was, strict=True))
-                for own, was, x, v in parts
+                tuple(
+                    own.placed(i, q.astype(w.dtype), source[i])
+                    for q, w in zip(x[:-1], was, strict=True)
+                )
+                for i, (x, was) in enumerate(zip(done, old, strict=True))
             ]
             return new, failed.astype(jnp.int32)
 
@@ -267,7 +320,7 @@ def scale_by_psgd_kron(
         since = jnp.where(due, 0, state.since + 1).astype(jnp.int32)
         record = recorded(state.count, **numbers)
         return out, ScaleByPsgdKronState(
-            n, since, state.failures + failed, state.key, held, layout.pack(new), record
+            n, since, state.failures + failed, state.key, held, *own.pack(new), record
         )
 
     return Transformation(init_fn, update_fn)

@@ -26,8 +26,9 @@ from optkit.transforms.hyperparams import (
     value_at,
 )
 from optkit.transforms.low_rank.subspace import branch
-from optkit.transforms.psgd_kron import FACTOR_ROLES, Axes
 from optkit.transforms.rotated_units import (
+    FACTOR_ROLES,
+    Axes,
     Factors,
     Moments,
     Move,
@@ -37,10 +38,11 @@ from optkit.transforms.rotated_units import (
     sizes_of,
 )
 from optkit.transforms.row_moment import LARGEST
-from optkit.transforms.tensor_groups import beside, kept, map_tensors
+from optkit.transforms.tensor_groups import map_tensors, multiple
 from optkit.tree import (
     AxisLayout,
     Dims,
+    MatrixFunction,
     PyTree,
     RuleLike,
     accumulator_dtype,
@@ -48,9 +50,17 @@ from optkit.tree import (
     merge_dims,
     upcast,
 )
+from optkit.tree.sharding import place_factor
 
 FirstStep = Literal["skip", "step"]
 _BYTES = StateBytes(0, lambda m, n: 8 * (m * m + n * n), "8 (rows^2 + columns^2)")
+
+
+class EigenbasisState(NamedTuple):
+    """Averages of Gram matrices, and bases: one tree an axis, None where an axis has no factor."""
+
+    statistics: tuple[PyTree, ...]  # (*batch, d, d), float32 for 16-bit parameters
+    bases: tuple[PyTree, ...]  # the same shapes, orthonormal columns
 
 
 class RotatedBasisState(NamedTuple):
@@ -59,9 +69,7 @@ class RotatedBasisState(NamedTuple):
     # Optax's name for it; that tuples have a method `count` does not matter here.
     count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
     failures: jax.Array  # int32 scalar, bases that were not finite and left the old ones in place
-    # One tree an axis, None where an axis has no factor, float32:
-    statistics: tuple[PyTree, ...]  # (*batch, d, d), averages of Gram matrices
-    factors: tuple[PyTree, ...]  # (*batch, d, d), orthonormal columns
+    kronecker: EigenbasisState
     inner: PyTree  # state of the inner transformation, moments in rotated coordinates
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
@@ -142,7 +150,7 @@ def _statistics(plan: Plan, tensors: list[jax.Array], old: Factors, decay: Any) 
     out = list(old)
     for i, own in zip(of, done, strict=True):
         out[i] = tuple(
-            kept(new.astype(was.dtype), tensors[i], plan.views[i])
+            place_factor(new.astype(was.dtype), tensors[i])
             for new, was in zip(own, old[i], strict=True)
         )
     return out
@@ -153,13 +161,13 @@ def _first_bases(
 ) -> tuple[Factors, jax.Array]:
     """Eigenvectors of the first statistics, and how many of them were not finite."""
     units = plan.units
-    done = map_groups(
-        eigenbasis, [statistics[i][j] for i, j in units], group_bytes=plan.group_bytes
-    )
+    seen = [statistics[i][j] for i, j in units]
+    work = MatrixFunction(eigenbasis, spread=True)
+    done = map_groups(work, seen, group_bytes=plan.group_bytes)
     failed = jnp.zeros((), jnp.int32)
     out = [list(own) for own in old]
     for (i, j), (q, good) in zip(units, done, strict=True):
-        out[i][j] = kept(q.astype(old[i][j].dtype), tensors[i], plan.views[i])
+        out[i][j] = place_factor(q.astype(old[i][j].dtype), tensors[i])
         failed += jnp.sum(~good).astype(jnp.int32)
     return [tuple(own) for own in out], failed
 
@@ -202,7 +210,7 @@ class _Refresh(NamedTuple):
                     plan, units, self.method, moments, seen, own, held
                 )
                 placed = [
-                    kept(q.astype(was.dtype), tensors[i], plan.views[i])
+                    place_factor(q.astype(was.dtype), tensors[i])
                     for q, was, (i, _) in zip(new, own, units, strict=True)
                 ]
                 return placed, moved, failed
@@ -230,8 +238,6 @@ class _Refresh(NamedTuple):
     state_bytes=dict.fromkeys(FACTOR_ROLES, _BYTES) | {"*": 0},
     tags=("soap", "shampoo", "kronecker", "eigenbasis", "second order"),
     chain="L, R averages of G G^T, G^T G; Q their eigenvectors; Q_L inner(Q_L^T G Q_R) Q_R^T",
-    replicated="statistics and bases of a matrix are needed wherever it is worked on; the work on "
-    "the matrices of a mesh is divided among its devices",
 )
 def in_rotated_basis(
     inner: optax.GradientTransformation,
@@ -349,19 +355,19 @@ def in_rotated_basis(
 
     def init_fn(params: PyTree) -> RotatedBasisState:
         layout, plan = asked.read(params)
-        rows: dict[str, Factors] = {"statistics": [], "factors": []}
+        bases, zeros = [], []
         for view, leaf, own in zip(plan.views, layout.leaves(params), plan.axes, strict=True):
+            batch = view.batch if view.axes else view.shape[:-1]
             eyes = [jnp.eye(sizes_of(view)[a], dtype=accumulator_dtype(leaf)) for a in own]
-            rows["factors"].append(tuple(beside(leaf, view, eye) for eye in eyes))
-            rows["statistics"].append(tuple(beside(leaf, view, 0.0 * eye) for eye in eyes))
+            bases.append(tuple(multiple(leaf, batch, eye) for eye in eyes))
+            zeros.append(tuple(multiple(leaf, batch, 0.0 * eye) for eye in eyes))
         held = inner.init(params)
         Moments(held, params, plan, transport)  # to refuse what cannot be taken along
         count = jnp.zeros((), jnp.int32)
         return RotatedBasisState(
             count,
             jnp.zeros((), jnp.int32),
-            _pack(layout, plan, rows["statistics"]),
-            _pack(layout, plan, rows["factors"]),
+            EigenbasisState(_pack(layout, plan, zeros), _pack(layout, plan, bases)),
             held,
             recorded(count, statistics_decay=statistics_decay),
         )
@@ -371,8 +377,8 @@ def in_rotated_basis(
     ) -> tuple[PyTree, RotatedBasisState]:
         layout, plan = asked.read(updates)
         tensors = layout.split(jax.tree.map(upcast, updates))
-        old = _unpack(layout, plan, state.statistics)
-        basis = _unpack(layout, plan, state.factors)
+        old = _unpack(layout, plan, state.kronecker.statistics)
+        basis = _unpack(layout, plan, state.kronecker.bases)
         statistics = _statistics(plan, tensors, old, value_at(statistics_decay, state.count))
         first = state.count == 0
         basis, failed = branch(
@@ -400,8 +406,7 @@ def in_rotated_basis(
         new = RotatedBasisState(
             state.count + 1,
             state.failures + failed + lost,
-            _pack(layout, plan, statistics),
-            _pack(layout, plan, basis),
+            EigenbasisState(_pack(layout, plan, statistics), _pack(layout, plan, basis)),
             after,
             recorded(state.count, statistics_decay=statistics_decay),
         )

@@ -14,11 +14,13 @@ from optkit.linalg.kronecker import apply_along
 from optkit.transforms.hyperparams import check_choice
 from optkit.transforms.low_rank.inner import LINEAR_NAMES, SQUARE_NAMES
 from optkit.transforms.tensor_groups import map_tensors
-from optkit.tree import AxisView, PyTree, map_groups, match_state, upcast
+from optkit.tree import AxisView, MatrixFunction, PyTree, map_groups, match_state, upcast
 from optkit.tree.sharding import place_like
 
 Move = Literal["rotate", "permute", "keep"]
 Factors = list[tuple[jax.Array, ...]]  # of each leaf, one array an axis that has a factor
+Axes = Literal["matrix", "all"]
+FACTOR_ROLES = ("matrix", "stacked", "expert", "conv", "embedding", "head")
 Unit = tuple[int, int]  # a leaf, and which of its factors
 
 
@@ -202,16 +204,21 @@ def refresh_units(
     Returns:
       The new bases, the new arrays, and how many bases were not finite and stayed.
     """
-    new, orders, failed = [], [], jnp.zeros((), jnp.int32)
-    step = lambda a, q: refreshed_eigenbasis(a, q, method)  # noqa: E731
-    done = map_groups(step, list(statistics), list(basis), group_bytes=plan.group_bytes)
-    for q, order, good in done:
+    new, turns, orders = [], [], []
+    failed = jnp.zeros((), jnp.int32)
+
+    def step(a: jax.Array, q: jax.Array) -> tuple[jax.Array, ...]:
+        fresh, order, good = refreshed_eigenbasis(a, q, method)
+        return fresh, jnp.matmul(fresh.mT, q, precision=plan.precision), order, good
+
+    work = MatrixFunction(step, spread=True)
+    for q, turn, order, good in map_groups(
+        work, list(statistics), list(basis), group_bytes=plan.group_bytes
+    ):
         new.append(q)
+        turns.append(turn)
         orders.append(order)
         failed += jnp.sum(~good).astype(jnp.int32)
-    turns = [
-        jnp.matmul(q.mT, was, precision=plan.precision) for q, was in zip(new, basis, strict=True)
-    ]
     out = dict(held)
     for move, parts in (("rotate", turns), ("permute", orders)):
         numbers = [number for number in held if moments.moves[number][1] == move]

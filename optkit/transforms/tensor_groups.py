@@ -4,10 +4,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from optkit.tree import AxisView, map_groups
-from optkit.tree.sharding import place_statistic, zeros_beside
+from optkit.tree import AxisView, MatrixFunction, map_groups
+from optkit.tree.sharding import factor_beside
 
 Factors = tuple[jax.Array, ...]
 Function = Callable[..., tuple[jax.Array, ...]]
@@ -74,7 +73,8 @@ def _run(
     """One group; tensors of more than two axes travel as matrices."""
     rank, many = len(axes), len(tensors)
     if rank == 2:
-        return map_groups(function, tensors[0], *tensors[1:], *factors, group_bytes=group_bytes)
+        work = MatrixFunction(function, spread=True)
+        return map_groups(work, tensors[0], *tensors[1:], *factors, group_bytes=group_bytes)
 
     def as_matrix(x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[: x.ndim - rank], -1, axes[-1])
@@ -86,24 +86,15 @@ def _run(
         return tuple(as_matrix(y) if y.shape == (*lead, *axes) else y for y in done)
 
     first, *more = [[as_matrix(x) for x in own] for own in tensors]
-    done = map_groups(on_matrices, first, *more, *factors, group_bytes=group_bytes)
+    work = MatrixFunction(on_matrices, spread=True)
+    done = map_groups(work, first, *more, *factors, group_bytes=group_bytes)
     return [
         tuple(y.reshape(x.shape) if y.shape == flat.shape else y for y in results)
         for x, flat, results in zip(tensors[0], first, done, strict=True)
     ]
 
 
-def beside(leaf: Any, view: AxisView, value: jax.Array) -> jax.Array:
-    """Returns a first factor for each tensor of a leaf's batch, placed as the leaf's state is."""
-    batch = view.batch if view.axes else view.shape[:-1]
-    shape = (*batch, *value.shape)
-    if len(view.axes) < 2 and shape == view.shape:
-        zeros = jnp.zeros_like(leaf, dtype=value.dtype)
-    else:
-        zeros = zeros_beside(leaf, shape, value.dtype)
-    return zeros + value.reshape((1,) * (zeros.ndim - value.ndim) + value.shape)
-
-
-def kept(factor: jax.Array, tensor: jax.Array, view: AxisView) -> jax.Array:
-    """Places a new factor as it lay before."""
-    return place_statistic(factor, tensor) if len(view.axes) == 2 else factor
+def multiple(leaf: Any, batch: tuple[int, ...], value: jax.Array) -> jax.Array:
+    """Returns a first factor for each tensor of a leaf's batch, lying as factors do."""
+    zeros = factor_beside(leaf, (*batch, *value.shape), value.dtype)
+    return zeros + value.reshape((1,) * len(batch) + value.shape)

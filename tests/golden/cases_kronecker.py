@@ -53,8 +53,13 @@ def psgd_kron(golden: Golden) -> Iterator[Comparison]:
         coin = golden.arrays.get(f"balance/{t}", np.array(False))
         state, params = step(golden.tree(f"g/{t}"), state, params, probes, coin)
         yield Comparison(_worst(params, golden.tree(f"p/{t}")), PSGD_TOLERANCE)
-        factors = state[0].factors
-        got = {f"{leaf}/{axis}": q for axis, tree in enumerate(factors) for leaf, q in tree.items()}
+        trees = (state[0].entries, *state[0].kronecker)
+        got = {
+            f"{leaf}/{max(0, axis - 1)}": q
+            for axis, tree in enumerate(trees)
+            for leaf, q in tree.items()
+            if q is not None
+        }
         yield Comparison(_worst(got, golden.tree(f"Q/{t}")), PSGD_TOLERANCE)
 
 
@@ -105,7 +110,7 @@ def soap(golden: Golden) -> Iterator[Comparison]:
             yield Comparison(_worst(held.inner.nu, golden.tree(f"vsq/{t}")), SOAP_TOLERANCE)
         for name, expected in golden.tree(f"Q/{t}").items():
             leaf, axis = name.rsplit("/", 1)
-            got = held.factors[int(axis)][leaf]
+            got = held.kronecker.bases[int(axis)][leaf]
             # Signs of columns are arbitrary.
             signs = np.sign(np.sum(np.asarray(got) * expected, axis=0))
             yield Comparison(difference(got * signs, expected), 10 * SOAP_TOLERANCE)
@@ -113,10 +118,10 @@ def soap(golden: Golden) -> Iterator[Comparison]:
 
 def _with_recorded_null_spaces(held: Any, golden: Golden) -> Any:
     """Takes the first bases of statistics that lack rank from the file: LAPACKs differ there."""
-    factors = [dict(tree) for tree in held.factors]
+    bases = [dict(tree) for tree in held.kronecker.bases]
     for name, basis in golden.tree("Q/0").items():
         leaf, axis = name.rsplit("/", 1)
         rank = golden.arrays[f"p0/{leaf}"].size // basis.shape[0]
-        if rank < basis.shape[0] and factors[int(axis)].get(leaf) is not None:
-            factors[int(axis)][leaf] = jnp.asarray(basis)
-    return held._replace(factors=tuple(factors))
+        if rank < basis.shape[0] and bases[int(axis)].get(leaf) is not None:
+            bases[int(axis)][leaf] = jnp.asarray(basis)
+    return held._replace(kronecker=held.kronecker._replace(bases=tuple(bases)))
