@@ -79,7 +79,7 @@ def _refinement(golden: Golden, name: str, entry: dict[str, Any]) -> Iterator[Co
     if unit:
         rate = schedules.refined(1.0, norms, kind, smooth=smooth)
         steps = jnp.arange(expected.size)
-        yield Comparison(_relative(jax.jit(rate)(steps), expected, top), RATES)
+        yield Comparison(_relative(rate(steps), expected, top), RATES)
 
 
 @case("schedules")
@@ -93,7 +93,7 @@ def every_schedule(golden: Golden) -> Iterator[Comparison]:
         expected = golden.arrays[name]
         rate = course(name, entry)
         assert schedules.from_dict(rate.to_dict()) == rate
-        got = jax.jit(rate)(jnp.arange(expected.size))
+        got = rate(jnp.arange(expected.size))
         yield Comparison(_relative(got, expected, entry["peak"]), RATES)
 
 
