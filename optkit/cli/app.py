@@ -1,6 +1,7 @@
 """The commands: they read words, call the library and print what it says."""
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from optkit.cli.options import (
     Config,
     Cycles,
     Decay,
+    Diagnose,
     EvalEvery,
     Final,
     LogEvery,
@@ -35,17 +37,19 @@ from optkit.cli.options import (
     Steps,
     TaskName,
     TaskOptions,
+    TensorBoardDir,
     Warmup,
 )
 from optkit.cli.parsing import MethodSpec, load_config, parse_seeds
 from optkit.cli.preflight import preflight_method
 from optkit.cli.progress import RaceProgress, TrainProgress
 from optkit.cli.racing import RaceSettings, race
-from optkit.cli.report import RaceReport, write_report
+from optkit.cli.report import RaceReport, write_diagnostics, write_report
 from optkit.cli.running import prepare, versions
 from optkit.cli.schedule_commands import schedule_app
 from optkit.cli.tables import method_table, method_text, result_table
 from optkit.cli.tasks import make_task
+from optkit.cli.tensorboard import TensorBoard
 from optkit.cli.training import train
 from optkit.cli.values import plain
 from optkit.tasks import Task
@@ -167,21 +171,31 @@ def train_method(
     checkpoint_every: SaveEvery = None,
     log_every: LogEvery = None,
     eval_every: EvalEvery = None,
+    diagnose: Diagnose = None,
+    tensorboard: TensorBoardDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
 ) -> None:
     """Train one method on a task, with a log and checkpoints; --resume continues bit for bit."""
     settings = choices.overlay(
         load_config(config),
         **{"task": task, "steps": steps, "seed": seed, "out": out, "log_every": log_every},
-        **{"eval_every": eval_every, "checkpoint_every": checkpoint_every},
+        **{"eval_every": eval_every, "checkpoint_every": checkpoint_every, "diagnose": diagnose},
         **{"schedule": schedule, "warmup": warmup, "final": final},
         **{"decay": decay, "cycles": cycles},
     )
     request = choices.train_request(
         settings, method, words=param, task_words=task_option, resume=resume
     )
-    with TrainProgress(make_console()) as progress:
-        outcome = train(request, on_start=progress.start, on_row=progress.row)
+    with TrainProgress(make_console()) as progress, TensorBoard(tensorboard) as board:
+
+        def show(row: dict[str, Any]) -> None:
+            progress.row(row)
+            board.row(row)
+
+        outcome = train(request, on_start=progress.start, on_row=show)
+    if outcome.settings.diagnose is not None and importlib.util.find_spec("matplotlib"):
+        title = f"optkit train {method} on {outcome.settings.task}"
+        write_diagnostics(outcome.rows, title, request.out / "diagnostics.html")
     done = f"step {outcome.step} of {outcome.settings.steps}, log and checkpoints in {request.out}"
     if outcome.stopped:
         say(f"stopped at {done}; --resume goes on")
@@ -214,6 +228,7 @@ def race_methods(
     decay: Decay = None,
     cycles: Cycles = None,
     eval_every: EvalEvery = None,
+    diagnose: Diagnose = None,
 ) -> None:
     """Race methods over several seeds; writes report.html, report.png and results.json."""
     settings = choices.overlay(
@@ -222,6 +237,7 @@ def race_methods(
         **{"schedule": schedule, "warmup": warmup, "final": final},
         **{"decay": decay, "cycles": cycles},
         seeds=None if seeds is None else parse_seeds(seeds),
+        diagnose=diagnose,
     )
     # Found out now rather than after minutes of training.
     require_extra(["matplotlib"], purpose="a race report")

@@ -97,7 +97,7 @@ def train_request(
       The request.
     """
     task, seed = settings.get("task", DEFAULT_TASK), settings.get("seed", 0)
-    numbers = ("seed", "steps", "log_every", "eval_every", "checkpoint_every")
+    numbers = ("seed", "steps", "log_every", "eval_every", "checkpoint_every", "diagnose")
     return TrainRequest(
         method=method,
         out=Path(settings.get("out", f"{method}-{task}-seed{seed}")),
@@ -166,4 +166,5 @@ def race_settings(
         seconds=seconds,
         eval_every=settings.get("eval_every", max(1, (steps or default_steps) // 10)),
         schedule=read_schedule(settings) or CONSTANT,
+        diagnose=settings.get("diagnose"),
     )

@@ -60,12 +60,13 @@ def message_of(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def require_extra(modules: Sequence[str], *, purpose: str) -> None:
-    """Raises at once if a package of the ``cli`` extra is missing, before any work is done.
+def require_extra(modules: Sequence[str], *, purpose: str, extra: str = "cli") -> None:
+    """Raises at once if a package of an extra is missing, before any work is done.
 
     Args:
       modules: import names.
       purpose: what needs them, for the message.
+      extra: the extra that has them.
 
     Raises:
       CommandError: naming what is missing and the command that installs it.
@@ -73,5 +74,5 @@ def require_extra(modules: Sequence[str], *, purpose: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(
-            f'{purpose} needs {" and ".join(missing)}: pip install "optkit[cli]"', exit_code=1
+            f'{purpose} needs {" and ".join(missing)}: pip install "optkit[{extra}]"', exit_code=1
         )

@@ -11,6 +11,7 @@ __all__ = [
     "Config",
     "Cycles",
     "Decay",
+    "Diagnose",
     "EvalEvery",
     "Final",
     "LogEvery",
@@ -25,6 +26,7 @@ __all__ = [
     "Steps",
     "TaskName",
     "TaskOptions",
+    "TensorBoardDir",
     "Warmup",
 ]
 
@@ -40,6 +42,17 @@ TaskOptions = Annotated[
 Config = Annotated[
     Path | None,
     typer.Option("--config", help="A .toml or .json file; the command line overrules it."),
+]
+Diagnose = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Steps from one measurement of sizes and singular values to the next; on the clock.",
+        show_default="none",
+    ),
+]
+TensorBoardDir = Annotated[
+    Path | None, typer.Option("--tensorboard", help="Directory for event files of TensorBoard.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Directory to write to.")]
 TaskName = Annotated[str | None, typer.Option(help="A built-in task.", show_default=DEFAULT_TASK)]

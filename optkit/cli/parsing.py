@@ -42,6 +42,7 @@ _CONFIG_KEYS: dict[str, tuple[Any, str]] = {
     "eval_every": _COUNT,
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,
+    "diagnose": _COUNT,
     "out": (str, "text"),
 }
 
@@ -198,7 +199,7 @@ def load_config(path: Path | None) -> dict[str, Any]:
     """Reads a TOML or JSON configuration file and check its keys.
 
     Keys: ``task``, ``steps``, ``seconds``, ``seed``, ``seeds``, ``schedule``, ``warmup``,
-    ``final``, ``eval_every``, ``log_every``, ``checkpoint_every``, ``out``, the table
+    ``final``, ``eval_every``, ``log_every``, ``checkpoint_every``, ``diagnose``, ``out``, the table
     for ``optkit evolve`` ``population``, ``generations``, ``optimizer`` and ``learning_rate``, the
     table ``task_options``, and ``methods``: either a table of tables (``[methods.muon]`` with
     hyperparameters) or a list of ``METHOD:name=value,...`` words.

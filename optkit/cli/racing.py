@@ -14,6 +14,7 @@ from optkit.cli.parsing import MethodSpec
 from optkit.cli.running import Prepared, prepare, warm_up
 from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.cli.signals import StopRequest
+from optkit.monitoring import diagnostics
 from optkit.tasks import Task
 from optkit.tasks.training import start
 from optkit.transforms.schedule_free import evaluation_params
@@ -34,6 +35,7 @@ class RaceSettings:
       seconds: limit of training seconds of each run, or None.
       eval_every: steps between evaluations.
       schedule: the course of the learning rates, the same for all.
+      diagnose: steps from one measurement to the next; None measures nothing.
     """
 
     entrants: tuple[MethodSpec, ...]
@@ -42,6 +44,7 @@ class RaceSettings:
     seconds: float | None
     eval_every: int
     schedule: RateSchedule = CONSTANT
+    diagnose: int | None = None
 
 
 @dataclasses.dataclass
@@ -52,6 +55,7 @@ class Run:
       status: "waiting", "running", "finished", "diverged" (a loss that is not finite) or "stopped".
       losses: ``(step, seconds, mean loss since the row before)``.
       held_out: what the task's evaluation returned, with ``step`` and ``seconds``.
+      diagnostics: what was measured last before each evaluation, as ``values`` with ``step``.
     """
 
     label: str
@@ -63,6 +67,7 @@ class Run:
     status: str = "waiting"
     losses: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
     held_out: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    diagnostics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class Observer(Protocol):
@@ -114,6 +119,7 @@ def race(task: Task, settings: RaceSettings, observer: Observer) -> tuple[list[R
             spec.hyperparameters,
             settings.schedule,
             steps=settings.steps,
+            diagnose=settings.diagnose,
         )
         for spec in settings.entrants
     }
@@ -218,5 +224,8 @@ def _evaluate(lane: _Lane) -> None:
         return
     scores = lane.prepared.task.evaluate(evaluation_params(lane.state, lane.params))
     run.held_out.append({"step": run.step, "seconds": run.seconds, **scores})
+    found = diagnostics(lane.state) if run.step else {}
+    if found:
+        run.diagnostics.append({"step": run.step, "values": found})
     if not math.isfinite(scores[lane.prepared.task.metric]):
         run.status = "diverged"

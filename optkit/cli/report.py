@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optkit.cli.chart import drawing, picture
+from optkit.cli.diagnosis import entrant_panels, leaf_panels
 from optkit.cli.logs import finite, write_text
 from optkit.cli.racing import Run
 from optkit.cli.results import Comparison, compare, panels
 from optkit.cli.tables import bytes_text, seconds_text
 
-__all__ = ["RaceReport", "document", "page", "results", "write_report"]
+__all__ = ["RaceReport", "document", "page", "results", "write_diagnostics", "write_report"]
 
 _STYLE = """
 body { font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem;
@@ -122,11 +123,31 @@ def page(report: RaceReport) -> str:
 ★ best by more than the spread over seeds; ☆ best, but not by more than that. Training time leaves
 out compilation and evaluation; between two evaluations the metric is interpolated. Bands in the
 curves span the seeds; point at a curve to read its values.</p>
-{drawing(panels(report.runs, report.metric))}
+{drawing(panels(report.runs, report.metric))}{_diagnostics(report.runs)}
 <h2>Configuration</h2><pre>{html.escape(setup)}</pre>
 <h2>Versions</h2><pre>{html.escape(json.dumps(dict(report.versions), indent=2))}</pre>
 """
     return document(_headline(report), body)
+
+
+def _diagnostics(runs: Sequence[Run]) -> str:
+    """Returns what was measured of each entrant, or nothing."""
+    if not any(run.diagnostics for run in runs):
+        return ""
+    text = "Medians over leaves (or over hidden matrices) and seeds, with the middle half of them."
+    return f"<h2>Diagnostics</h2><p>{text}</p>{drawing(entrant_panels(runs))}"
+
+
+def write_diagnostics(rows: Sequence[Mapping[str, Any]], title: str, file: pathlib.Path) -> None:
+    """Writes what a training run measured as a page, a curve a leaf.
+
+    Args:
+      rows: of its log.
+      title: of the page.
+      file: an ``.html`` file.
+    """
+    text = "Measured every few steps; point at a curve to read its values."
+    write_text(file, document(title, f"<p>{text}</p>{drawing(leaf_panels(rows))}"))
 
 
 def document(title: str, body: str) -> str:

@@ -54,6 +54,7 @@ def prepare(
     hyperparameters: Mapping[str, Any],
     schedule: RateSchedule = CONSTANT,
     steps: int | None = None,
+    diagnose: int | None = None,
 ) -> Prepared:
     """Builds a method for a task without allocating anything.
 
@@ -63,6 +64,7 @@ def prepare(
       hyperparameters: its values by name, as parsed.
       schedule: the course of the learning rate.
       steps: steps of the run, which such a course may end with.
+      diagnose: steps from one measurement to the next; None measures nothing.
 
     Returns:
       The transformation, its step function and the shapes of parameters and state.
@@ -71,6 +73,8 @@ def prepare(
       CommandError: for hyperparameters that the method refuses.
     """
     tx = build(entry, hyperparameters, schedule, steps)
+    if diagnose is not None:
+        tx = optkit.diagnose(tx, diagnose)
     params = jax.eval_shape(task.init, jax.random.key(0))
     try:
         state = jax.eval_shape(tx.init, params)

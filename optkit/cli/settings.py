@@ -32,6 +32,7 @@ class TrainRequest:
     log_every: int | None = None
     eval_every: int | None = None
     checkpoint_every: int | None = None
+    diagnose: int | None = None
     resume: bool = False
 
 
@@ -54,6 +55,7 @@ class TrainSettings:
         "schedule",
         "log_every",
         "eval_every",
+        "diagnose",
     )
     DEFAULT_TASK: ClassVar[str] = "bytelm"
 
@@ -67,6 +69,7 @@ class TrainSettings:
     eval_every: int
     checkpoint_every: int
     schedule: RateSchedule = CONSTANT
+    diagnose: int | None = None
 
     @staticmethod
     def make_task(name: str, options: Mapping[str, Any]) -> Task | PopulationTask:
@@ -76,7 +79,11 @@ class TrainSettings:
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Self:
         """Returns the settings that a checkpoint was saved with."""
-        found = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+        found = {"diagnose": None} | {
+            field.name: record[field.name]
+            for field in dataclasses.fields(cls)
+            if field.name != "diagnose" or field.name in record
+        }
         return cls(**{**found, "schedule": RateSchedule(**found["schedule"])})
 
     @property
@@ -143,6 +150,7 @@ def settle(
         eval_every=choose("eval_every", tenth),
         checkpoint_every=choose("checkpoint_every", tenth),
         schedule=schedule,
+        diagnose=choose("diagnose", None),
         **{name: choose(name, None) for name in own},
     )
     if saved is not None:
@@ -160,7 +168,7 @@ def _refuse_differences(
     """Raises if a resumed run would not be the saved run."""
     new = settings.record()
     fixed = (*settings.FIXED, "steps") if settings.schedule.decays else settings.FIXED
-    pairs = [(name, saved[name], new[name]) for name in fixed]
+    pairs = [(name, saved.get(name), new[name]) for name in fixed]
     if new["method"] == saved["method"]:
         old, now = saved["in_force"], new["in_force"]
         names = sorted({*old, *now})

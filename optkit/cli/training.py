@@ -17,6 +17,7 @@ from optkit.cli.running import Prepared, prepare, versions, warm_up
 from optkit.cli.settings import TrainRequest, TrainSettings, settle
 from optkit.cli.signals import StopRequest
 from optkit.cli.tasks import make_task
+from optkit.monitoring import diagnostics
 from optkit.tasks.training import start
 from optkit.transforms.schedule_free import evaluation_params
 
@@ -63,7 +64,12 @@ class Procedure:
 def _prepare(settings: TrainSettings) -> Prepared:
     task = make_task(settings.task, settings.task_options)
     return prepare(
-        task, settings.entry, settings.hyperparameters, settings.schedule, steps=settings.steps
+        task,
+        settings.entry,
+        settings.hyperparameters,
+        settings.schedule,
+        steps=settings.steps,
+        diagnose=settings.diagnose,
     )
 
 
@@ -279,6 +285,10 @@ def _log(loop: _Loop, metrics: dict[str, jax.Array], *, evaluates: bool) -> None
     if evaluates:
         used = evaluation_params(run.state, run.params)
         row["held_out"] = loop.prepared.task.evaluate(used)
+    every = loop.settings.diagnose
+    # A row tells of a measurement that was made since the row before.
+    if every is not None and (run.step - 1) % every < loop.settings.log_every:
+        row["diagnostics"] = diagnostics(run.state)
     loop.log.append(row)
     loop.on_row(row)
 
