@@ -21,6 +21,7 @@ from optkit.linalg.coefficients import (
     polar_express_coefficients,
 )
 from optkit.linalg.decayed import decayed_mask
+from optkit.linalg.eigenbasis import eigenbasis, refreshed_eigenbasis
 from optkit.linalg.factor import Method, factor_flops, orthogonal_factor
 from optkit.linalg.gram import gram_factor_flops, gram_newton_schulz
 from optkit.linalg.kronecker import apply_along, tensor_gram
@@ -49,6 +50,12 @@ from optkit.linalg.sparsity import nm_mask
 from optkit.linalg.split import can_split, split_factor
 from optkit.linalg.subspace import QrMethod, orthonormalize, power_iteration
 from optkit.linalg.symmetric import symmetric_product
+from optkit.linalg.whitening import (
+    fit_whitening,
+    kron_apply,
+    kron_solve_transposed,
+    norm_lower_bound,
+)
 
 __all__ = [
     "COEFFICIENTS",
@@ -74,12 +81,16 @@ __all__ = [
     "decayed_mask",
     "default_resets",
     "draw_sketch",
+    "eigenbasis",
     "factor_flops",
+    "fit_whitening",
     "frobenius_norm",
     "get_coefficients",
     "gram_factor_flops",
     "gram_newton_schulz",
     "inverse_root",
+    "kron_apply",
+    "kron_solve_transposed",
     "largest_eigenvalue",
     "largest_in",
     "largest_of",
@@ -89,6 +100,7 @@ __all__ = [
     "newton_schulz",
     "newton_schulz_rounded",
     "nm_mask",
+    "norm_lower_bound",
     "orthogonal_factor",
     "orthonormalize",
     "polar",
@@ -98,6 +110,7 @@ __all__ = [
     "randomized_basis",
     "randomized_factor",
     "rank_one_inverse",
+    "refreshed_eigenbasis",
     "reset_growth",
     "sketch_size",
     "split_factor",
