@@ -87,8 +87,7 @@ class LayerInverses(NamedTuple):
                     f"leaf {beside!r} of shape {np.shape(leaves[at][1])} is no bias of {path!r}, "
                     f"whose outputs have shape {shape}; say with bias= which leaves are, or None"
                 )
-            if leaf.size:
-                out.append(_Layer(path, index, at, view))
+            out.append(_Layer(path, index, at, view))
         return out
 
     def spread(self, tree: PyTree, layers: list[_Layer], values: list[Any]) -> PyTree:
@@ -128,7 +127,7 @@ class LayerInverses(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the new inverse of one side, and whether it got too large."""
         clipped = jnp.clip(jnp.where(jnp.isnan(v), 0.0, upcast(v)), -self.clip, self.clip)
-        new = rank_one_inverse(upcast(p), clipped, decay, mode=self.mode)
+        new = rank_one_inverse(upcast(p), place_statistic(clipped, p), decay, mode=self.mode)
         eye = jnp.broadcast_to(jnp.eye(p.shape[-1], dtype=new.dtype), new.shape)
         large = ~(jnp.max(jnp.abs(new), axis=(-2, -1)) <= self.threshold) & ~reset
         if self.blend is not None:
@@ -141,9 +140,12 @@ class LayerInverses(NamedTuple):
         layers = self.find(like)
         gradients, means = jax.tree.leaves(like), _means(statistics, layers)
         done = []
-        held = zip(layers, means, *map(jax.tree.leaves, trees), strict=True)
-        for layer, (a, d), right, left, resets in held:
-            spread = layer.view.batch_shape
+        held = zip(layers, *map(jax.tree.leaves, trees), strict=True)
+        for layer, right, left, resets in held:
+            if gradients[layer.kernel].size == 0:
+                done.append((right, left, resets))
+                continue
+            (a, d), spread = means[layer.path], layer.view.batch_shape
             ones = jnp.ones((*spread, 1), jnp.float32)
             a = upcast(jnp.asarray(a)).reshape(*spread, -1)
             d = upcast(jnp.asarray(d)).reshape(*spread, -1)
@@ -153,11 +155,19 @@ class LayerInverses(NamedTuple):
             new_right, high = self._side(right, a, resets[..., 0], decay)
             second = resets[..., 1] | high
             new_left, tall = self._side(left, d, second, decay)
-            flags = jnp.stack([high | tall, tall], axis=-1)
-            where = layer.view.split(gradients[layer.kernel], "out")
-            whole = (new_right, new_left, flags)
-            done.append(tuple(place_statistic(x, where) for x in whole))
+            done.append((new_right, new_left, jnp.stack([high | tall, tall], axis=-1)))
         return tuple(self.spread(like, layers, [x[i] for x in done]) for i in range(3))
+
+    def place(self, trees: Any, like: PyTree) -> Any:
+        """Returns factors as they lay before: each wherever its layer is."""
+        leaves = jax.tree.leaves(like)
+        stacks = [layer.view.split(leaves[layer.kernel], "out") for layer in self.find(like)]
+        placed = []
+        for tree in trees:
+            pairs = zip(jax.tree.leaves(tree), stacks, strict=True)
+            done = [place_statistic(x, stack) for x, stack in pairs]
+            placed.append(jax.tree.unflatten(jax.tree.structure(tree), done))
+        return tuple(placed)
 
     def precondition(self, updates: PyTree, right: PyTree, left: PyTree) -> PyTree:
         """Returns the gradients between both inverses, of the norms that they had."""
@@ -165,13 +175,17 @@ class LayerInverses(NamedTuple):
         held = zip(layers, jax.tree.leaves(right), jax.tree.leaves(left), strict=True)
         for layer, r, l in held:  # noqa: E741
             g = leaves[layer.kernel]
+            if g.size == 0:
+                continue
             whole = layer.view.split(upcast(g), "out")
             for axis in (whole.ndim - 2, whole.ndim - 1):
                 whole = whole_along(whole, axis)
             parts = [whole]
             if layer.bias is not None:
                 bias = upcast(leaves[layer.bias])
-                parts.append(whole_along(bias.reshape(*whole.shape[:-1], 1), whole.ndim - 2))
+                for axis in range(bias.ndim):
+                    bias = whole_along(bias, axis)
+                parts.append(place_statistic(bias.reshape(*whole.shape[:-1], 1), whole))
             moved = jnp.matmul(upcast(l), jnp.concatenate(parts, -1), precision="highest")
             moved = jnp.matmul(moved, upcast(r), precision="highest")
             after = [moved[..., : whole.shape[-1]], moved[..., whole.shape[-1] :]][: len(parts)]
@@ -207,20 +221,21 @@ def _restored(parts: list[jax.Array], after: list[jax.Array], kind: RestoreNorm)
     return [jnp.where(now > 0, x * scale, g) for x, g in zip(after, parts, strict=True)]
 
 
-def _means(statistics: Any, layers: list[_Layer]) -> list[LayerMeans]:
+def _means(statistics: Any, layers: list[_Layer]) -> dict[str, LayerMeans]:
     """Returns the statistics of each layer; raises ValueError with the paths that have none."""
     if not isinstance(statistics, Mapping):
         raise ValueError(
             "statistics must be a mapping from the path of a kernel to (mean input, mean output "
             f"gradient), such as optkit.curvature.layer_means makes, not {type(statistics)}"
         )
+    layers = [layer for layer in layers if np.prod(layer.view.shape)]
     missing = [layer.path for layer in layers if layer.path not in statistics]
     if missing:
         raise ValueError(
             f"mkor got no statistics for the layers {missing}; it got some for "
             f"{sorted(statistics)}. Name with layers= those that it shall precondition"
         )
-    out = []
+    out = {}
     for layer in layers:
         a, d = statistics[layer.path]
         batch, view = int(np.prod(layer.view.batch_shape)), layer.view
@@ -231,7 +246,7 @@ def _means(statistics: Any, layers: list[_Layer]) -> list[LayerMeans]:
                 f"{np.shape(d)}; its mean input has {view.fan_in} entries and its mean output "
                 f"gradient {view.fan_out}"
             )
-        out.append(LayerMeans(a, d))
+        out[layer.path] = LayerMeans(a, d)
     return out
 
 

@@ -101,7 +101,7 @@ def mkor_core(
         if jax.tree.leaves(state.right):
             due = rules.due(count)
             due = due if active is None else due & active
-            trees = branch(due, refreshed, lambda trees: trees, trees)
+            trees = rules.place(branch(due, refreshed, lambda trees: trees, trees), updates)
 
             def preconditioned(g: PyTree) -> PyTree:
                 return rules.precondition(g, trees[0], trees[1])
@@ -282,7 +282,7 @@ def mkor_h(
     With ``e`` the average of the losses that updates are given as the extra argument ``value``,
     after every ``check_every`` updates:
 
-    1. ``rate = (e_last - e)/check_every``; it is low if ``rate < kappa*best``, where ``best`` is
+    1. ``rate = (e_last - e)/check_every``; it is low if ``rate <= kappa*best``, where ``best`` is
        the largest rate before, at least 0;
     2. after ``patience`` low ones in a row: from this update on gradients pass to ``inner`` as they
        are, and neither statistics nor factors are computed.
@@ -343,7 +343,7 @@ def mkor_h(
         checked = jnp.where(started, state.checked, loss)
         due = started & ((count + 1) % check_every == 0)
         rate = (checked - loss) / check_every
-        low = jnp.where(rate < kappa * state.best, state.low + 1, 0)
+        low = jnp.where(rate <= kappa * state.best, state.low + 1, 0)
         low = jnp.where(due, low, state.low).astype(jnp.int32)
         best = jnp.where(due, jnp.maximum(state.best, rate), state.best)
         checked = jnp.where(due, loss, checked)

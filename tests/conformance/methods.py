@@ -32,7 +32,8 @@ def unit_statistics(params: Any, key: Any) -> dict[str, tuple[jax.Array, jax.Arr
     out = {}
     for path, leaf in leaves_with_paths(params):
         if leaf.ndim >= 2 and leaf.size:
-            view = optkit.tree.matrix_view(leaf, role=optkit.tree.rule_of(path, leaf).role)
+            rule = optkit.tree.rule_of(path, leaf)
+            view = optkit.tree.matrix_view(leaf, rule.dims, role=rule.role)
             sizes = ((*view.batch_shape, n) for n in (view.fan_in, view.fan_out))
             a, d = (jnp.ones(size) for size in sizes)
             out[path] = a, d
