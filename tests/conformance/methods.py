@@ -111,7 +111,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "superpositional": {"correct": True},
     # A first gradient that makes a basis and nothing else moves nothing; bases that are followed.
     "soap": {"first_step": "step", "refresh_every": 2},
-    "in_rotated_basis": {"refresh_every": 2},
+    "in_rotated_basis": {"first_step": "step", "refresh_every": 2},
     # A descent test takes the gradient for weights to choose a rate: all utilities are negative,
     # and the paper's maximum turns their order round.
     "upgd": {"profile": "safe"},
