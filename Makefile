@@ -25,7 +25,7 @@ LATEST_TESTS ?= tests/golden tests/kernels $(patsubst %,tests/conformance/test_%
 	tests/transforms/test_elementwise.py tests/transforms/test_stored_kernel.py \
 	tests/evolution/test_population_apply.py tests/evolution/test_perturb.py tests/evolution/test_mesh.py \
 	tests/spmd tests/distributed/test_inside.py tests/aot
-LATEST_EVERY ?= 3
+LATEST_EVERY ?= 5
 LATEST_FLAGS ?= -m "not slow and not tpu and not gpu"
 
 # Packages of the user or of another project must not be seen in place of those installed here.
