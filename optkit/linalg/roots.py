@@ -48,7 +48,7 @@ def inverse_root(
     ridge: float | jax.Array = 0.0,
     shift: bool = True,
     tolerance: float | None = None,
-    growth: float | None = GROWTH,
+    growth: float | None = None,
     tries: int = 1,
     precision: lax.PrecisionLike = "highest",
 ) -> InverseRoot:
@@ -58,7 +58,7 @@ def inverse_root(
       that the least is ``e``. For CPUs.
     * "coupled_newton": ``M = z A', X = z**(1/p) I`` with ``z = (p+1)/(2 norm(A'))``, then
       ``T = ((p+1) I - M)/p``, ``X <- X T``, ``M <- T^p M`` until ``max |M - I| <= tolerance``, or
-      the error is ``growth`` times the last one (the root before it is the result).
+      the error, below 0.1, falls no more (the root before that is the result).
     * "higher_order": the same with ``z = 1/trace``, one such step, and then the first four terms of
       ``(I - (I - M))**(-1/p)`` for T.
     * "newton_schulz": ``log2(p)`` square roots by ``T = (3 I - Z Y)/2, Y <- Y T, Z <- T Z``.
@@ -75,7 +75,8 @@ def inverse_root(
         but with "eigh".
       shift: see "eigh"; without it eigenvalues below e are taken for e.
       tolerance: of iterations; None for 1e-6, or half a rounding a row if that is more.
-      growth: see "coupled_newton"; None to go on for 100 steps.
+      growth: stop "coupled_newton" where the error is so many times the last one, whatever it is
+        (google-research's 1.2, which gives up many matrices of low rank at the first step).
       tries: how often "coupled_newton" may try in all, each time with ten times the ridge, while
         the error is above 0.05.
       precision: of the products.
@@ -108,26 +109,49 @@ def inverse_root(
     if not a.size:
         zeros = jnp.zeros(a.shape[:-2], a.dtype)
         return InverseRoot(a, zeros, zeros > 0)
-    n = a.shape[-1]
     if tolerance is None:
-        tolerance = max(1e-6, 0.5 * n * float(jnp.finfo(a.dtype).eps))
+        tolerance = max(1e-6, 0.5 * a.shape[-1] * float(jnp.finfo(a.dtype).eps))
     whole = float(p).is_integer()
-    by_values = partial(_by_eigenvalues, p=p, eps=eps, ridge=ridge, shift=shift)
-    if method == "eigh" or (method == "auto" and not whole):
-        return by_values(a)
-    if not whole or (method == "newton_schulz" and (p < 2 or not math.log2(p).is_integer())):
+    if method == "auto" and not whole:
+        method = "eigh"
+    powers = method == "newton_schulz"
+    if method != "eigh" and (not whole or (powers and (p < 2 or not math.log2(p).is_integer()))):
         raise ValueError(
             f"p={p!r} needs method='eigh': {method!r} is for integers, newton_schulz for 2, 4, 8"
         )
-    product = partial(jnp.matmul, precision=precision)
-    options = (int(p), eps, ridge, tolerance, product)
-    if method == "newton_schulz":
-        return _newton_schulz(a, *options)
-    order = _HIGHER_ORDER if method == "higher_order" else 1
-    by_products = partial(_coupled, options=options, order=order, growth=growth, tries=tries)
-    if method == "auto":
+    relative = not (isinstance(ridge, int | float) and ridge == 0)
+    eps, ridge = jnp.asarray(eps, a.dtype), jnp.asarray(ridge, a.dtype)
+    how = _How(p, method, relative, shift, tolerance, growth, tries, precision)
+    return _root(a, eps, ridge, how)
+
+
+class _How(NamedTuple):
+    """What decides the program of a root."""
+
+    p: float
+    method: RootMethod
+    relative: bool
+    shift: bool
+    tolerance: float
+    growth: float | None
+    tries: int
+    precision: lax.PrecisionLike
+
+    def product(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Of matrices."""
+        return jnp.matmul(x, y, precision=self.precision)
+
+
+# Compiled by itself, so that calls outside of a program compile once for all.
+@partial(jax.jit, static_argnums=3)
+def _root(a: jax.Array, eps: jax.Array, ridge: jax.Array, how: _How) -> InverseRoot:
+    by_values = partial(_by_eigenvalues, eps=eps, ridge=ridge, how=how)
+    by_products = partial(_coupled, eps=eps, ridge=ridge, how=how)
+    if how.method == "auto":
         return lax.platform_dependent(a, cpu=by_values, default=by_products)
-    return by_products(a)
+    if how.method == "eigh":
+        return by_values(a)
+    return _newton_schulz(a, eps, ridge, how) if how.method == "newton_schulz" else by_products(a)
 
 
 def largest_eigenvalue(
@@ -163,7 +187,7 @@ def largest_eigenvalue(
     scale = _scale(a)
     a = a / scale[..., None, None]
     start = np.random.RandomState(1729).uniform(-1.0, 1.0, (n, 1))  # as the reference starts
-    v = jnp.zeros_like(a[..., :1]) + jnp.asarray(start, a.dtype)
+    v = jnp.broadcast_to(jnp.asarray(start, a.dtype), (*a.shape[:-1], 1)) + 0.0 * a[..., :1]
 
     def unit(v: jax.Array) -> jax.Array:
         norm = jnp.sqrt(jnp.sum(jnp.square(v), axis=(-2, -1), keepdims=True))
@@ -189,39 +213,41 @@ def _scale(a: jax.Array) -> jax.Array:
     return jnp.where(most > 0, most, 1.0)
 
 
+def _eye(a: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
+
+
 def _finish(root: jax.Array, error: jax.Array) -> InverseRoot:
     fine = jnp.all(jnp.isfinite(root), axis=(-2, -1)) & (error <= FAILED)
     return InverseRoot(root, error, ~fine)
 
 
-def _by_eigenvalues(
-    a: jax.Array, p: float, eps: float | jax.Array, ridge: float | jax.Array, shift: bool
-) -> InverseRoot:
+def _by_eigenvalues(a: jax.Array, eps: jax.Array, ridge: jax.Array, how: _How) -> InverseRoot:
     values, vectors = jnp.linalg.eigh(a, symmetrize_input=False)
     least = values[..., :1]
     # Eigenvalues of A + e I, without the rounding of the sum.
     e = eps + ridge * jnp.maximum(values[..., -1:], 0.0)
-    if shift:
+    if how.shift:
         values = jnp.where(least < 0, values - least, values) + e
     else:
         values = jnp.maximum(values, 0.0) + e
-    powers = values ** (-1.0 / p)
+    powers = values ** (-1.0 / how.p)
     root = jnp.matmul(vectors * powers[..., None, :], vectors.mT, precision="highest")
     return _finish(root, jnp.zeros_like(least[..., 0]))
 
 
-def _damped(a: jax.Array, eps: float | jax.Array, ridge: jax.Array) -> jax.Array:
-    return a + (eps + ridge)[..., None, None] * jnp.eye(a.shape[-1], dtype=a.dtype)
+def _damped(a: jax.Array, eps: jax.Array, ridge: jax.Array) -> jax.Array:
+    return a + (eps + ridge)[..., None, None] * _eye(a)
 
 
-def _ridge_of(a: jax.Array, ridge: float | jax.Array) -> jax.Array:
+def _ridge_of(a: jax.Array, ridge: jax.Array, how: _How) -> jax.Array:
     """The relative ridge of each matrix."""
-    if isinstance(ridge, int | float) and ridge == 0:
+    if not how.relative:
         return jnp.zeros_like(a[..., 0, 0])
     return ridge * jnp.maximum(largest_eigenvalue(a), LEAST)
 
 
-def _power(x: jax.Array, p: int, product: Callable[..., jax.Array]) -> jax.Array:
+def _power(x: jax.Array, p: int, product: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     """x^p by squaring."""
     out: jax.Array | None = None
     while p:
@@ -241,49 +267,34 @@ def _terms(p: int, order: int) -> list[float]:
     return out
 
 
-def _coupled(
-    a: jax.Array,
-    options: tuple[int, float | jax.Array, float | jax.Array, float, Callable[..., jax.Array]],
-    order: int,
-    growth: float | None,
-    tries: int,
-) -> InverseRoot:
-    p, eps, ridge, tolerance, product = options
-    base = _ridge_of(a, ridge)
-    run = partial(_iterate, p=p, tolerance=tolerance, product=product, order=order, growth=growth)
-    root, error = run(_damped(a, eps, base))
-    if tries == 1:
-        return _finish(root, error)
+def _coupled(a: jax.Array, eps: jax.Array, ridge: jax.Array, how: _How) -> InverseRoot:
+    base, run = _ridge_of(a, ridge, how), partial(_iterate, how=how)
+    if how.tries == 1:
+        return _finish(*run(_damped(a, eps, base)))
+    eye = _eye(a)
 
-    def again(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def attempt(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         i, root, error = carry
-        stays = error <= RETRY
-        # Those that stay are given a matrix that is done at once.
+        done = error <= RETRY
+        # Those that are done are given a matrix that takes no step.
         more = _damped(a, eps * 10.0**i, base * 10.0**i)
-        eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-        new, new_error = run(jnp.where(stays[..., None, None], eye, more))
-        keep = stays[..., None, None]
-        return i + 1.0, jnp.where(keep, root, new), jnp.where(stays, error, new_error)
+        new, new_error = run(jnp.where(done[..., None, None], eye, more))
+        root = jnp.where(done[..., None, None], root, new)
+        return i + 1.0, root, jnp.where(done, error, new_error)
 
     def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
-        return (carry[0] < tries) & jnp.any(carry[2] > RETRY)
+        return (carry[0] < how.tries) & jnp.any(~(carry[2] <= RETRY))
 
-    first = (jnp.ones((), a.dtype), root, error)
-    _, root, error = lax.while_loop(unfinished, again, first)
+    first = (jnp.zeros((), a.dtype), a, jnp.full_like(base, jnp.inf))
+    _, root, error = lax.while_loop(unfinished, attempt, first)
     return _finish(root, error)
 
 
-def _iterate(
-    a: jax.Array,
-    p: int,
-    tolerance: float,
-    product: Callable[..., jax.Array],
-    order: int,
-    growth: float | None,
-) -> tuple[jax.Array, jax.Array]:
+def _iterate(a: jax.Array, how: _How) -> tuple[jax.Array, jax.Array]:
     """The coupled iteration on one batch: roots and errors."""
-    n = a.shape[-1]
-    eye = jnp.eye(n, dtype=a.dtype)
+    p, product = int(how.p), how.product
+    order = _HIGHER_ORDER if how.method == "higher_order" else 1
+    eye = _eye(a)
     most = _scale(a)
     small = a / most[..., None, None]
     if order == 1:
@@ -309,39 +320,35 @@ def _iterate(
         return jnp.max(jnp.abs(m - eye), axis=(-2, -1))
 
     def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        i, m, x, error, runs, grew = carry
+        i, m, x, error, runs = carry
         t = factor(m, i == 0)
         m_new, x_new = product(_power(t, p, product), m), product(x, t)
         new = error_of(m_new)
         # (A comparison with NaN is False: what breaks down has grown.)
-        fine = new < error * growth if growth is not None else jnp.ones_like(runs)
+        if how.growth is None:
+            fine = (new < error) | (jnp.isfinite(new) & (error > FAILED))
+        else:
+            fine = new < error * how.growth
         take = runs & fine
         keep = take[..., None, None]
-        go_on = take & (new > tolerance)
+        go_on = take & (new > how.tolerance)
         m, x = jnp.where(keep, m_new, m), jnp.where(keep, x_new, x)
-        return i + 1, m, x, jnp.where(runs, new, error), go_on, grew | (runs & ~fine)
+        return i + 1, m, x, jnp.where(runs, new, error), go_on
 
     def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
         return (carry[0] < ITERATIONS) & jnp.any(carry[4])
 
     error = error_of(m)
-    runs = error > tolerance
-    first = (jnp.zeros((), jnp.int32), m, x, error, runs, runs & False)
-    _, m, x, error, _, _ = lax.while_loop(unfinished, body, first)
+    runs = error > how.tolerance
+    first = (jnp.zeros((), jnp.int32), m, x, error, runs)
+    _, m, x, error, _ = lax.while_loop(unfinished, body, first)
     # The error of the root that is returned.
     return x, error_of(m)
 
 
-def _newton_schulz(
-    a: jax.Array,
-    p: int,
-    eps: float | jax.Array,
-    ridge: float | jax.Array,
-    tolerance: float,
-    product: Callable[..., jax.Array],
-) -> InverseRoot:
-    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-    a = _damped(a, eps, _ridge_of(a, ridge))
+def _newton_schulz(a: jax.Array, eps: jax.Array, ridge: jax.Array, how: _How) -> InverseRoot:
+    p, product, eye, tolerance = int(how.p), how.product, _eye(a), how.tolerance
+    a = _damped(a, eps, _ridge_of(a, ridge, how))
 
     def square_roots(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """A^(1/2), A^(-1/2) and the error."""

@@ -255,6 +255,13 @@ class RootOf(NamedTuple):
         return root
 
 
+def cond(due: jax.Array, yes: Callable[..., Any], no: Callable[..., Any], *args: Any) -> Any:
+    """``jax.lax.cond``; outside of a program the branch itself, which would compile anew."""
+    if isinstance(due, jax.core.Tracer):
+        return jax.lax.cond(due, yes, no, *args)
+    return (yes if due else no)(*args)
+
+
 def refresh(
     kronecker: Kronecker,
     factors: Lists,
@@ -284,7 +291,7 @@ def refresh(
         del factors
         return kronecker.placed(roots, roots), jnp.zeros((), jnp.int32)
 
-    return jax.lax.cond(due, anew, as_it_was, factors, roots)
+    return cond(due, anew, as_it_was, factors, roots)
 
 
 class _Turns:
@@ -310,6 +317,8 @@ class _Turns:
             places = [self._at(place) for place in self._places(number)]
             return lambda *given: tuple(given[a][k] for a, k in places)
 
+        if not isinstance(turn, jax.core.Tracer):  # outside of a program nothing is compiled
+            return list(branch(int(turn))(*flat))
         return list(jax.lax.switch(turn, [branch(i) for i in range(self.every)], *flat))
 
     def _at(self, place: int) -> tuple[int, int]:

@@ -44,7 +44,11 @@ FACTORS = "8 (fan_out^2 + fan_in^2)"
 
 def factor_bytes(parameter: float) -> StateBytes:
     """State bytes of a method with so many per parameter, two factors a matrix and their roots."""
-    return StateBytes(parameter, lambda rows, columns: 8 * (rows**2 + columns**2), FACTORS)
+
+    def own(rows: int, columns: int) -> int:
+        return 8 * (rows**2 + columns**2) if rows * columns else 0
+
+    return StateBytes(parameter, own, FACTORS)
 
 
 class ScaleByShampooState(NamedTuple):

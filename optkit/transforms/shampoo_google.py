@@ -38,6 +38,7 @@ from optkit.transforms.kronecker import (
     KroneckerState,
     Lists,
     RootOf,
+    cond,
     new_factors,
     refresh,
 )
@@ -232,7 +233,7 @@ def scale_by_shampoo_google(
         if statistics_every == 1 or not any(kronecker.axes):
             return grown(factors)
         same = lambda factors: kronecker.placed(factors, factors)  # noqa: E731
-        return jax.lax.cond(t % statistics_every == 0, grown, same, factors)
+        return cond(t % statistics_every == 0, grown, same, factors)
 
     def update_fn(
         updates: PyTree,
