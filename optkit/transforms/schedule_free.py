@@ -154,7 +154,8 @@ def schedule_free(
         return jnp.copy(p).astype(accumulator_dtype(p, dtype))
 
     def numbers(count: jax.Array) -> dict[str, jax.Array]:
-        return recorded(count, **{_RATE: learning_rate, _MIX: b1})
+        values: dict[str, Any] = {_RATE: learning_rate, _MIX: b1}
+        return recorded(count, **values)
 
     def init_fn(params: PyTree) -> ScheduleFreeState:
         count, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
@@ -189,7 +190,7 @@ def schedule_free(
         largest, total, c = weights(state)
         mix = value_at(b1, state.count)
 
-        def leaf(g: jax.Array, y: jax.Array, z: jax.Array, x: Any, u: jax.Array) -> tuple:
+        def leaf(g: jax.Array, y: jax.Array, z: jax.Array, x: Any, u: jax.Array) -> Any:
             lead = _lead(y, z, x, state.b1)
             new_z, new_lead = upcast(z) + u, (1.0 - c) * (lead - u)
             if _is_masked(x):
