@@ -9,13 +9,18 @@ from jax import lax
 from optkit.linalg.norms import to_unit_peak
 
 Refresh = Literal["qr", "eigh"]
+# What is below this share of the largest is rounding, whose directions mean nothing.
+_NULL = 1e-5
 
 
 def eigenbasis(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors of symmetric matrices, and which matrices have finite ones.
 
+    Where the rank is not full, the null space has any basis, and a factorisation returns one that
+    is made of rounding. Here it is spanned by the projections of the first unit vectors.
+
     Args:
-      a: ``(..., n, n)``; of zeros the basis is the identity.
+      a: ``(..., n, n)``, positive semidefinite; of zeros the basis is the identity.
 
     Returns:
       ``(..., n, n)`` with orthonormal columns by decreasing eigenvalue, and bool ``(...)``. Where
@@ -30,11 +35,9 @@ def eigenbasis(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     one = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
     if not a.size:
         return one, jnp.ones(a.shape[:-2], bool)
-    y, _ = to_unit_peak(a)
-    new = lax.rev(jnp.linalg.eigh(y)[1], (a.ndim - 1,))
+    new = _eigenvectors(to_unit_peak(a)[0])
     good = jnp.all(jnp.isfinite(new), axis=(-2, -1))
-    seen = good & jnp.any(y != 0, axis=(-2, -1))
-    return jnp.where(seen[..., None, None], new, one), good
+    return jnp.where(good[..., None, None], new, one), good
 
 
 def refreshed_eigenbasis(
@@ -55,7 +58,7 @@ def refreshed_eigenbasis(
     Returns:
       The new basis; int32 ``(..., n)``, the column of ``q`` whose place each new one takes; bool
       ``(...)``, which are finite. Of a matrix of zeros, or of one that gives nothing finite, the
-      basis and the order of its columns stay.
+      basis and the order of its columns stay. Null spaces as in ``eigenbasis``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,9 +74,10 @@ def refreshed_eigenbasis(
     p = jnp.matmul(y, q, precision="highest")
     order = jnp.argsort(-jnp.sum(q * p, axis=-2), axis=-1).astype(jnp.int32)
     if method == "qr":
-        new = jnp.linalg.qr(jnp.take_along_axis(p, order[..., None, :], axis=-1))[0]
+        new, r = jnp.linalg.qr(jnp.take_along_axis(p, order[..., None, :], axis=-1))
+        new = _completed(new, jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
     else:
-        new = lax.rev(jnp.linalg.eigh(y)[1], (a.ndim - 1,))
+        new = _eigenvectors(y)
     good = jnp.all(jnp.isfinite(new), axis=(-2, -1))
     seen = good & jnp.any(y != 0, axis=(-2, -1))
     return (
@@ -81,3 +85,31 @@ def refreshed_eigenbasis(
         jnp.where(seen[..., None], order, still),
         good,
     )
+
+
+def _eigenvectors(a: jax.Array) -> jax.Array:
+    values, vectors = jnp.linalg.eigh(a)
+    return _completed(lax.rev(vectors, (a.ndim - 1,)), lax.rev(values, (a.ndim - 2,)))
+
+
+def _completed(q: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Orthonormal columns, those of no size replaced by the projections of unit vectors."""
+    seen = sizes > _NULL * jnp.max(sizes, axis=-1, keepdims=True)
+
+    def fill(q: jax.Array, seen: jax.Array) -> jax.Array:
+        # (Not 0 times a column: that of a failed factorisation may be NaN.)
+        held = jnp.where(seen[..., None, :], q, 0.0)
+        rest = jnp.eye(q.shape[-1], dtype=q.dtype) - jnp.matmul(held, held.mT, precision="highest")
+        place = jnp.maximum(jnp.cumsum(~seen, axis=-1) - 1, 0)
+        others = jnp.take_along_axis(rest, place[..., None, :], axis=-1)
+        # Those that stay come first, so that the others are orthogonal to all of them.
+        front = jnp.argsort(~seen, axis=-1, stable=True)
+        mixed = jnp.where(seen[..., None, :], q, others)
+        new = jnp.linalg.qr(jnp.take_along_axis(mixed, front[..., None, :], axis=-1))[0]
+        back = jnp.take_along_axis(new, jnp.argsort(front, axis=-1)[..., None, :], axis=-1)
+        return jnp.where(seen[..., None, :], q, back)
+
+    whole = jnp.all(seen)
+    if not isinstance(whole, jax.core.Tracer):
+        return q if bool(whole) else fill(q, seen)
+    return lax.cond(whole, lambda q, _: q, fill, q, seen)

@@ -31,9 +31,9 @@ def psgd_kron(
     mask: Mask = None,
     preconditioner_lr: ScalarOrSchedule = 0.1,
     update_probability: Any = None,
-    init_scale: float = 1.0,
-    max_size_triangular: int = 8192,
-    min_ndim_triangular: int = 2,
+    init_scale: float | None = None,
+    max_size_triangular: int | None = None,
+    min_ndim_triangular: int | None = None,
     memory_save_mode: MemorySave | None = None,
     momentum_into_precond_update: bool = True,
     max_update_rms: float | None = 1.1,
@@ -76,9 +76,9 @@ def psgd_kron(
       preconditioner_lr: step of the factors.
       update_probability: how often they are fitted, a number or a schedule in (0, 1]; None for
         ``optkit.psgd_update_probability()``: at every update at first, at every 33rd in the end.
-      init_scale: of the first product of all factors.
-      max_size_triangular: longer axes keep the diagonal of their factor.
-      min_ndim_triangular: tensors of fewer axes keep diagonals.
+      init_scale: of the first product of all factors; None for 1.
+      max_size_triangular: longer axes keep the diagonal of their factor; None for 8192.
+      min_ndim_triangular: tensors of fewer axes keep diagonals; None for 2.
       memory_save_mode: "one_diag" keeps a diagonal of the longest axis, "all_diag" of all.
       momentum_into_precond_update: fit to M rather than to the gradient.
       max_update_rms: largest root mean square of a tensor's u; None for any.
@@ -87,7 +87,8 @@ def psgd_kron(
       axes: "matrix", or "all" for a factor of every axis of every leaf, as the reference has it.
       dims: which axes are input and output, see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
-      state_dtype: dtype of mu; float32 for 16-bit parameters if None. Factors are float32.
+      state_dtype: dtype of mu and of vectors' factors; float32 for 16-bit parameters if None, as the
+        factors of matrices always.
       precision: matmul precision of jax.
       group_bytes: bytes of one stack of tensors.
 

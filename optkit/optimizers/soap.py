@@ -99,13 +99,13 @@ def soap(
     weight_decay: ScalarOrSchedule = 0.01,
     decay: StepDecay = "after",
     mask: Mask = None,
-    refresh_every: int = 10,
+    refresh_every: int | None = None,
     refresh: Refresh = "qr",
     stagger: bool = False,
     first_step: FirstStep = "skip",
     correct_bias: bool = True,
     normalize_grads: bool = False,
-    max_precond_dim: int = 10000,
+    max_precond_dim: int | None = None,
     precondition_1d: bool = False,
     merge_small_dims: bool = False,
     axes: Axes = "matrix",
@@ -149,14 +149,14 @@ def soap(
       weight_decay: coefficient.
       decay: kind of decay, see ``optkit.descend``; "after" is that of step 3.
       mask: leaves that decay.
-      refresh_every: steps from one basis to the next.
+      refresh_every: steps from one basis to the next; None for 10.
       refresh: "qr" as above, or "eigh": a whole eigendecomposition.
       stagger: every factor has its own turn, so that no step is slow.
       first_step: "skip", or "step": the first gradient makes the bases and a step, in which
         rounding shows unless eps is well above it, see ``optkit.in_rotated_basis``.
       correct_bias: the factor of step 2.
       normalize_grads: bring each tensor's update to a root mean square of 1, before the factor.
-      max_precond_dim: longer axes are not turned.
+      max_precond_dim: longer axes are not turned; None for 10 000.
       precondition_1d: turn vectors, too.
       merge_small_dims: with ``axes="all"``, read neighbouring axes as one, up to that bound.
       axes: "matrix", or "all" for a factor of every axis of every leaf, as the reference has it.
@@ -187,9 +187,8 @@ def soap(
       (``axes="all"``); ours are matrices. At first a gradient has no more than rank min(m, n): the
       larger side's other eigenvectors are whatever LAPACK takes, and runs differ by them.
     """
-    if shampoo_beta is None:
-        shampoo_beta = b2
-    check_number("shampoo_beta", shampoo_beta, low=0.0, high=1.0, open_high=True)
+    if shampoo_beta is not None:
+        check_number("shampoo_beta", shampoo_beta, low=0.0, high=1.0, open_high=True)
     adam = scale_by_adam(
         b1,
         b2,
@@ -200,12 +199,12 @@ def soap(
     )
     direction = in_rotated_basis(
         adam,
-        statistics_decay=shampoo_beta,
-        refresh_every=refresh_every,
+        statistics_decay=b2 if shampoo_beta is None else shampoo_beta,
+        refresh_every=10 if refresh_every is None else refresh_every,
         refresh=refresh,
         stagger=stagger,
         first_step=first_step,
-        max_precond_dim=max_precond_dim,
+        max_precond_dim=10000 if max_precond_dim is None else max_precond_dim,
         precondition_1d=precondition_1d,
         merge_small_dims=merge_small_dims,
         axes=axes,

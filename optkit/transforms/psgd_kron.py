@@ -51,7 +51,7 @@ class ScaleByPsgdKronState(NamedTuple):
     mu: PyTree  # like params, state_dtype (float32 for 16-bit parameters)
     # One tree an axis: (*batch, d, d) upper triangular or (*batch, d), float32; None beyond a rank.
     kronecker: tuple[PyTree, ...]
-    entries: PyTree  # like params, float32: factors of vectors; None at tensors
+    entries: PyTree  # like params, state_dtype: factors of vectors; None at tensors
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
 
@@ -89,14 +89,14 @@ class _Factors(NamedTuple):
         """Whether a leaf has one number an entry."""
         return self.flats[index] == (True,)
 
-    def first(self, params: PyTree, scale: float) -> Factors:
+    def first(self, params: PyTree, scale: float, dtype: Any) -> Factors:
         """Multiples of the identity."""
         out: Factors = []
         leaves = zip(self.layout.views, self.layout.leaves(params), self.flats, strict=True)
         for index, (view, leaf, flat) in enumerate(leaves):
             values = first_factors(sizes_of(view), flat, scale, accumulator_dtype(leaf))
             if self.alone(index):
-                own = jnp.zeros_like(leaf, dtype=values[0].dtype) + scale
+                own = jnp.full_like(leaf, scale, dtype=accumulator_dtype(leaf, dtype))
                 out.append((view.split(own),))
             else:
                 batch = view.batch if view.axes else view.shape[:-1]
@@ -117,7 +117,8 @@ class _Factors(NamedTuple):
         others = self.layout.unpack(kronecker, counts)
         alone = self.layout.leaves(entries)
         return [
-            (views[i].split(alone[i]),) if self.alone(i) else own for i, own in enumerate(others)
+            (upcast(views[i].split(alone[i])),) if self.alone(i) else own
+            for i, own in enumerate(others)
         ]
 
     def placed(self, index: int, factor: jax.Array, tensor: jax.Array) -> jax.Array:
@@ -143,9 +144,9 @@ def scale_by_psgd_kron(
     *,
     preconditioner_lr: ScalarOrSchedule = 0.1,
     update_probability: Any = None,
-    init_scale: float = 1.0,
-    max_size_triangular: int = 8192,
-    min_ndim_triangular: int = 2,
+    init_scale: float | None = None,
+    max_size_triangular: int | None = None,
+    min_ndim_triangular: int | None = None,
     memory_save_mode: MemorySave | None = None,
     momentum_into_precond_update: bool = True,
     max_update_rms: float | None = 1.1,
@@ -185,9 +186,9 @@ def scale_by_psgd_kron(
       update_probability: number or schedule in (0, 1]; factors are fitted once 1/probability
         updates have passed. None for the reference's: 1.0 for 500 updates, then falling to 0.03,
         see ``optkit.psgd_update_probability``.
-      init_scale: of the first product of all factors, which are multiples of the identity.
-      max_size_triangular: longer axes keep the diagonal of their factor.
-      min_ndim_triangular: tensors of fewer axes keep diagonals.
+      init_scale: of the first product of all factors, multiples of the identity; None for 1.
+      max_size_triangular: longer axes keep the diagonal of their factor; None for 8192.
+      min_ndim_triangular: tensors of fewer axes keep diagonals; None for 2.
       memory_save_mode: "one_diag" keeps a diagonal of the longest axis, "all_diag" of all.
       momentum_into_precond_update: fit to M rather than to the gradient.
       max_update_rms: largest root mean square of a tensor's update; None for any.
@@ -198,7 +199,8 @@ def scale_by_psgd_kron(
         as the reference has it.
       dims: see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
-      state_dtype: dtype of mu; float32 for 16-bit parameters if None. Factors are float32.
+      state_dtype: dtype of mu and of vectors' factors; float32 for 16-bit parameters if None, as the
+        factors of matrices always.
       precision: matmul precision of jax.
       group_bytes: bytes of one stack of tensors.
 
@@ -225,13 +227,15 @@ def scale_by_psgd_kron(
       (``axes="all"``) and draws probes from a key stream of its own. Gram matrices are taken in
       units in which they can be squared, so that gradients of any size have one.
     """
+    init_scale = 1.0 if init_scale is None else init_scale
+    longest = 8192 if max_size_triangular is None else max_size_triangular
+    least_rank = 2 if min_ndim_triangular is None else min_ndim_triangular
     _check(b1, preconditioner_lr, update_probability, init_scale, max_update_rms)
-    check_static_int("max_size_triangular", max_size_triangular)
-    check_static_int("min_ndim_triangular", min_ndim_triangular, low=0)
+    check_static_int("max_size_triangular", longest)
+    check_static_int("min_ndim_triangular", least_rank, low=0)
     check_choice("axes", axes, get_args(Axes))
     if memory_save_mode is not None:
         check_choice("memory_save_mode", memory_save_mode, get_args(MemorySave))
-    check_static_number("balance_probability", balance_probability)
     check_number("balance_probability", balance_probability, low=0.0, high=1.0)
     check_seed(key)
     chance = psgd_update_probability() if update_probability is None else update_probability
@@ -242,14 +246,12 @@ def scale_by_psgd_kron(
         dims=dims,
         roles=tuple(roles),
         whole=axes == "all",
-        flat=lambda sizes: _diagonal(
-            sizes, max_size_triangular, min_ndim_triangular, memory_save_mode
-        ),
+        flat=lambda sizes: _diagonal(sizes, longest, least_rank, memory_save_mode),
     )
 
     def init_fn(params: PyTree) -> ScaleByPsgdKronState:
         own = read(params)
-        kronecker, entries = own.pack(own.first(params, init_scale))
+        kronecker, entries = own.pack(own.first(params, init_scale, state_dtype))
         zero = jnp.zeros((), jnp.int32)
         return ScaleByPsgdKronState(
             zero,
@@ -317,10 +319,12 @@ def scale_by_psgd_kron(
         out = layout.merge([x[0] for x in done])
         out = jax.tree.map(lambda u, g: u.astype(g.dtype), out, updates)
         held = jax.tree.map(lambda m, was: m.astype(was.dtype), mu, state.mu)
+        kronecker, entries = own.pack(new)
+        entries = jax.tree.map(lambda q, was: q.astype(was.dtype), entries, state.entries)
         since = jnp.where(due, 0, state.since + 1).astype(jnp.int32)
         record = recorded(state.count, **numbers)
         return out, ScaleByPsgdKronState(
-            n, since, state.failures + failed, state.key, held, *own.pack(new), record
+            n, since, state.failures + failed, state.key, held, kronecker, entries, record
         )
 
     return Transformation(init_fn, update_fn)
@@ -338,5 +342,4 @@ def _check(b1: Any, rate: Any, chance: Any, init_scale: Any, most: Any) -> None:
     if init_scale == 0.0:
         raise ValueError("init_scale=0.0 makes every update 0; give a positive number")
     if most is not None:
-        check_static_number("max_update_rms", most)
         check_number("max_update_rms", most, low=0.0)

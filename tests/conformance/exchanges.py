@@ -70,7 +70,7 @@ STEP = {
     # Matrices, probes and factors where these are fitted; matrices and factors for the update.
     **_of("psgd_kron scale_by_psgd_kron", all_to_all=12, all_gather=4),
     # Gradients, directions, statistics and bases; what a refresh turns or orders, for each side.
-    **_of("soap", all_to_all=32, all_gather=12),
+    **_of("in_rotated_basis soap", all_to_all=32, all_gather=12),
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }
