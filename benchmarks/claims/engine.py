@@ -24,6 +24,7 @@ SEARCH = (1000,)  # seed of every search for a learning rate
 MOST_EXTENSIONS = 4
 
 Probe = Callable[[Any, Params], dict[str, jax.Array]]
+Extras = Callable[[Params, Batch], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Trainer:
         steps: int,
         evaluations: int = 25,
         probe: Probe | None = None,
+        extras: Extras | None = None,
     ) -> None:
         """Prepares a run.
 
@@ -153,6 +155,7 @@ class Trainer:
           steps: training steps, a multiple of ``evaluations``.
           evaluations: evenly spaced evaluations on the held-out batch.
           probe: (state, params) -> further values to record at each evaluation.
+          extras: (params, batch) -> extra arguments of update, such as an estimate of curvature.
         """
         self.problem, self.steps, self.every = problem, steps, steps // evaluations
 
@@ -162,7 +165,8 @@ class Trainer:
             def step(carry: Any, batch: Batch) -> tuple[Any, None]:
                 state, params = carry
                 grads = jax.grad(problem.loss)(params, batch)
-                updates, state = tx.update(grads, state, params)
+                more = extras(params, batch) if extras else {}
+                updates, state = tx.update(grads, state, params, **more)
                 return (state, optax.apply_updates(params, updates)), None
 
             def stretch(carry: Any, batches: Batch) -> tuple[Any, Any]:
