@@ -87,8 +87,8 @@ def psgd_kron(
       axes: "matrix", or "all" for a factor of every axis of every leaf, as the reference has it.
       dims: which axes are input and output, see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
-      state_dtype: dtype of mu and of vectors' factors; float32 for 16-bit parameters if None, as the
-        factors of matrices always.
+      state_dtype: dtype of mu and of vectors' factors; float32 for 16-bit parameters if None, as
+        the factors of matrices always.
       precision: matmul precision of jax.
       group_bytes: bytes of one stack of tensors.
 

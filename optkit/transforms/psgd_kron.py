@@ -199,8 +199,8 @@ def scale_by_psgd_kron(
         as the reference has it.
       dims: see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
-      state_dtype: dtype of mu and of vectors' factors; float32 for 16-bit parameters if None, as the
-        factors of matrices always.
+      state_dtype: dtype of mu and of vectors' factors; float32 for 16-bit parameters if None, as
+        the factors of matrices always.
       precision: matmul precision of jax.
       group_bytes: bytes of one stack of tensors.
 
@@ -239,7 +239,11 @@ def scale_by_psgd_kron(
     check_number("balance_probability", balance_probability, low=0.0, high=1.0)
     check_seed(key)
     chance = psgd_update_probability() if update_probability is None else update_probability
-    numbers = {"b1": b1, "preconditioner_lr": preconditioner_lr, "update_probability": chance}
+    numbers: dict[str, Any] = {
+        "b1": b1,
+        "preconditioner_lr": preconditioner_lr,
+        "update_probability": chance,
+    }
 
     read = functools.partial(
         _Factors.of,

@@ -154,9 +154,8 @@ class Moments:
 
 def _move_of(match: Any, given: Mapping[str, Move] | None) -> Move:
     names = [getattr(entry, "name", "") for entry in match.key_path]
-    known: dict[str, Move] = dict.fromkeys(LINEAR_NAMES, "rotate") | dict.fromkeys(
-        SQUARE_NAMES, "permute"
-    )
+    known: dict[str, Move] = {name: "rotate" for name in LINEAR_NAMES}
+    known |= {name: "permute" for name in SQUARE_NAMES}
     known |= given or {}
     kind = next((known[name] for name in reversed(names) if name in known), None)
     if kind is None:

@@ -13,7 +13,7 @@ Function = Callable[..., tuple[jax.Array, ...]]
 
 
 def map_tensors(
-    function: Function,
+    function: Callable[..., Any],
     views: Sequence[AxisView],
     tensors: Sequence[Sequence[jax.Array]],
     factors: Sequence[Factors],
@@ -42,25 +42,28 @@ def map_tensors(
     """
     out: list[Any] = [None] * len(views)
     groups: dict[Any, list[int]] = {}
-    of = (lambda _: function) if kinds is None else function
     for index, view in enumerate(views):
         x, own = tensors[0][index], factors[index]
         kind = None if kinds is None else kinds[index]
         if x.size == 0:
             out[index] = idle(x, own)
         elif len(view.axes) < 2:
-            out[index] = of(kind)(*(t[index] for t in tensors), *own)
+            out[index] = _of(function, kind)(*(t[index] for t in tensors), *own)
         else:
             batch = len(view.batch)
             shapes = tuple((q.shape[batch:], q.dtype) for q in own)
             groups.setdefault((view.axes, shapes, x.dtype, kind), []).append(index)
     for (axes, _, _, kind), members in groups.items():
         columns = [[t[i] for i in members] for t in tensors]
-        own = [list(column) for column in zip(*(factors[i] for i in members), strict=True)]
-        done = _run(of(kind), axes, columns, own, group_bytes)
+        rows = [list(column) for column in zip(*(factors[i] for i in members), strict=True)]
+        done = _run(_of(function, kind), axes, columns, rows, group_bytes)
         for index, results in zip(members, done, strict=True):
             out[index] = results
     return out
+
+
+def _of(function: Any, kind: Hashable | None) -> Function:
+    return function if kind is None else function(kind)
 
 
 def _run(
