@@ -8,7 +8,8 @@ import jax
 from optkit.catalogue import register
 from optkit.transforms import Transformation, descend, scale_by_psgd_kron
 from optkit.transforms.hyperparams import ScalarOrSchedule
-from optkit.transforms.psgd_kron import FACTOR_BYTES, MemorySave
+from optkit.transforms.psgd_factors import MemorySave
+from optkit.transforms.psgd_kron import FACTOR_BYTES
 from optkit.transforms.rotated_units import FACTOR_ROLES, Axes
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike

@@ -2,13 +2,12 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import StateBytes, register
-from optkit.linalg.whitening import first_factors
 from optkit.transforms.base import Transformation, map_leaves
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
@@ -22,21 +21,19 @@ from optkit.transforms.hyperparams import (
 )
 from optkit.transforms.low_rank.subspace import branch
 from optkit.transforms.noise import Key, check_seed, fresh_key, normal_like
+from optkit.transforms.psgd_factors import MemorySave, PsgdFactors, diagonal_axes
 from optkit.transforms.psgd_step import direction, fitted, psgd_update_probability
-from optkit.transforms.rotated_units import FACTOR_ROLES, Axes, Factors, sizes_of
-from optkit.transforms.tensor_groups import map_tensors, multiple
+from optkit.transforms.rotated_units import FACTOR_ROLES, Axes
+from optkit.transforms.tensor_groups import map_tensors
 from optkit.tree import (
-    AxisLayout,
     Dims,
     PyTree,
     RuleLike,
-    accumulator_dtype,
     upcast,
     zeros_like_params,
 )
-from optkit.tree.sharding import place_factor, place_like
+from optkit.tree.sharding import place_like
 
-MemorySave = Literal["one_diag", "all_diag"]
 FACTOR_BYTES = StateBytes(4, lambda m, n: 4 * (m * m + n * n), "4 (rows^2 + columns^2)")
 
 
@@ -53,77 +50,6 @@ class ScaleByPsgdKronState(NamedTuple):
     kronecker: tuple[PyTree, ...]
     entries: PyTree  # like params, state_dtype: factors of vectors; None at tensors
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
-
-
-def _diagonal(
-    sizes: Sequence[int], largest: int, least_rank: int, save: MemorySave | None
-) -> tuple[bool, ...]:
-    """Which axes keep a diagonal only."""
-    rank = len(sizes)
-    longest = max(range(rank), key=lambda i: (sizes[i], i))
-    return tuple(
-        size == 1
-        or size > largest
-        or rank < least_rank
-        or save == "all_diag"
-        or (save == "one_diag" and i == longest)
-        for i, size in enumerate(sizes)
-    )
-
-
-class _Factors(NamedTuple):
-    """How the leaves of a tree are read, and which axes keep a diagonal only."""
-
-    layout: AxisLayout
-    flats: list[tuple[bool, ...]]
-
-    @classmethod
-    def of(
-        cls, tree: PyTree, *, dims: Dims, roles: Sequence[RuleLike], whole: bool, flat: Any
-    ) -> "_Factors":
-        """Reads a tree."""
-        layout = AxisLayout(tree, dims, roles, whole=whole)
-        return cls(layout, [flat(sizes_of(view)) for view in layout.views])
-
-    def alone(self, index: int) -> bool:
-        """Whether a leaf has one number an entry."""
-        return self.flats[index] == (True,)
-
-    def first(self, params: PyTree, scale: float, dtype: Any) -> Factors:
-        """Multiples of the identity."""
-        out: Factors = []
-        leaves = zip(self.layout.views, self.layout.leaves(params), self.flats, strict=True)
-        for index, (view, leaf, flat) in enumerate(leaves):
-            values = first_factors(sizes_of(view), flat, scale, accumulator_dtype(leaf))
-            if self.alone(index):
-                own = jnp.full_like(leaf, scale, dtype=accumulator_dtype(leaf, dtype))
-                out.append((view.split(own),))
-            else:
-                batch = view.batch if view.axes else view.shape[:-1]
-                out.append(tuple(multiple(leaf, batch, value) for value in values))
-        return out
-
-    def pack(self, factors: Factors) -> tuple[tuple[PyTree, ...], PyTree]:
-        """Those of tensors as one tree an axis, and those of vectors as one tree."""
-        views = enumerate(self.layout.views)
-        entries = [view.merge(factors[i][0]) if self.alone(i) else None for i, view in views]
-        others = [() if self.alone(i) else own for i, own in enumerate(factors)]
-        return self.layout.pack(others), self.layout.structure.unflatten(entries)
-
-    def unpack(self, kronecker: tuple[PyTree, ...], entries: PyTree) -> Factors:
-        """Undoes ``pack``."""
-        views = self.layout.views
-        counts = [0 if self.alone(i) else len(own) for i, own in enumerate(self.flats)]
-        others = self.layout.unpack(kronecker, counts)
-        alone = self.layout.leaves(entries)
-        return [
-            (upcast(views[i].split(alone[i])),) if self.alone(i) else own
-            for i, own in enumerate(others)
-        ]
-
-    def placed(self, index: int, factor: jax.Array, tensor: jax.Array) -> jax.Array:
-        """A new factor where the old one lay."""
-        return factor if self.alone(index) else place_factor(factor, tensor)
 
 
 def _unfitted(x: jax.Array, factors: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -246,11 +172,11 @@ def scale_by_psgd_kron(
     }
 
     read = functools.partial(
-        _Factors.of,
+        PsgdFactors.of,
         dims=dims,
         roles=tuple(roles),
         whole=axes == "all",
-        flat=lambda sizes: _diagonal(sizes, longest, least_rank, memory_save_mode),
+        flat=lambda sizes: diagonal_axes(sizes, longest, least_rank, memory_save_mode),
     )
 
     def init_fn(params: PyTree) -> ScaleByPsgdKronState:

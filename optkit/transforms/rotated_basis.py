@@ -1,6 +1,5 @@
 """Any entry-wise method in the eigenbasis of Shampoo's statistics: what SOAP is made of."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import StateBytes, register
-from optkit.linalg.eigenbasis import Refresh, eigenbasis
-from optkit.linalg.kronecker import tensor_gram
+from optkit.linalg.eigenbasis import Refresh
 from optkit.transforms.base import (
     Transformation,
     check_transformation,
@@ -26,31 +24,31 @@ from optkit.transforms.hyperparams import (
     value_at,
 )
 from optkit.transforms.low_rank.subspace import branch
+from optkit.transforms.rotated_steps import (
+    Following,
+    Options,
+    first_bases,
+    grown_statistics,
+    packed,
+    unpacked,
+)
 from optkit.transforms.rotated_units import (
     FACTOR_ROLES,
     Axes,
-    Factors,
     Moments,
     Move,
-    Plan,
     check_transport,
-    refresh_units,
     sizes_of,
 )
-from optkit.transforms.row_moment import LARGEST
-from optkit.transforms.tensor_groups import map_tensors, multiple
+from optkit.transforms.tensor_groups import multiple
 from optkit.tree import (
     AxisLayout,
     Dims,
-    MatrixFunction,
     PyTree,
     RuleLike,
     accumulator_dtype,
-    map_groups,
-    merge_dims,
     upcast,
 )
-from optkit.tree.sharding import place_factor
 
 FirstStep = Literal["skip", "step"]
 _BYTES = StateBytes(0, lambda m, n: 8 * (m * m + n * n), "8 (rows^2 + columns^2)")
@@ -72,163 +70,6 @@ class RotatedBasisState(NamedTuple):
     kronecker: EigenbasisState
     inner: PyTree  # state of the inner transformation, moments in rotated coordinates
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
-
-
-class _Options(NamedTuple):
-    """What was asked for, as far as leaves are concerned."""
-
-    max_dim: int
-    vectors: bool
-    merge: bool
-    whole: bool
-    dims: Dims
-    roles: tuple[RuleLike, ...]
-    precision: Any
-    group_bytes: int | None
-
-    def read(self, tree: PyTree) -> tuple[AxisLayout, Plan]:
-        """How a tree is read, and which axes have factors."""
-        merge = functools.partial(merge_dims, limit=self.max_dim, order="first")
-        layout = AxisLayout(
-            tree, self.dims, self.roles, whole=self.whole, merge=merge if self.merge else None
-        )
-        axes = []
-        for view in layout.views:
-            sizes, rank = sizes_of(view), len(view.shape)
-            is_vector = rank < 2 or view.stands_alone
-            serves = rank > 0 and (self.vectors or not is_vector)
-            axes.append(
-                tuple(
-                    place - len(sizes)
-                    for place, size in enumerate(sizes)
-                    if serves and size <= self.max_dim
-                )
-            )
-        return layout, Plan(layout.views, tuple(axes), self.precision, self.group_bytes)
-
-
-def _pack(layout: AxisLayout, plan: Plan, values: Factors) -> tuple[PyTree, ...]:
-    """The factors of each leaf as one tree an axis, in the order of the leaf's own axes."""
-    placed: list[list[Any]] = []
-    for view, axes, own in zip(plan.views, plan.axes, values, strict=True):
-        row: list[Any] = [None] * len(sizes_of(view))
-        for axis, value in zip(axes, own, strict=True):
-            row[axis] = value
-        placed.append(row)
-    return layout.pack(placed)
-
-
-def _unpack(layout: AxisLayout, plan: Plan, trees: tuple[PyTree, ...]) -> Factors:
-    rows = layout.unpack(trees, [len(sizes_of(view)) for view in plan.views])
-    return [tuple(row[a] for a in axes) for row, axes in zip(rows, plan.axes, strict=True)]
-
-
-def _grown(kind: tuple[int, tuple[int, ...]], *, decay: Any, precision: Any) -> Any:
-    rank, axes = kind
-
-    def grow(x: jax.Array, *held: jax.Array) -> tuple[jax.Array, ...]:
-        x = jnp.clip(x, -LARGEST, LARGEST)
-        return tuple(
-            decay * old + (1.0 - decay) * tensor_gram(x, axis, rank, precision=precision)
-            for axis, old in zip(axes, held, strict=True)
-        )
-
-    return grow
-
-
-def _statistics(plan: Plan, tensors: list[jax.Array], old: Factors, decay: Any) -> Factors:
-    of = plan.chosen
-    done = map_tensors(
-        functools.partial(_grown, decay=decay, precision=plan.precision),
-        [plan.views[i] for i in of],
-        [[tensors[i] for i in of]],
-        [old[i] for i in of],
-        plan.group_bytes,
-        idle=lambda _, own: own,
-        kinds=[(len(sizes_of(plan.views[i])), plan.axes[i]) for i in of],
-    )
-    out = list(old)
-    for i, own in zip(of, done, strict=True):
-        out[i] = tuple(
-            place_factor(new.astype(was.dtype), tensors[i])
-            for new, was in zip(own, old[i], strict=True)
-        )
-    return out
-
-
-def _first_bases(
-    plan: Plan, statistics: Factors, old: Factors, tensors: list[jax.Array]
-) -> tuple[Factors, jax.Array]:
-    """Eigenvectors of the first statistics, and how many of them were not finite."""
-    units = plan.units
-    seen = [statistics[i][j] for i, j in units]
-    work = MatrixFunction(eigenbasis, spread=True)
-    done = map_groups(work, seen, group_bytes=plan.group_bytes)
-    failed = jnp.zeros((), jnp.int32)
-    out = [list(own) for own in old]
-    for (i, j), (q, good) in zip(units, done, strict=True):
-        out[i][j] = place_factor(q.astype(old[i][j].dtype), tensors[i])
-        failed += jnp.sum(~good).astype(jnp.int32)
-    return [tuple(own) for own in out], failed
-
-
-class _Refresh(NamedTuple):
-    """How bases are followed."""
-
-    every: int
-    method: Refresh
-    stagger: bool
-
-    def run(
-        self,
-        plan: Plan,
-        moments: Moments,
-        n: jax.Array,
-        tensors: list[jax.Array],
-        statistics: Factors,
-        basis: Factors,
-        inner: PyTree,
-    ) -> tuple[Factors, PyTree, jax.Array]:
-        """The bases and the inner state for the next update, and how many were not finite."""
-        leaves, structure = jax.tree.flatten(inner)
-        out = [list(own) for own in basis]
-        failures = jnp.zeros((), jnp.int32)
-        turns = plan.turns(self.every) if self.stagger else [plan.units]
-        for turn, units in enumerate(turns):
-            if not units:
-                continue
-            due = (n > 0) & ((n + turn) % self.every == 0)
-            touched = {i for i, _ in units}
-            held = {k: leaves[k] for k, (i, _) in moments.moves.items() if i in touched}
-            own = [out[i][j] for i, j in units]
-            seen = [statistics[i][j] for i, j in units]
-
-            def work(
-                seen: Any, own: Any, held: Any, units: Any = units
-            ) -> tuple[list[jax.Array], dict[int, jax.Array], jax.Array]:
-                new, moved, failed = refresh_units(
-                    plan, units, self.method, moments, seen, own, held
-                )
-                placed = [
-                    place_factor(q.astype(was.dtype), tensors[i])
-                    for q, was, (i, _) in zip(new, own, units, strict=True)
-                ]
-                return placed, moved, failed
-
-            new, moved, failed = branch(
-                due,
-                work,
-                lambda seen, own, held: (own, held, jnp.zeros((), jnp.int32)),
-                seen,
-                own,
-                held,
-            )
-            failures += failed
-            for (i, j), q in zip(units, new, strict=True):
-                out[i][j] = q
-            for k, x in moved.items():
-                leaves[k] = x
-        return [tuple(own) for own in out], jax.tree.unflatten(structure, leaves), failures
 
 
 @register(
@@ -342,7 +183,7 @@ def in_rotated_basis(
             "merge_small_dims merges the axes of a leaf that is read axis by axis; leaves are read "
             "as matrices here: give axes='all' as well, or leave it out"
         )
-    asked = _Options(
+    asked = Options(
         max_precond_dim,
         precondition_1d,
         merge_small_dims,
@@ -352,7 +193,7 @@ def in_rotated_basis(
         precision,
         group_bytes,
     )
-    following = _Refresh(refresh_every, refresh, stagger)
+    following = Following(refresh_every, refresh, stagger)
     skips = first_step == "skip"
 
     def init_fn(params: PyTree) -> RotatedBasisState:
@@ -369,7 +210,7 @@ def in_rotated_basis(
         return RotatedBasisState(
             count,
             jnp.zeros((), jnp.int32),
-            EigenbasisState(_pack(layout, plan, zeros), _pack(layout, plan, bases)),
+            EigenbasisState(packed(layout, plan, zeros), packed(layout, plan, bases)),
             held,
             recorded(count, statistics_decay=statistics_decay),
         )
@@ -379,13 +220,13 @@ def in_rotated_basis(
     ) -> tuple[PyTree, RotatedBasisState]:
         layout, plan = asked.read(updates)
         tensors = layout.split(jax.tree.map(upcast, updates))
-        old = _unpack(layout, plan, state.kronecker.statistics)
-        basis = _unpack(layout, plan, state.kronecker.bases)
-        statistics = _statistics(plan, tensors, old, value_at(statistics_decay, state.count))
+        old = unpacked(layout, plan, state.kronecker.statistics)
+        basis = unpacked(layout, plan, state.kronecker.bases)
+        statistics = grown_statistics(plan, tensors, old, value_at(statistics_decay, state.count))
         first = state.count == 0
         basis, failed = branch(
             first,
-            lambda statistics, basis: _first_bases(plan, statistics, basis, tensors),
+            lambda statistics, basis: first_bases(plan, statistics, basis, tensors),
             lambda statistics, basis: (basis, jnp.zeros((), jnp.int32)),
             statistics,
             basis,
@@ -408,7 +249,7 @@ def in_rotated_basis(
         new = RotatedBasisState(
             state.count + 1,
             state.failures + failed + lost,
-            EigenbasisState(_pack(layout, plan, statistics), _pack(layout, plan, basis)),
+            EigenbasisState(packed(layout, plan, statistics), packed(layout, plan, basis)),
             after,
             recorded(state.count, statistics_decay=statistics_decay),
         )
