@@ -4,7 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from optkit.linalg.norms import norm_over
-from optkit.tree import MATRIX_ROLES, MatrixLayout, PyTree, RuleLike, leaves_with_paths, rule_of
+from optkit.tree import (
+    MATRIX_ROLES,
+    MatrixLayout,
+    PyTree,
+    RuleLike,
+    leaves_with_paths,
+    map_groups,
+    rule_of,
+)
 
 _GOLDEN = 2.399963  # radians; its multiples are spread evenly, so that no vector is orthogonal
 
@@ -80,13 +88,17 @@ def top_singular_values(
     """
     named = leaves_with_paths(params)
     keep = matrices_of(params, roles)
-    chosen = {path: leaf for (path, leaf), on in zip(named, keep, strict=True) if on}
-    out: dict[str, jax.Array] = {}
-    for path, leaf in chosen.items():
-        layout = MatrixLayout({path: leaf}, None, roles)
-        parts = layout.split({path: leaf})
-        for number, part in enumerate(parts):
-            a = part.astype(jnp.float32)
-            name = path if len(parts) == 1 else f"{path}#{number + 1}"
-            out[name], _ = top_singular(a, jnp.zeros(a.shape[:-1]), iterations=iterations)
-    return out
+    names, matrices = [], []
+    for (path, leaf), on in zip(named, keep, strict=True):
+        parts = MatrixLayout({path: leaf}, None, roles).split({path: leaf}) if on else []
+        names += [path if len(parts) == 1 else f"{path}#{n + 1}" for n in range(len(parts))]
+        matrices += [part.astype(jnp.float32) for part in parts]
+
+    def top(a: jax.Array) -> jax.Array:
+        def step(_: int, held: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            return top_singular(a, held[1], iterations=1)
+
+        zeros = jnp.zeros(a.shape[:-1], a.dtype)
+        return jax.lax.fori_loop(0, iterations, step, (zeros[..., 0], zeros))[0]
+
+    return dict(zip(names, map_groups(top, matrices, move=False), strict=True))

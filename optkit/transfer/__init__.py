@@ -11,7 +11,13 @@ from optkit.transfer.regimes import (
     scale_vector_labels,
 )
 from optkit.transfer.scaling import scale_leaves
-from optkit.transfer.width import depth_mup, match_init, mup, weight_decay_transfer
+from optkit.transfer.width import (
+    depth_mup,
+    match_init,
+    mup,
+    top_singular_ratios,
+    weight_decay_transfer,
+)
 
 __all__ = [
     "Coordinates",
@@ -30,5 +36,6 @@ __all__ = [
     "scale_leaves",
     "scale_vector_decay",
     "scale_vector_labels",
+    "top_singular_ratios",
     "weight_decay_transfer",
 ]

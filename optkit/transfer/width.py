@@ -1,13 +1,14 @@
 """How hyperparameters of a narrow model carry over to a wide one, of a shallow to a deep one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optkit.monitoring.singular import top_singular_values
 from optkit.transfer.kinds import Growth, KindRule, growths, is_still
 from optkit.transfer.laws import Laws, LeafLaw, positive
 from optkit.transforms.hyperparams import check_choice, check_number
@@ -248,3 +249,46 @@ def match_init(params: PyTree, base: PyTree, laws: Laws) -> PyTree:
 
     leaves = [leaf(path, p) for path, p in leaves_with_paths(params)]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def top_singular_ratios(
+    models: Mapping[int, PyTree], *, roles: tuple[RuleLike, ...] = ()
+) -> dict[str, dict[int, float]]:
+    """Returns the top singular value of each hidden matrix at several widths, over the first one's.
+
+    The diagnostic of ``weight_decay_transfer``: in the steady state of training, that is after
+    ``lr*wd*steps`` of 2 or more, a decay that follows the width rightly leaves the ratios at 1.
+
+    Args:
+      models: width -> trained parameters, the base model's first.
+      roles: your own ``(pattern, role)`` rules, which say what is a hidden matrix.
+
+    Returns:
+      Path -> width -> ratio; of a stack of matrices the mean of theirs.
+
+    Raises:
+      ValueError: fewer than two models, or models whose matrices have other paths.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> optkit.transfer.top_singular_ratios({2: {"up": jnp.eye(2)}, 4: {"up": 3.0 * jnp.eye(4)}})
+      {'up': {2: 1.0, 4: 3.0}}
+
+    Reference:
+      Fan et al., arXiv 2510.15262.
+    """
+    if len(models) < 2:
+        raise ValueError("give the trained parameters of at least two widths")
+    found = {
+        width: {p: float(np.mean(v)) for p, v in top_singular_values(tree, roles=roles).items()}
+        for width, tree in models.items()
+    }
+    first = next(iter(found.values()))
+    for width, table in found.items():
+        lost = sorted({*table} ^ {*first})
+        if lost:
+            raise ValueError(f"the model of width {width} differs from the first in {lost[0]!r}")
+    return {
+        path: {width: round(table[path] / first[path], 6) for width, table in found.items()}
+        for path in first
+    }

@@ -1,4 +1,4 @@
-"""``--diagnose`` and ``--tensorboard``: what is measured lands in the log, in event files, in pages."""
+"""``--diagnose`` and ``--tensorboard``: measurements in the log, in event files and in pages."""
 
 import json
 import struct
@@ -46,18 +46,21 @@ def rows(*steps):
 
 
 def test_measurements_land_in_log_and_page(command, tmp_path):
-    out = tmp_path / "run"
-    assert command("train", "muon", *TINY, "--diagnose", "2", "--out", str(out)).code == 0
+    out, board = tmp_path / "run", tmp_path / "board"
+    words = ("--diagnose", "2", "--out", str(out), "--tensorboard", str(board))
+    assert command("train", "muon", *TINY, *words).code == 0
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     measured = {row["step"]: row["diagnostics"] for row in log if "diagnostics" in row}
     assert [*measured] == [1, 3]
     assert all(value >= 0 for value in measured[3].values())
     assert any(name.endswith("/top_singular") for name in measured[1])
     assert "<svg" in (out / "diagnostics.html").read_text()
+    sent = events(board)
+    assert {*sent["train/loss"]} == {1, 2, 3, 4} and {*sent["held_out/loss"]}
+    assert any(tag.startswith("diagnostics/") for tag in sent)
     # The optimizer's state holds the measurements: another interval is another run.
-    again = command(
-        "train", "muon", *TINY[:3], "6", "--diagnose", "3", "--resume", "--out", str(out)
-    )
+    words = ("--diagnose", "3", "--resume", "--out", str(out))
+    again = command("train", "muon", *TINY[:3], "6", *words)
     assert again.code == 2 and "diagnose: saved 2, now 3" in again.err
 
 

@@ -210,3 +210,13 @@ def test_match_init_gives_the_deviations_of_the_table() -> None:
     got = transfer.match_init(wide, base, laws)
     sizes = {path: float(jnp.sqrt(jnp.mean(x**2))) for path, x in got.items()}
     assert sizes == pytest.approx({"in": 0.5, "up": 0.25, "out": 0.125, "b": 3.0})
+
+
+def test_top_singular_ratios_of_built_matrices() -> None:
+    eye = lambda n, s: {"up": s * jnp.eye(n), "b": jnp.ones(n)}  # noqa: E731
+    found = transfer.top_singular_ratios({2: eye(2, 2.0), 4: eye(4, 5.0)})
+    assert found == {"up": {2: 1.0, 4: 2.5}}
+    with pytest.raises(ValueError, match="at least two"):
+        transfer.top_singular_ratios({2: eye(2, 2.0)})
+    with pytest.raises(ValueError, match="differs from the first in 'down'"):
+        transfer.top_singular_ratios({2: eye(2, 1.0), 4: {"down": jnp.eye(4)}})
