@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optkit.linalg import apply_along, inverse_root, tensor_gram
 from optkit.transforms.hyperparams import Scalar, debias
 from optkit.tree import BlockLayout, MatrixFunction, PyTree, map_groups
 from optkit.tree.dtypes import accumulator_dtype
-from optkit.tree.sharding import factor_beside, place_factor
+from optkit.tree.sharding import factor_beside, factor_spec, mesh_of, place_factor
 
 # Sums of products of larger entries leave float32.
 LARGEST = 1e15
@@ -178,11 +177,12 @@ class Kronecker:
         failures: Any = 0
         for power, places in self._by_power(root_of).items():
             work = MatrixFunction(root_of.function(power, scale), spread=True)
-            by_size: dict[int, list[tuple[int, int]]] = {}
+            by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
             for i, j in places:
-                by_size.setdefault(factors[i][j].shape[-1], []).append((i, j))
+                unit = _Units.of(factors[i][j])
+                by_size.setdefault((unit.shape[-1], unit.devices), []).append((i, j))
             for own in by_size.values():
-                plan = _Turns([factors[i][j].shape[:-2] for i, j in own], every)
+                plan = _Turns([_Units.of(factors[i][j]) for i, j in own], every)
                 now, old = (
                     plan.picked([lists[i][j] for i, j in own], turn) for lists in (factors, roots)
                 )
@@ -294,52 +294,104 @@ def refresh(
     return cond(due, anew, as_it_was, factors, roots)
 
 
-class _Turns:
-    """Matrices of one size, spread over turns: each comes once a round."""
+class _Units(NamedTuple):
+    """What of an array has its turn together: a matrix, or one on each device that has layers.
 
-    def __init__(self, batches: Sequence[tuple[int, ...]], every: int) -> None:
-        self.batches, self.every = list(batches), every
-        counts = [math.prod(batch) for batch in batches]
-        self.starts = [0, *itertools.accumulate(counts)]
+    Attributes:
+      shape: the array's, ``(*batch, n, n)``.
+      devices: that the last batch axis is split over; 1 if it is whole on all.
+    """
+
+    shape: tuple[int, ...]
+    devices: int
+
+    @classmethod
+    def of(cls, x: jax.Array) -> "_Units":
+        """The units of a factor as ``factor_spec`` lays it."""
+        mesh = mesh_of(x)
+        part = None if mesh is None or x.ndim < 3 else factor_spec(x.shape, mesh)[-3]
+        return cls(x.shape, 1 if part is None else math.prod(mesh.shape[name] for name in part))
+
+    @property
+    def count(self) -> int:
+        """How many units there are."""
+        return math.prod(self.shape[:-2]) // self.devices
+
+    def apart(self, x: jax.Array) -> list[jax.Array]:
+        """The array as its units, ``(n, n)`` or ``(devices, n, n)``."""
+        n = self.shape[-1]
+        if self.devices == 1:
+            flat = x.reshape(-1, n, n)
+            return [flat[i] for i in range(self.count)] if x.ndim > 2 else [x]
+        own = self.shape[-3] // self.devices
+        flat = x.reshape(-1, *self.shape[-3:])
+        rows = [flat[i] for i in range(flat.shape[0])] if x.ndim > 3 else [x]
+        if own == 1:
+            return rows
+        parts = [row.reshape(self.devices, own, n, n) for row in rows]
+        return [part[:, i] for part in parts for i in range(own)]
+
+    def together(self, units: Sequence[jax.Array]) -> jax.Array:
+        """Undoes ``apart``."""
+        if len(units) == 1:
+            return units[0].reshape(self.shape)
+        if self.devices == 1:
+            return jnp.stack(units).reshape(self.shape)
+        own = self.shape[-3] // self.devices
+        rows = [
+            jnp.stack(units[i : i + own], axis=1).reshape(self.shape[-3:])
+            for i in range(0, len(units), own)
+        ]
+        return jnp.stack(rows).reshape(self.shape) if len(rows) > 1 else rows[0]
+
+
+class _Turns:
+    """Units of one size, spread over turns: each comes once a round."""
+
+    def __init__(self, units: Sequence[_Units], every: int) -> None:
+        self.units, self.every = list(units), every
+        self.starts = [0, *itertools.accumulate(unit.count for unit in units)]
         self.total = self.starts[-1]
         self.each = -(-self.total // every)
 
     def _places(self, turn: int) -> list[int]:
-        """The matrices of a turn, filled up with its first one (or the first of all)."""
+        """The units of a turn, filled up with its first one (or the first of all)."""
         own = list(range(turn, self.total, self.every))
         return own + [own[0] if own else 0] * (self.each - len(own))
 
-    def picked(self, arrays: Sequence[jax.Array], turn: jax.Array) -> list[jax.Array]:
-        """The matrices of a turn; only these are copied."""
-        flat = [x.reshape(-1, *x.shape[-2:]) for x in arrays]
+    def picked(self, arrays: Sequence[jax.Array], turn: Any) -> list[jax.Array]:
+        """The units of a turn; only these are copied."""
 
         def branch(number: int) -> Callable[..., tuple[jax.Array, ...]]:
-            places = [self._at(place) for place in self._places(number)]
-            return lambda *given: tuple(given[a][k] for a, k in places)
+            def of(*given: jax.Array) -> tuple[jax.Array, ...]:
+                flat = [
+                    x
+                    for unit, array in zip(self.units, given, strict=True)
+                    for x in unit.apart(array)
+                ]
+                return tuple(flat[place] for place in self._places(number))
+
+            return of
 
         if not isinstance(turn, jax.core.Tracer):  # outside of a program nothing is compiled
-            return list(branch(int(turn))(*flat))
-        return list(jax.lax.switch(turn, [branch(i) for i in range(self.every)], *flat))
+            return list(branch(int(turn))(*arrays))
+        branches = [branch(i) for i in range(min(self.every, self.total))]
+        return list(jax.lax.switch(jnp.minimum(turn, len(branches) - 1), branches, *arrays))
 
-    def _at(self, place: int) -> tuple[int, int]:
-        array = int(np.searchsorted(self.starts, place, side="right")) - 1
-        return array, place - self.starts[array]
-
-    def count(self, failed: Sequence[jax.Array], turn: jax.Array) -> jax.Array:
+    def count(self, failed: Sequence[jax.Array], turn: Any) -> jax.Array:
         """How many of a turn failed, those that fill it up not counted."""
         real = (self.total - turn + self.every - 1) // self.every
-        return sum((jnp.where(k < real, x, 0) for k, x in enumerate(failed)), jnp.int32(0))
+        return sum((jnp.where(k < real, jnp.sum(x), 0) for k, x in enumerate(failed)), jnp.int32(0))
 
     def put(
-        self, arrays: Sequence[jax.Array], fresh: Sequence[jax.Array], turn: jax.Array
+        self, arrays: Sequence[jax.Array], fresh: Sequence[jax.Array], turn: Any
     ) -> list[jax.Array]:
         """The arrays with those of the turn in their places."""
         out = []
-        for array, (x, start) in enumerate(zip(arrays, self.starts, strict=False)):
-            numbers = np.arange(start, self.starts[array + 1])
+        for x, unit, start in zip(arrays, self.units, self.starts, strict=False):
             new = [
                 jnp.where(turn == number % self.every, fresh[number // self.every], own)
-                for number, own in zip(numbers, x.reshape(-1, *x.shape[-2:]), strict=True)
+                for number, own in enumerate(unit.apart(x), start)
             ]
-            out.append(jnp.stack(new).reshape(x.shape) if x.ndim > 2 else new[0])
+            out.append(unit.together(new))
         return out
