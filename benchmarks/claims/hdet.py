@@ -86,8 +86,8 @@ def experiment(setting: Setting) -> Outcome:
     best = tuned.rates[0]
     rows, nearer, better = [], [], []
     ensembles = {
-        "hdet": Ensemble(problem, steps, steered=False),
-        "hdet, auto": Ensemble(problem, steps, steered=True),
+        name: Ensemble(problem, steps, steered="auto" in name)
+        for name in setting.pick(("hdet", "hdet, auto"), ("hdet, auto",))
     }
     for factor in OFF:
         rate = best * factor
