@@ -18,6 +18,7 @@ from optkit.cli.console import make_console, say
 from optkit.cli.errors import STOPPED, CommandError, require_extra, suggestion
 from optkit.cli.evolve import evolve_method
 from optkit.cli.hyperparameters import find_entry, find_recipe, resolved
+from optkit.cli.merging import merge_runs
 from optkit.cli.options import (
     Config,
     Cycles,
@@ -25,6 +26,7 @@ from optkit.cli.options import (
     Diagnose,
     EvalEvery,
     Final,
+    Keep,
     LogEvery,
     Method,
     Out,
@@ -169,6 +171,7 @@ def train_method(
     cycles: Cycles = None,
     out: Out = None,
     checkpoint_every: SaveEvery = None,
+    keep: Keep = None,
     log_every: LogEvery = None,
     eval_every: EvalEvery = None,
     diagnose: Diagnose = None,
@@ -181,7 +184,7 @@ def train_method(
         **{"task": task, "steps": steps, "seed": seed, "out": out, "log_every": log_every},
         **{"eval_every": eval_every, "checkpoint_every": checkpoint_every, "diagnose": diagnose},
         **{"schedule": schedule, "warmup": warmup, "final": final},
-        **{"decay": decay, "cycles": cycles},
+        **{"decay": decay, "cycles": cycles, "keep": keep},
     )
     request = choices.train_request(
         settings, method, words=param, task_words=task_option, resume=resume
@@ -206,6 +209,7 @@ def train_method(
 
 app.command("evolve")(evolve_method)
 app.command("preflight")(preflight_method)
+app.command("merge")(merge_runs)
 app.add_typer(check_app)
 app.add_typer(schedule_app, name="schedule")
 

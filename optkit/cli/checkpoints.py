@@ -11,9 +11,9 @@ import orbax.checkpoint as ocp
 
 from optkit.cli.errors import CommandError, message_of
 
-__all__ = ["Checkpoints"]
+__all__ = ["KEEP", "Checkpoints"]
 
-_KEEP = 2
+KEEP = 2
 
 
 def _filled(leaf: Any) -> Any:
@@ -49,6 +49,7 @@ class Checkpoints:
 
     Args:
       directory: where they live; made when missing.
+      keep: how many of the newest stay.
 
     Example:
       >>> import tempfile
@@ -59,9 +60,9 @@ class Checkpoints:
       (3, {'seed': 0})
     """
 
-    def __init__(self, directory: pathlib.Path | str) -> None:
+    def __init__(self, directory: pathlib.Path | str, keep: int = KEEP) -> None:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=_KEEP, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
         # Declaring the handlers lets a record be read before the shapes of the arrays are known.
         registry = ocp.DefaultCheckpointHandlerRegistry()
@@ -86,6 +87,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Returns the step of the newest whole checkpoint, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all whole checkpoints, the oldest first."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, params: Any, state: Any, record: dict[str, Any]) -> None:
         """Saves one step and return when it is on disk.

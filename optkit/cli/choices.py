@@ -97,7 +97,7 @@ def train_request(
       The request.
     """
     task, seed = settings.get("task", DEFAULT_TASK), settings.get("seed", 0)
-    numbers = ("seed", "steps", "log_every", "eval_every", "checkpoint_every", "diagnose")
+    numbers = ("seed", "steps", "log_every", "eval_every", "checkpoint_every", "diagnose", "keep")
     return TrainRequest(
         method=method,
         out=Path(settings.get("out", f"{method}-{task}-seed{seed}")),

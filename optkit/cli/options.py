@@ -14,6 +14,7 @@ __all__ = [
     "Diagnose",
     "EvalEvery",
     "Final",
+    "Keep",
     "LogEvery",
     "Method",
     "Out",
@@ -62,6 +63,14 @@ EvalEvery = Annotated[
 ]
 SaveEvery = Annotated[
     int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="a tenth")
+]
+Keep = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Checkpoints that stay, the newest; `optkit merge` reads them.",
+        show_default="2",
+    ),
 ]
 LogEvery = Annotated[
     int | None, typer.Option(min=1, help="Steps between rows of the log.", show_default="1")

@@ -42,6 +42,7 @@ _CONFIG_KEYS: dict[str, tuple[Any, str]] = {
     "eval_every": _COUNT,
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,
+    "keep": _COUNT,
     "diagnose": _COUNT,
     "out": (str, "text"),
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from optkit.catalogue import Entry
+from optkit.cli.checkpoints import KEEP
 from optkit.cli.errors import CommandError
 from optkit.cli.hyperparameters import find_recipe, resolved
 from optkit.cli.schedules import CONSTANT, RateSchedule
@@ -33,6 +34,7 @@ class TrainRequest:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     diagnose: int | None = None
+    keep: int | None = None
     resume: bool = False
 
 
@@ -42,8 +44,8 @@ class TrainSettings:
 
     Attributes:
       FIXED: fields that a resumed run must share with the saved one. The number of steps may change
-        unless the learning rate falls towards it, and how often a checkpoint is written changes no
-        number.
+        unless the learning rate falls towards it, and how often a checkpoint is written, or how
+        many are kept, changes no number.
       DEFAULT_TASK: where none is named.
     """
 
@@ -70,6 +72,7 @@ class TrainSettings:
     checkpoint_every: int
     schedule: RateSchedule = CONSTANT
     diagnose: int | None = None
+    keep: int = KEEP
 
     @staticmethod
     def make_task(name: str, options: Mapping[str, Any]) -> Task | PopulationTask:
@@ -79,11 +82,8 @@ class TrainSettings:
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Self:
         """Returns the settings that a checkpoint was saved with."""
-        found = {"diagnose": None} | {
-            field.name: record[field.name]
-            for field in dataclasses.fields(cls)
-            if field.name != "diagnose" or field.name in record
-        }
+        names = {field.name for field in dataclasses.fields(cls)}
+        found = {name: value for name, value in record.items() if name in names}
         return cls(**{**found, "schedule": RateSchedule(**found["schedule"])})
 
     @property
@@ -149,6 +149,7 @@ def settle(
         log_every=choose("log_every", 1),
         eval_every=choose("eval_every", tenth),
         checkpoint_every=choose("checkpoint_every", tenth),
+        keep=choose("keep", KEEP),
         schedule=schedule,
         diagnose=choose("diagnose", None),
         **{name: choose(name, None) for name in own},

@@ -21,7 +21,7 @@ from optkit.monitoring import diagnostics
 from optkit.tasks.training import start
 from optkit.transforms.schedule_free import evaluation_params
 
-__all__ = ["TRAINING", "Outcome", "Procedure", "carry_out", "load_run", "train"]
+__all__ = ["TRAINING", "Outcome", "Procedure", "carry_out", "load_run", "saved_steps", "train"]
 
 LOG_NAME = "log.jsonl"
 _CHECKPOINTS = "checkpoints"
@@ -142,7 +142,7 @@ def carry_out(
     settings = settle(procedure.settings, request, saved)
     prepared = procedure.prepare(settings)
     on_start(settings, latest or 0)
-    with Checkpoints(out / _CHECKPOINTS) as checkpoints:
+    with Checkpoints(out / _CHECKPOINTS, settings.keep) as checkpoints:
         run = _begin(prepared, settings, checkpoints, latest, saved)
         started_at = run.step
         with TrainingLog(log_path, after=run.saved) as log, StopRequest() as stop:
@@ -151,14 +151,23 @@ def carry_out(
     return Outcome(settings, started_at, run.step, log.rows, stopped)
 
 
+def saved_steps(directory: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a training directory, the oldest first."""
+    if not (directory / _CHECKPOINTS).is_dir():
+        return []
+    with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
+        return checkpoints.steps()
+
+
 def load_run(
-    directory: pathlib.Path, procedure: Procedure = TRAINING
+    directory: pathlib.Path, procedure: Procedure = TRAINING, step: int | None = None
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """Loads the newest checkpoint of a training directory.
+    """Loads a checkpoint of a training directory.
 
     Args:
       directory: the ``--out`` of ``optkit train``.
       procedure: what wrote it.
+      step: of a checkpoint that is there; None for the newest.
 
     Returns:
       ``(params, state, record)`` in the structures of the task and the optimizer.
@@ -175,7 +184,7 @@ def load_run(
     prepared = procedure.prepare(procedure.settings.of_record(record))
     with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
         state, params = checkpoints.restore(
-            latest, prepared.abstract_params, prepared.abstract_state
+            latest if step is None else step, prepared.abstract_params, prepared.abstract_state
         )
     return params, state, record
 

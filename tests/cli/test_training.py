@@ -263,3 +263,34 @@ def test_a_configuration_gives_what_the_command_line_leaves_open(command, tmp_pa
     record = load_run(out)[2]
     assert record["hyperparameters"] == {"learning_rate": 0.1, "b1": 0.6}
     assert (record["steps"], record["seed"], record["eval_every"]) == (2, 2, 1)
+
+
+def test_checkpoints_of_runs_are_merged_and_judged(command, tmp_path):
+    words = ["--task", "regression", "--task-option", "batch=8", "--steps", 6]
+    words += ["--checkpoint-every", 2, "--keep", 3]
+    for seed in (0, 1):
+        run = ["train", "adamw", *words, "--seed", seed, "--out", tmp_path / f"{seed}"]
+        assert command(*run).code == 0
+    out = tmp_path / "merged.npz"
+    given = [f"{tmp_path / '0'}@all", f"{tmp_path / '1'}@4", tmp_path / "1", "--out", out]
+    finished = command("merge", *given, "--weights", "0.1,0.2,0.3,0.4,0")
+    assert finished.code == 0, finished.err
+    assert finished.out.count("held-out") == 6
+    chosen = [(0, 2), (0, 4), (0, 6), (1, 4)]
+    trees = [load_run(tmp_path / str(seed), step=step)[0] for seed, step in chosen]
+    leaves = [dict(optkit.tree.leaves_with_paths(tree)) for tree in trees]
+    with np.load(out) as merged:
+        assert set(merged.files) == set(leaves[0])
+        for path in leaves[0]:
+            parts = zip((0.1, 0.2, 0.3, 0.4), leaves, strict=True)
+            mean = sum(weight * tree[path] for weight, tree in parts)
+            np.testing.assert_allclose(merged[path], mean, rtol=1e-5, atol=1e-7)
+    for wrong, message in (
+        ([f"{tmp_path / '0'}@3"], "no checkpoint of step 3; it has 2, 4, 6 (or @all)"),
+        ([tmp_path / "none"], "holds no complete checkpoint"),
+        ([tmp_path / "0", "--weights", "best"], "give uniform, linear, ema, loss, or a number"),
+        ([tmp_path / "0", "--weights", "2"], "the weights sum to 2"),
+        ([tmp_path / "0", "--out", "merged.pt"], "must end in .npz"),
+    ):
+        refused = command("merge", *wrong)
+        assert refused.code == 2 and message in refused.err, refused.err
