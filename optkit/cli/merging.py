@@ -86,6 +86,7 @@ def merge_runs(
     for (directory, step), share, score in zip(chosen, shares, scores, strict=True):
         say(f"{directory} step {step}: weight {share:.4g}, held-out {task.metric} {score:.4f}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, **{path: np.asarray(jax.device_get(x)) for path, x in leaves_with_paths(merged)})
+    arrays: dict[str, Any] = {path: jax.device_get(x) for path, x in leaves_with_paths(merged)}
+    np.savez(out, **arrays)
     score = float(task.evaluate(merged)[task.metric])
     say(f"wrote {out}: held-out {task.metric} {score:.4f}")
