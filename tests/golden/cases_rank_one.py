@@ -35,7 +35,8 @@ def _base(hyper: dict[str, Any]) -> optax.GradientTransformation:
 def mkor(golden: Golden) -> Iterator[Comparison]:
     hyper, constants = golden.hyper, golden.hyper.get("code_constants", {})
     params: Any = jax.tree.map(jnp.asarray, golden.tree("p0"))
-    kernels = [name for name, p in params.items() if p.ndim >= 2]
+    left_out = hyper.get("sgd_layers") or ()
+    kernels = [name for name, p in params.items() if p.ndim >= 2 and name not in left_out]
     tx = optkit.mkor(
         _base(hyper),
         decay=constants.get("inverse_ema", 0.95),
