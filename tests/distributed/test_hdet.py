@@ -36,6 +36,10 @@ def heavy_ball(rate: Any) -> Any:
     return optax.sgd(rate, 0.9)
 
 
+def decayed(rate: Any, weight_decay: Any) -> Any:
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate))
+
+
 def follow(
     tx: Any, grads: list[Tree], losses: Any = None, mesh: Any = None, noise: float = 0.0
 ) -> list[Any]:
@@ -134,8 +138,8 @@ def test_replicas_differ_between_meetings_and_moments_never() -> None:
 
 def test_without_a_spread_it_is_plain_data_parallelism() -> None:
     grads = draws(1, 4, 3)
-    runs = follow(optkit.hdet(optkit.adamw, 0.1, axis_name="replica", alpha=0.0, every=2), grads)
-    plain, params = optkit.adamw(0.1), PARAMS
+    runs = follow(optkit.hdet(heavy_ball, 0.1, axis_name="replica", alpha=0.0, every=2), grads)
+    plain, params = heavy_ball(0.1), PARAMS
     state = plain.init(params)
     for g, (got, _) in zip(grads, runs, strict=True):
         updates, state = plain.update(jax.tree.map(lambda x: x.mean(0), g), state, params)
@@ -179,7 +183,7 @@ def test_rates_go_where_losses_are_lower(direction: float) -> None:
 def test_several_scalars_have_permutations_of_their_own() -> None:
     auto = optkit.AutoRate(20, 10.0)
     tx = optkit.hdet(
-        lambda rate, weight_decay: optkit.adamw(rate, weight_decay=weight_decay),
+        decayed,
         0.1,
         axis_name="replica",
         every=1,
@@ -200,7 +204,7 @@ def test_several_scalars_have_permutations_of_their_own() -> None:
 
 def test_a_scalar_reaches_the_update_of_its_replica() -> None:
     tx = optkit.hdet(
-        lambda weight_decay: optkit.adamw(0.1, weight_decay=weight_decay),
+        lambda weight_decay: decayed(0.1, weight_decay),
         explore={"weight_decay": optkit.Spread(0.2, alpha=1.0)},
         axis_name="replica",
     )
@@ -209,7 +213,7 @@ def test_a_scalar_reaches_the_update_of_its_replica() -> None:
     start = optkit.on_replicas(tx.init)(optkit.replicas(PARAMS, 3))
     mean = jax.tree.map(lambda x: x.mean(0), grads[0])
     for r, decay in enumerate(own(start, "weight_decay")):
-        plain = optkit.adamw(0.1, weight_decay=float(decay))
+        plain = decayed(0.1, float(decay))
         updates, _ = plain.update(mean, plain.init(PARAMS), PARAMS)
         for name, u in updates.items():
             np.testing.assert_allclose(got[name][r], PARAMS[name] + u, atol=1e-6)
@@ -269,12 +273,14 @@ def test_meetings_alone_exchange_parameters() -> None:
 
 
 def test_16_bit_parameters_keep_their_dtypes_and_meet() -> None:
-    like = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), PARAMS)
+    shapes = {"w": (12,), "empty": (0, 3), "number": ()}
+    like = {k: jnp.linspace(0.5, 1.0, int(np.prod(s))).reshape(s) for k, s in shapes.items()}
+    like = jax.tree.map(lambda p: p.astype(jnp.bfloat16), like) | {"none": None}
     tx = optkit.hdet(optax.adamw, 0.1, axis_name="replica", every=1)
     params = optkit.replicas(like, 4, noise=0.1)
     state = optkit.on_replicas(tx.init)(params)
     updates, after = jax.jit(optkit.on_replicas(tx.update))(params, state, params)
-    assert all(u.dtype == jnp.bfloat16 for u in updates.values())
+    assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(updates))
     dtypes = [[x.dtype for x in jax.tree.leaves(tree)] for tree in (state, after)]
     assert dtypes[0] == dtypes[1]
     ends = optax.apply_updates(params, updates)["w"]
