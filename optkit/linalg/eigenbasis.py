@@ -99,7 +99,8 @@ def _completed(q: jax.Array, sizes: jax.Array) -> jax.Array:
     def fill(q: jax.Array, seen: jax.Array) -> jax.Array:
         # (Not 0 times a column: that of a failed factorisation may be NaN.)
         held = jnp.where(seen[..., None, :], q, 0.0)
-        rest = jnp.eye(q.shape[-1], dtype=q.dtype) - jnp.matmul(held, held.mT, precision="highest")
+        one = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
+        rest = one - jnp.matmul(held, held.mT, precision="highest")
         place = jnp.maximum(jnp.cumsum(~seen, axis=-1) - 1, 0)
         others = jnp.take_along_axis(rest, place[..., None, :], axis=-1)
         # Those that stay come first, so that the others are orthogonal to all of them.

@@ -70,7 +70,9 @@ STEP = {
     # Matrices, probes and factors where these are fitted; matrices and factors for the update.
     **_of("psgd_kron scale_by_psgd_kron", all_to_all=12, all_gather=4),
     # Gradients, directions, statistics and bases; what a refresh turns or orders, for each side.
-    **_of("in_rotated_basis soap", all_to_all=32, all_gather=12),
+    **_of("soap", all_to_all=32, all_gather=12),
+    # And parameters, since what it is put around decays them.
+    **_of("in_rotated_basis", all_to_all=38, all_gather=12),
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }
@@ -102,7 +104,8 @@ MATRICES = _names(
     muon muon_dion muon_randomized muon_rms namo namo_d natural_galore normuon normuon_dion
     orthogonalize q_galore reg scale_by_dion scale_by_ldadam scale_by_lora_pro
     scale_by_natural_fisher scale_by_norm_ratio scale_by_row_col scion select_submatrix
-    in_rotated_basis psgd_kron scale_by_psgd_kron soap
+    in_rotated_basis psgd_kron scale_by_psgd_kron scale_by_shampoo scale_by_shampoo_google
+    shampoo shampoo_google soap
     """
 )
 # among them histories of matrices, squares of their sides, and moments of the weights that adapters
@@ -110,6 +113,7 @@ MATRICES = _names(
 HISTORIES = _names(
     """
     lora_pro natural_galore scale_by_lora_pro scale_by_natural_fisher
-    in_rotated_basis psgd_kron scale_by_psgd_kron soap
+    in_rotated_basis psgd_kron scale_by_psgd_kron scale_by_shampoo scale_by_shampoo_google
+    shampoo shampoo_google soap
     """
 )
