@@ -151,12 +151,12 @@ class Replica:
         names = axes_of(self.axis_name)
         return jnp.asarray(lax.axis_index(names) if names else 0, jnp.int32)
 
-    def _order(self, key: jax.Array, meeting: jax.Array, index: int) -> jax.Array:
+    def _order(self, key: jax.Array, number: jax.Array, index: int) -> jax.Array:
         """This replica's place in a fresh permutation, which all replicas draw alike."""
         if self.permute is not None:
-            drawn = jnp.where(meeting < 0, jnp.arange(self._count()), self.permute(meeting, index))
+            drawn = jnp.where(number < 0, jnp.arange(self._count()), self.permute(number, index))
         else:
-            own = jax.random.fold_in(jax.random.fold_in(key, index), meeting)
+            own = jax.random.fold_in(jax.random.fold_in(key, index), number)
             drawn = jax.random.permutation(own, self._count())
         return jnp.asarray(drawn, jnp.int32)[self._place()]
 
@@ -219,21 +219,19 @@ class Replica:
         if all(g.dtype.itemsize >= 4 for g in jax.tree.leaves(grads)):
             return out
         plain = self._built({n: _number(s.value) for n, s in self.spreads.items()})
+        like = grads if params is None else params
         shapes, _ = jax.eval_shape(
-            lambda g: plain.update(g, plain.init(params), params, **extra_args), grads
+            lambda g: plain.update(g, plain.init(like), params, **extra_args), grads
         )
-        return jax.tree.map(lambda u, like: u.astype(like.dtype), out, shapes)
+        return jax.tree.map(lambda u, shape: u.astype(shape.dtype), out, shapes)
 
     def _steered(
         self, state: HdetState, total: jax.Array, count: jax.Array, meetings: jax.Array
     ) -> dict[str, Explored]:
         """What the replicas' losses make of all values."""
-        auto, replicas, names = (
-            self.auto,
-            self._count(),
-            list(self.spreads),
-        )  # in their order, not by name
+        auto, replicas = self.auto, self._count()
         assert auto is not None
+        names = list(self.spreads)  # a state's names are sorted where it passes through JAX
         own = jnp.stack([total / self.every, *(state.values[n].own for n in names)])
         losses, *columns = gather(own, self.axis_name).T
         out = {}
