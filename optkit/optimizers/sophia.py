@@ -53,6 +53,9 @@ def sophia_g(
       estimate = optkit.curvature.gauss_newton_bartlett(logits_fn, inputs)
       updates, state = tx.update(grads, state, params, curvature=estimate)
 
+    An update that gets ``value_fn`` instead, as those of ``optkit train`` do, takes Hutchinson's
+    estimate of it, which needs no logits; where that is negative, the step is the sign.
+
     Args:
       learning_rate: like Lion's; it is the paper's times its rho.
       b1: decay rate of the momentum.
@@ -167,7 +170,7 @@ def sophia_h(
       every: updates from one refresh to the next; None for 10.
       first: number of the first update that refreshes: None for 0 as in Optax, ``every-1`` as in
         levanter.
-      curvature: the estimate where update is given neither.
+      curvature: an estimate of your own in place of ``value_fn``'s; update's comes first.
       weight_decay: coefficient.
       decay: kind of decay, see ``optkit.decay_weights``.
       mask: leaves that decay.

@@ -103,7 +103,8 @@ def scale_by_sophia(
       refresh: whether a new curvature already acts in the update that computes it.
       debias_momentum: divide the momentum by the sum of its weights.
       eps_mode: as a maximum, or added.
-      curvature: the estimate where update is given none.
+      curvature: the estimate where update is given none; for ``optax.inject_hyperparams`` a static
+        argument.
       monitor: keep the share of entries that are not clipped, the win rate; the paper wants 0.1 to
         0.5 of it. Read it with ``optax.tree.get(state, "win_rate")``.
       key: seed or PRNG key of the estimates; None for 0.
