@@ -24,6 +24,7 @@ from optkit.tree.sharding import place_like, place_statistic, zeros_beside
 
 _SIZES = ("gradient_rms", "update_rms", "weight_rms")
 _MATRIX = ("top_singular", "stable_rank")
+_MONITORS = ("win_rate",)
 _ITERATIONS = 4
 
 
@@ -229,6 +230,19 @@ def _states(node: Any) -> Iterator[DiagnoseState]:
             yield from _states(child)
 
 
+def _monitored(node: Any, route: str = "") -> Iterator[tuple[str, Any]]:
+    """What other methods keep as a measurement, preceded by the routes above it."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield from _monitored(child, f"{route}{key}/")
+    elif isinstance(node, tuple | list):
+        for name in _MONITORS:
+            if getattr(node, name, None) is not None:
+                yield f"{route}{name}", getattr(node, name)
+        for child in node:
+            yield from _monitored(child, route)
+
+
 def _numbers(state: PyTree) -> Iterator[tuple[str, str, np.ndarray]]:
     """Path, name and value of everything measured; a stack's matrices apart."""
     for found in _states(state):
@@ -249,8 +263,10 @@ def diagnostics(state: PyTree) -> dict[str, float]:
     ``top_singular`` and ``stable_rank``; with ``spectrum`` also ``median_singular`` and
     ``effective_rank``, the exponential of the entropy of the squared singular values' shares.
 
+    What other methods monitor is there, too, where they are asked to: Sophia's ``win_rate``.
+
     Args:
-      state: an optimizer state with one ``diagnose`` or more inside; it is fetched from its device.
+      state: an optimizer state, such as one of ``diagnose``; numbers are fetched from its device.
 
     Returns:
       ``{name: value}``, sorted; empty where there is none.
@@ -274,6 +290,7 @@ def diagnostics(state: PyTree) -> dict[str, float]:
         weight = out[name.removesuffix("update_rms") + "weight_rms"]
         ratio = out[name] / weight if weight else 0.0
         out[name.removesuffix("update_rms") + "update_to_weight"] = ratio
+    out |= {name: float(jax.device_get(value)) for name, value in _monitored(state)}
     return dict(sorted(out.items()))
 
 

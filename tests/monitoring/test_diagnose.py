@@ -1,5 +1,7 @@
 """Measurements: of built spectra, every few steps, and nothing else changed."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,9 +36,9 @@ def params() -> dict:
 
 def test_numbers_are_those_of_an_oracle() -> None:
     tree = params()
-    tx = optkit.diagnose(optax.sgd(0.1), 1, iterations=20, spectrum=True)
+    tx = optkit.diagnose(optax.sgd(0.1), 1, iterations=6, spectrum=True)
     grads = jax.tree.map(lambda p: 0.5 * p + 1.0, tree)
-    _, state = tx.update(grads, tx.init(tree), tree)
+    _, state = jax.jit(tx.update)(grads, tx.init(tree), tree)
     got = optkit.diagnostics(state)
     g = np.asarray(grads["up"]["bias"], np.float64)
     assert got["up/bias/gradient_rms"] == pytest.approx(np.sqrt(np.mean(g**2)))
@@ -113,7 +115,7 @@ def test_sharded_measurements_skip_steps_too() -> None:
     specs = {"up": PartitionSpec("data"), "bias": PartitionSpec("data")}
     with jax.set_mesh(mesh):
         tree = jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), host, specs)
-        tx = optkit.diagnose(optax.sgd(0.1), 2, iterations=8)
+        tx = optkit.diagnose(optax.sgd(0.1), 2)
         step, state = jax.jit(tx.update), tx.init(tree)
         for _ in range(2):
             _, state = step(tree, state, tree)
@@ -152,3 +154,11 @@ def test_attention_of_known_patterns() -> None:
     assert {k: float(v) for k, v in got.items()} == pytest.approx(want, abs=1e-5)
     alone = monitoring.attention_statistics(layer[:, :1])
     assert float(alone["mean_similarity"]) == float(alone["spectral_gap"]) == 0.0
+
+
+def test_what_others_monitor_is_read_too() -> None:
+    class Monitor(NamedTuple):
+        win_rate: jax.Array | None
+
+    state = ({"a": (Monitor(jnp.float32(0.25)),), "b": (Monitor(None),)},)
+    assert optkit.diagnostics(state) == {"a/win_rate": 0.25}
