@@ -243,11 +243,11 @@ class Method:
     def grads(self, time: int, shapes: trees.Shapes = trees.SMALL, **options: Any) -> Any:
         return trees.filled(self.shapes(shapes), 1 + time, **options)
 
-    def update(self, tx: Any, grads: Any, state: Any, params: Any) -> tuple:
+    def update(self, tx: Any, grads: Any, state: Any, params: Any, **extra: Any) -> tuple:
         """One update without jit: its operations are compiled already, for other methods."""
         # Every lax.cond would compile anew at each call; this way its branch runs as Python.
         with jax.disable_jit(self.entry.family == "accumulation"):
-            return tx.update(grads, state, params)
+            return tx.update(grads, state, params, **extra)
 
     def run(self, tx: Any, steps: int = 2, **options: Any) -> tuple[list, Any]:
         """Runs some steps without jit; returns the updates and the last state."""
@@ -280,19 +280,21 @@ class Method:
         """The first update of a larger tree, without jit."""
         return self.run(self.tx, steps=1, shapes=trees.LEAN)[0][0]
 
+    def distance(self, params: Any) -> jax.Array:
+        """Half the square of the distance from the target of ``scanned``, its loss."""
+        target = self.grads(0)
+        apart = jax.tree.map(lambda p, x: jnp.sum(jnp.square(p - x)), params, target)
+        return 0.5 * sum(jax.tree.leaves(apart), jnp.zeros(()))
+
     @functools.cached_property
     def scanned(self) -> tuple:
         """(states, params, updates) of a compiled scan that descends ``|p - target|^2 / 2``."""
         target, params = self.grads(0), self.params()
 
-        def loss(params: Any) -> jax.Array:
-            apart = jax.tree.map(lambda p, x: jnp.sum(jnp.square(p - x)), params, target)
-            return 0.5 * sum(jax.tree.leaves(apart), jnp.zeros(()))
-
         def body(carry: tuple, _: None) -> tuple:
             state, params = carry
             grads = jax.tree.map(jnp.subtract, params, target)
-            updates, state = self.tx.update(grads, state, params, value_fn=loss)
+            updates, state = self.tx.update(grads, state, params, value_fn=self.distance)
             params = optax.apply_updates(params, updates)
             return (state, params), (state, params, updates)
 

@@ -85,7 +85,8 @@ def test_scan_equals_a_loop(method: Method) -> None:
     at = method.params()
     state = tx.init(at)
     for time in range(2):
-        out, state = method.update(tx, jax.tree.map(jnp.subtract, at, target), state, at)
+        grads = jax.tree.map(jnp.subtract, at, target)
+        out, state = method.update(tx, grads, state, at, value_fn=method.distance)
         at = optax.apply_updates(at, out)
         pick = operator.itemgetter(time)
         assert_close(jax.tree.map(pick, updates), out)
