@@ -129,9 +129,9 @@ def soap(
     With ``first_step="skip"`` the first call of all makes the bases, by an eigendecomposition, and
     moves nothing; n counts from the next one. Norms, biases and scalars have plain Adam.
 
-    Matrix work of a step: ``6*m*n*(m + n)`` operations in products, of a square matrix two fifths
-    of Muon's; of a refresh, a product and a QR for each side, which run far below the speed of
-    products. ``stagger`` divides refreshes among the steps.
+    Matrix work of a step: ``6*m*n*(m + n)`` operations in products, where Muon's five steps take
+    ``20*m^2*n + 10*m^3``, m the short side. A refresh is a product and a QR of each side, and QR
+    runs far below the speed of products; ``stagger`` divides refreshes among the steps.
 
     Embeddings and heads are preconditioned like other matrices: an axis of up to
     ``max_precond_dim`` entries takes 8 times its square in bytes, 536 MB at a vocabulary of 8192.

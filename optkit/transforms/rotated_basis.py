@@ -117,8 +117,7 @@ def in_rotated_basis(
 
     Step 4 stands in a branch of the compiled program, which other steps do not pay for; with
     ``stagger`` every factor has its own turn within ``refresh_every`` steps, so that none is slow.
-    A step costs ``6*m*n*(m + n)`` operations in products, of a square matrix two fifths of what
-    ``optkit.muon`` spends. A basis that is not finite is dropped, the last good one stays, and
+    A step costs ``6*m*n*(m + n)`` operations in products for a matrix. A basis that is not finite is dropped, the last good one stays, and
     ``failures`` counts it; of zero statistics the basis stays as it is.
 
     Hidden matrices, convolutions (inputs as one axis), embeddings and heads have two factors,
@@ -162,8 +161,8 @@ def in_rotated_basis(
       >>> tx = optkit.in_rotated_basis(optkit.scale_by_adam(eps=1e-3), first_step="step")
       >>> params = {"w": jnp.outer(jnp.array([3.0, 4.0]), jnp.array([0.0, 2.0]))}
       >>> u, _ = tx.update(params, tx.init(params))  # of rank 1: one entry in its eigenbasis
-      >>> abs(u["w"]).round(2).tolist()
-      [[0.0, 0.6...], [0.0, 0.8...]]
+      >>> [[round(abs(float(x)), 2) for x in row] for row in u["w"]]
+      [[0.0, 0.6], [0.0, 0.8]]
 
     Reference:
       Vyas et al., SOAP, arXiv 2409.11321, and its code, which turns every axis of at most
