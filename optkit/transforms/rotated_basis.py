@@ -117,9 +117,9 @@ def in_rotated_basis(
 
     Step 4 stands in a branch of the compiled program, which other steps do not pay for; with
     ``stagger`` every factor has its own turn within ``refresh_every`` steps, so that none is slow.
-    A step costs ``6*m*n*(m + n)`` operations in products for a matrix. A basis that is not finite is
-    dropped, the last good one stays, and ``failures`` counts it; of zero statistics the basis stays
-    as it is.
+    A step costs ``6*m*n*(m + n)`` operations in products for a matrix. A basis that is not finite
+    is dropped, the last good one stays, and ``failures`` counts it; of zero statistics the basis
+    stays as it is.
 
     Hidden matrices, convolutions (inputs as one axis), embeddings and heads have two factors,
     stacked layers and experts their own; norms, biases and scalars go to ``inner`` as they are.
