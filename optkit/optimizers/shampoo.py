@@ -31,6 +31,11 @@ def _bytes(parameter: float) -> dict[str, float]:
     return {role: factor_bytes(parameter) for role in MATRIX_ROLES} | {"*": 8}
 
 
+def _or(value: int | None, default: int) -> int:
+    """A number that decides the program; its default is None, so that nothing injects it."""
+    return default if value is None else value
+
+
 def _recipe(
     name: str,
     direction: Transformation,
@@ -64,17 +69,17 @@ def shampoo(
     *,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
-    b3: ScalarOrSchedule | None = None,
+    b3: float | None = None,
     eps: ScalarOrSchedule = 1e-12,
     ridge: float = 1e-6,
     graft: Magnitude = "adam",
-    graft_b2: ScalarOrSchedule | None = None,
+    graft_b2: float | None = None,
     graft_eps: ScalarOrSchedule = 1e-8,
-    refresh_every: int = 10,
+    refresh_every: int | None = None,
     start: int | None = None,
     stagger: bool = True,
-    block_size: int = 1024,
-    keep: int = 2,
+    block_size: int | None = None,
+    keep: int | None = None,
     exponent: float | None = None,
     bias_correction: bool = True,
     method: RootMethod = "auto",
@@ -122,11 +127,11 @@ def shampoo(
         "adam".
       graft_b2: decay rate of its second moment; None for ``b2``.
       graft_eps: added to its root.
-      refresh_every: updates between two roots of a factor (reference: 1).
+      refresh_every: updates between two roots of a factor; None for 10 (reference: 1).
       start: number of the first update with roots; None for ``refresh_every``.
       stagger: see above.
-      block_size: longer sides are cut into blocks.
-      keep: see ``optkit.scale_by_shampoo``.
+      block_size: longer sides are cut into blocks; None for 1024.
+      keep: see ``optkit.scale_by_shampoo``; None for 2.
       exponent: p of the roots ``-1/p``; None for twice the number of axes.
       bias_correction: divide by sums of weights.
       method: of the roots, see ``optkit.linalg.inverse_root``.
@@ -172,11 +177,11 @@ def shampoo(
         graft=graft,
         graft_b2=graft_b2,
         graft_eps=graft_eps,
-        refresh_every=refresh_every,
+        refresh_every=_or(refresh_every, 10),
         start=start,
         stagger=stagger,
-        block_size=block_size,
-        keep=keep,
+        block_size=_or(block_size, 1024),
+        keep=_or(keep, 2),
         exponent=exponent,
         bias_correction=bias_correction,
         method=method,
@@ -210,22 +215,22 @@ def shampoo_google(
     relative: bool = True,
     graft: Magnitude = "sgd",
     graft_eps: ScalarOrSchedule = 1e-10,
-    refresh_every: int = 1,
-    statistics_every: int = 1,
-    start: int = 5,
+    refresh_every: int | None = None,
+    statistics_every: int | None = None,
+    start: int | None = None,
     stagger: bool = False,
-    block_size: int = 1024,
+    block_size: int | None = None,
     merging: Merging = "first",
-    merge_limit: int = 4096,
-    skip_size: int = 4096,
-    skip_rank: int = 1,
+    merge_limit: int | None = None,
+    skip_size: int | None = None,
+    skip_rank: int | None = None,
     sides: Sides = "all",
     exponent: float | None = None,
     nesterov: bool = True,
     moving_average: bool = False,
     method: RootMethod = "coupled_newton",
-    tolerance: float | None = 1e-6,
-    tries: int = 6,
+    tolerance: float | None = None,
+    tries: int | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
     decay: Literal["coupled", "decoupled"] = "coupled",
     mask: Mask = None,
@@ -261,23 +266,23 @@ def shampoo_google(
       relative: the ridge is relative to the largest eigenvalue.
       graft: what gives the length.
       graft_eps: added to the root of its second moment.
-      refresh_every: updates between two roots of a factor.
-      statistics_every: updates between two changes of the factors.
-      start: number of the first update with roots, counted from 0.
+      refresh_every: updates between two roots of a factor; None for 1.
+      statistics_every: updates between two changes of the factors; None for 1.
+      start: number of the first update with roots, counted from 0; None for 5.
       stagger: refresh a part of the roots at each update.
-      block_size: longer sides are cut into blocks (the reference has no default).
+      block_size: longer sides are cut into blocks; None for 1024 (the reference has no default).
       merging: of leaves that are read by axes, see ``optkit.tree.merge_dims``; "none" is the
         reference's ``best_effort_shape_interpretation=False``.
-      merge_limit: the most that merged axes may have.
-      skip_size: leaves with a longer axis are not preconditioned.
-      skip_rank: nor are those of a lower rank.
+      merge_limit: the most that merged axes may have; None for 4096.
+      skip_size: leaves with a longer axis are not preconditioned; None for 4096.
+      skip_rank: nor are those of a lower rank; None for 1.
       sides: which sides have factors, see ``optkit.scale_by_shampoo_google``.
       exponent: p of the roots ``-1/p``; None for twice the number of factors.
       nesterov: look one step ahead.
       moving_average: momenta are averages.
       method: of the roots.
-      tolerance: of their iteration.
-      tries: how often a root is tried, each time with ten times the ridge.
+      tolerance: of their iteration; None for 1e-6.
+      tries: how often a root is tried, each time with ten times the ridge; None for 6.
       weight_decay: coefficient.
       decay: "coupled" adds it before the momentum, "decoupled" behind.
       mask: leaves that decay, for "decoupled".
@@ -319,23 +324,23 @@ def shampoo_google(
         relative=relative,
         graft=graft,
         graft_eps=graft_eps,
-        refresh_every=refresh_every,
-        statistics_every=statistics_every,
-        start=start,
+        refresh_every=_or(refresh_every, 1),
+        statistics_every=_or(statistics_every, 1),
+        start=_or(start, 5),
         stagger=stagger,
-        block_size=block_size,
+        block_size=_or(block_size, 1024),
         merging=merging,
-        merge_limit=merge_limit,
-        skip_size=skip_size,
-        skip_rank=skip_rank,
+        merge_limit=_or(merge_limit, 4096),
+        skip_size=_or(skip_size, 4096),
+        skip_rank=_or(skip_rank, 1),
         sides=sides,
         exponent=exponent,
         nesterov=nesterov,
         moving_average=moving_average,
         weight_decay=weight_decay if coupled else 0.0,
         method=method,
-        tolerance=tolerance,
-        tries=tries,
+        tolerance=1e-6 if tolerance is None else tolerance,
+        tries=_or(tries, 6),
         state_dtype=state_dtype,
         group_bytes=group_bytes,
         **reading,

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from optkit.linalg import apply_along, inverse_root, tensor_gram
 from optkit.transforms.hyperparams import Scalar, debias
 from optkit.tree import BlockLayout, MatrixFunction, PyTree, map_groups
 from optkit.tree.dtypes import accumulator_dtype
-from optkit.tree.sharding import factor_beside, factor_spec, mesh_of, place_factor
+from optkit.tree.sharding import factor_beside, factor_spec, mesh_of, place, place_factor
 
 # Sums of products of larger entries leave float32.
 LARGEST = 1e15
@@ -177,12 +178,11 @@ class Kronecker:
         failures: Any = 0
         for power, places in self._by_power(root_of).items():
             work = MatrixFunction(root_of.function(power, scale), spread=True)
-            by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
+            by_size: dict[int, list[tuple[int, int]]] = {}
             for i, j in places:
-                unit = _Units.of(factors[i][j])
-                by_size.setdefault((unit.shape[-1], unit.devices), []).append((i, j))
+                by_size.setdefault(factors[i][j].shape[-1], []).append((i, j))
             for own in by_size.values():
-                plan = _Turns([_Units.of(factors[i][j]) for i, j in own], every)
+                plan = _Turns([factors[i][j].shape[:-2] for i, j in own], every)
                 now, old = (
                     plan.picked([lists[i][j] for i, j in own], turn) for lists in (factors, roots)
                 )
@@ -294,82 +294,40 @@ def refresh(
     return cond(due, anew, as_it_was, factors, roots)
 
 
-class _Units(NamedTuple):
-    """What of an array has its turn together: a matrix, or one on each device that has layers.
-
-    Attributes:
-      shape: the array's, ``(*batch, n, n)``.
-      devices: that the last batch axis is split over; 1 if it is whole on all.
-    """
-
-    shape: tuple[int, ...]
-    devices: int
-
-    @classmethod
-    def of(cls, x: jax.Array) -> "_Units":
-        """The units of a factor as ``factor_spec`` lays it."""
-        mesh = mesh_of(x)
-        part = None if mesh is None or x.ndim < 3 else factor_spec(x.shape, mesh)[-3]
-        return cls(x.shape, 1 if part is None else math.prod(mesh.shape[name] for name in part))
-
-    @property
-    def count(self) -> int:
-        """How many units there are."""
-        return math.prod(self.shape[:-2]) // self.devices
-
-    def apart(self, x: jax.Array) -> list[jax.Array]:
-        """The array as its units, ``(n, n)`` or ``(devices, n, n)``."""
-        n = self.shape[-1]
-        if self.devices == 1:
-            flat = x.reshape(-1, n, n)
-            return [flat[i] for i in range(self.count)] if x.ndim > 2 else [x]
-        own = self.shape[-3] // self.devices
-        flat = x.reshape(-1, *self.shape[-3:])
-        rows = [flat[i] for i in range(flat.shape[0])] if x.ndim > 3 else [x]
-        if own == 1:
-            return rows
-        parts = [row.reshape(self.devices, own, n, n) for row in rows]
-        return [part[:, i] for part in parts for i in range(own)]
-
-    def together(self, units: Sequence[jax.Array]) -> jax.Array:
-        """Undoes ``apart``."""
-        if len(units) == 1:
-            return units[0].reshape(self.shape)
-        if self.devices == 1:
-            return jnp.stack(units).reshape(self.shape)
-        own = self.shape[-3] // self.devices
-        rows = [
-            jnp.stack(units[i : i + own], axis=1).reshape(self.shape[-3:])
-            for i in range(0, len(units), own)
-        ]
-        return jnp.stack(rows).reshape(self.shape) if len(rows) > 1 else rows[0]
+def _apart(x: jax.Array) -> list[jax.Array]:
+    """The matrices of an array ``(*batch, n, n)``."""
+    if x.ndim == 2:
+        return [x]
+    mesh = mesh_of(x)
+    if mesh is not None and any(tuple(factor_spec(x.shape, mesh))[:-2]):
+        # Where layers lie on devices, a layer is no slice: by rows it is, or whole.
+        rows = tuple(factor_spec(x.shape[-2:], mesh))
+        x = place(x, mesh, PartitionSpec(*(None,) * (x.ndim - 2), *rows))
+    flat = x.reshape(-1, *x.shape[-2:])
+    return [flat[i] for i in range(flat.shape[0])]
 
 
 class _Turns:
-    """Units of one size, spread over turns: each comes once a round."""
+    """Matrices of one size, spread over turns: each comes once a round, whatever the mesh."""
 
-    def __init__(self, units: Sequence[_Units], every: int) -> None:
-        self.units, self.every = list(units), every
-        self.starts = [0, *itertools.accumulate(unit.count for unit in units)]
+    def __init__(self, batches: Sequence[tuple[int, ...]], every: int) -> None:
+        self.every = every
+        self.starts = [0, *itertools.accumulate(math.prod(batch) for batch in batches)]
         self.total = self.starts[-1]
         self.each = -(-self.total // every)
 
     def _places(self, turn: int) -> list[int]:
-        """The units of a turn, filled up with its first one (or the first of all)."""
+        """The matrices of a turn, filled up with its first one (or the first of all)."""
         own = list(range(turn, self.total, self.every))
         return own + [own[0] if own else 0] * (self.each - len(own))
 
     def picked(self, arrays: Sequence[jax.Array], turn: Any) -> list[jax.Array]:
-        """The units of a turn; only these are copied."""
+        """The matrices of a turn; only these are copied."""
 
         def branch(number: int) -> Callable[..., tuple[jax.Array, ...]]:
             def of(*given: jax.Array) -> tuple[jax.Array, ...]:
-                flat = [
-                    x
-                    for unit, array in zip(self.units, given, strict=True)
-                    for x in unit.apart(array)
-                ]
-                return tuple(flat[place] for place in self._places(number))
+                flat = [x for array in given for x in _apart(array)]
+                return tuple(flat[i] for i in self._places(number))
 
             return of
 
@@ -388,10 +346,10 @@ class _Turns:
     ) -> list[jax.Array]:
         """The arrays with those of the turn in their places."""
         out = []
-        for x, unit, start in zip(arrays, self.units, self.starts, strict=False):
+        for x, start in zip(arrays, self.starts, strict=False):
             new = [
                 jnp.where(turn == number % self.every, fresh[number // self.every], own)
-                for number, own in enumerate(unit.apart(x), start)
+                for number, own in enumerate(_apart(x), start)
             ]
-            out.append(unit.together(new))
+            out.append(jnp.stack(new).reshape(x.shape) if x.ndim > 2 else new[0])
         return out
