@@ -107,7 +107,7 @@ def experiment(setting: Setting) -> Outcome:
     return Outcome(
         claim="From rates four times off the controller moves towards the tuned one, and so to a "
         "lower loss than plain data parallelism has at these rates",
-        holds=all(nearer) and min(better) > 0.0,
+        holds=bool(all(nearer) and min(better) > 0.0),
         finding=f"tuned rate {number(best)}; on average of the steps nearer to it, on all seeds: "
         f"{'yes' if nearer[0] else 'no'} from below, {'yes' if nearer[1] else 'no'} from above; "
         f"bits/byte gained on plain: {low:+.4f} from below, {high:+.4f} from above",

@@ -1,5 +1,6 @@
 """Every experiment runs in its tiny form, and what is stored is what an experiment said."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -20,6 +21,7 @@ def test_quick_form_runs(name: str) -> None:
     assert outcome.seeds == (0, 1)
     assert all(len(row) == len(outcome.header) for row in outcome.rows)
     assert "claim:" in str(outcome)
+    assert json.loads(json.dumps(dataclasses.asdict(outcome)))["holds"] in (True, False)
 
 
 @pytest.mark.parametrize("file", sorted(command.RESULTS.glob("*.json")), ids=lambda f: f.stem)
