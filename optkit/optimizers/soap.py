@@ -152,8 +152,7 @@ def soap(
       refresh_every: steps from one basis to the next; None for 10.
       refresh: "qr" as above, or "eigh": a whole eigendecomposition.
       stagger: every factor has its own turn, so that no step is slow.
-      first_step: "skip", or "step": the first gradient makes the bases and a step, in which
-        rounding shows unless eps is well above it, see ``optkit.in_rotated_basis``.
+      first_step: "skip", or "step": the first gradient makes the bases and a step.
       correct_bias: the factor of step 2.
       normalize_grads: bring each tensor's update to a root mean square of 1, before the factor.
       max_precond_dim: longer axes are not turned; None for 10 000.

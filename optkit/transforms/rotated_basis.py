@@ -105,7 +105,7 @@ def in_rotated_basis(
 
     1. ``L <- b*L + (1-b)*G G^T``; ``R <- b*R + (1-b)*G^T G``;
     2. at the first update: Q_L, Q_R the eigenvectors of L, R, by decreasing eigenvalue;
-    3. ``N = inner(Q_L^T G Q_R)``; ``u = Q_L N Q_R^T``;
+    3. ``N = inner(Q_L^T G Q_R)``, less what is rounding in there; ``u = Q_L N Q_R^T``;
     4. if ``n % refresh_every == 0``, for each side: the columns of Q ordered by decreasing
        ``diag(Q^T L Q)``, then ``Q <- qr(L Q)`` ("qr") or the eigenvectors of L ("eigh"); moments
        of ``inner`` that are averages of gradients are turned into the new coordinates, those of
@@ -131,9 +131,8 @@ def in_rotated_basis(
       refresh: how a basis follows.
       stagger: see above.
       first_step: "skip": the first gradient makes the basis only, nothing moves and ``inner`` does
-        not see it, as SOAP's code does; n counts from the second. Or "step" as above: but in its
-        own eigenbasis a gradient is diagonal, and unless Adam's eps is above the rounding beside
-        the diagonal, that becomes entries of unit size.
+        not see it, as SOAP's code does; n counts from the second. Or "step" as above: in its own
+        eigenbasis a gradient is diagonal, so that Adam's first step is about a polar factor.
       max_precond_dim: longer axes have no factor and are not turned.
       precondition_1d: vectors have a factor, too.
       merge_small_dims: with ``axes="all"``, neighbouring axes are read as one while their product
@@ -168,7 +167,8 @@ def in_rotated_basis(
     Reference:
       Vyas et al., SOAP, arXiv 2409.11321, and its code, which turns every axis of at most
       ``max_precond_dim`` entries of any leaf, embeddings too; so do we, but for norms of stacked
-      layers. Its moments are turned back and forth at every step, ours when a basis changes.
+      layers. Its moments are turned back and forth at every step, ours when a basis changes. Of
+      a turned gradient we take entries below 8 roundings of the largest as 0, which Adam may lift.
     """
     inner = check_transformation("inner", inner)
     check_number("statistics_decay", statistics_decay, low=0.0, high=1.0, open_high=True)
@@ -231,7 +231,7 @@ def in_rotated_basis(
             statistics,
             basis,
         )
-        turned = _as_leaves(layout, plan.rotated(tensors, basis), updates)
+        turned = _as_leaves(layout, plan.rotated(tensors, basis, clean=True), updates)
         own = None
         if params is not None:
             wide = layout.split(jax.tree.map(upcast, params))

@@ -21,6 +21,8 @@ Move = Literal["rotate", "permute", "keep"]
 Factors = list[tuple[jax.Array, ...]]  # of each leaf, one array an axis that has a factor
 Axes = Literal["matrix", "all"]
 FACTOR_ROLES = ("matrix", "stacked", "expert", "conv", "embedding", "head")
+# Entries of a turned gradient below so many roundings of its largest one are no direction of it.
+_ROUNDING = 8.0
 Unit = tuple[int, int]  # a leaf, and which of its factors
 
 
@@ -87,10 +89,18 @@ class Plan:
         )
 
     def rotated(
-        self, tensors: list[jax.Array], basis: Factors, *, back: bool = False
+        self,
+        tensors: list[jax.Array],
+        basis: Factors,
+        *,
+        back: bool = False,
+        clean: bool = False,
     ) -> list[jax.Array]:
-        """Each tensor in the coordinates of its bases, or back in its own."""
-        make = functools.partial(_rotation, back=back, precision=self.precision)
+        """Each tensor in the coordinates of its bases, or back in its own.
+
+        ``clean`` makes zeros of entries that are no more than the rounding of this.
+        """
+        make = functools.partial(_rotation, back=back, clean=clean, precision=self.precision)
         of = self.chosen
         kinds = [(len(sizes_of(self.views[i])), self.axes[i]) for i in of]
         done = self.over(make, of, [tensors[i] for i in of], [basis[i] for i in of], kinds)
@@ -100,12 +110,17 @@ class Plan:
         return out
 
 
-def _rotation(kind: tuple[int, tuple[int, ...]], *, back: bool, precision: Any) -> Any:
+def _rotation(kind: tuple[int, tuple[int, ...]], *, back: bool, clean: bool, precision: Any) -> Any:
     rank, axes = kind
 
     def rotate(x: jax.Array, *basis: jax.Array) -> tuple[jax.Array]:
         for axis, q in zip(axes, basis, strict=True):
             x = apply_along(x, q if back else q.mT, axis, rank, precision=precision)
+        if clean:
+            inside = tuple(range(x.ndim - rank, x.ndim))
+            largest = jnp.max(jnp.abs(x), axis=inside, keepdims=True)
+            # (NaN and infinity stay visible.)
+            x = jnp.where(jnp.abs(x) < _ROUNDING * jnp.finfo(x.dtype).eps * largest, 0.0, x)
         return (x,)
 
     return rotate
