@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +193,7 @@ def largest_eigenvalue(
         norm = jnp.sqrt(jnp.sum(jnp.square(v), axis=(-2, -1), keepdims=True))
         return v / jnp.where(norm > 0, norm, 1.0)
 
-    def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def body(carry: Any) -> Any:
         i, v, value, runs = carry
         v = unit(v)
         moved = jnp.matmul(a, v, precision=precision)
@@ -273,7 +273,7 @@ def _coupled(a: jax.Array, eps: jax.Array, ridge: jax.Array, how: _How) -> Inver
         return _finish(*run(_damped(a, eps, base)))
     eye = _eye(a)
 
-    def attempt(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def attempt(carry: Any) -> Any:
         i, root, error = carry
         done = error <= RETRY
         # Those that are done are given a matrix that takes no step.
@@ -282,7 +282,7 @@ def _coupled(a: jax.Array, eps: jax.Array, ridge: jax.Array, how: _How) -> Inver
         root = jnp.where(done[..., None, None], root, new)
         return i + 1.0, root, jnp.where(done, error, new_error)
 
-    def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(carry: Any) -> jax.Array:
         return (carry[0] < how.tries) & jnp.any(~(carry[2] <= RETRY))
 
     first = (jnp.zeros((), a.dtype), a, jnp.full_like(base, jnp.inf))
@@ -319,7 +319,7 @@ def _iterate(a: jax.Array, how: _How) -> tuple[jax.Array, jax.Array]:
     def error_of(m: jax.Array) -> jax.Array:
         return jnp.max(jnp.abs(m - eye), axis=(-2, -1))
 
-    def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def body(carry: Any) -> Any:
         i, m, x, error, runs = carry
         t = factor(m, i == 0)
         m_new, x_new = product(_power(t, p, product), m), product(x, t)
@@ -335,7 +335,7 @@ def _iterate(a: jax.Array, how: _How) -> tuple[jax.Array, jax.Array]:
         m, x = jnp.where(keep, m_new, m), jnp.where(keep, x_new, x)
         return i + 1, m, x, jnp.where(runs, new, error), go_on
 
-    def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(carry: Any) -> jax.Array:
         return (carry[0] < ITERATIONS) & jnp.any(carry[4])
 
     error = error_of(m)
@@ -358,7 +358,7 @@ def _newton_schulz(a: jax.Array, eps: jax.Array, ridge: jax.Array, how: _How) ->
         scale = jnp.sqrt(most * norm)[..., None, None]
         y, z = small / norm[..., None, None], eye + 0.0 * small
 
-        def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def body(carry: Any) -> Any:
             i, y, z, error, runs = carry
             zy = product(z, y)
             new = jnp.max(jnp.abs(zy - eye), axis=(-2, -1))

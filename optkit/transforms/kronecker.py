@@ -18,7 +18,15 @@ from optkit.linalg import apply_along, inverse_root, tensor_gram
 from optkit.transforms.hyperparams import Scalar, debias
 from optkit.tree import BlockLayout, MatrixFunction, PyTree, map_groups
 from optkit.tree.dtypes import accumulator_dtype
-from optkit.tree.sharding import factor_beside, factor_spec, mesh_of, place, place_factor
+from optkit.tree.sharding import (
+    factor_beside,
+    factor_spec,
+    mesh_of,
+    place,
+    place_factor,
+    place_statistic,
+    spec_of,
+)
 
 # Sums of products of larger entries leave float32.
 LARGEST = 1e15
@@ -61,11 +69,11 @@ class Kronecker:
         ]
         self.orders = [len(sizes) for _, sizes in layout.blocks]
 
-    def init(self, params: PyTree, diagonal: float = 0.0, root: float = 1.0) -> KroneckerState:
+    def init(self, params: PyTree, diagonal: Scalar = 0.0, root: Scalar = 1.0) -> KroneckerState:
         """Factors that are a multiple of the identity, beside their parameters, and roots."""
         leaves = self.layout.leaf_of(params)
 
-        def made(value: float) -> tuple[PyTree, ...]:
+        def made(value: Scalar) -> tuple[PyTree, ...]:
             return self.layout.pack(
                 [
                     [_multiple(leaf, batch, sizes[axis], value) for axis in axes]
@@ -134,10 +142,11 @@ class Kronecker:
                 done = work(axes, sizes, x.reshape(*lead, *sizes), *own)
                 return done.reshape(x.shape) if isinstance(done, jax.Array) else done
 
-            columns = [list(column) for column in zip(*(others[i] for i in members), strict=True)]
             given = [blocks[i] for i in members]
             if order != 2:
                 given = [x.reshape(*x.shape[: x.ndim - order], *flat) for x in given]
+            own = [[_beside(x, y) for y in others[i]] for i, x in zip(members, given, strict=True)]
+            columns = [list(column) for column in zip(*own, strict=True)]
             done = map_groups(
                 MatrixFunction(on_matrices, spread=True),
                 given,
@@ -195,6 +204,14 @@ class Kronecker:
         return new, jnp.asarray(failures, jnp.int32)
 
 
+def _beside(x: jax.Array, root: jax.Array) -> jax.Array:
+    """A root where its blocks lie, if those are layers on devices of an Explicit mesh."""
+    spec = spec_of(x)
+    if spec is None or not any(tuple(spec)[: x.ndim - 2]):
+        return root
+    return place_statistic(root, x)
+
+
 def new_factors(factors: Lists, grams: Lists, decay: Scalar) -> Lists:
     """Factors after a gradient: an average of second moments, or with a decay of 1 their sum."""
     fresh = weight_of(decay)
@@ -219,10 +236,10 @@ def weights_sum(decay: Scalar, steps: jax.Array) -> Scalar:
     return 1.0 if decay == 1.0 else debias(decay, steps)
 
 
-def _multiple(leaf: Any, batch: tuple[int, ...], n: int, value: float) -> jax.Array:
+def _multiple(leaf: Any, batch: tuple[int, ...], n: int, value: Scalar) -> jax.Array:
     dtype = accumulator_dtype(leaf)
     zeros = factor_beside(leaf, (*batch, n, n), dtype)
-    if value == 0:
+    if isinstance(value, int | float) and value == 0:
         return zeros
     return zeros + value * jnp.eye(n, dtype=dtype).reshape((1,) * len(batch) + (n, n))
 
@@ -281,7 +298,8 @@ def refresh(
     if not any(kronecker.axes):
         return roots, jnp.zeros((), jnp.int32)
     if turn is not None:
-        return kronecker.in_turn(factors, roots, root_of, scale, turn, every)
+        turned, failures = kronecker.in_turn(factors, roots, root_of, scale, turn, every)
+        return kronecker.placed(turned, roots), failures
 
     def anew(factors: Lists, roots: Lists) -> tuple[Lists, jax.Array]:
         new, failed = kronecker.refreshed(factors, roots, root_of, scale)

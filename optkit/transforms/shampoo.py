@@ -176,7 +176,7 @@ def scale_by_shampoo(
             f"start={first}: with stagger=True a root has had its turn after refresh_every="
             f"{refresh_every} updates; give at least that"
         )
-    numbers: dict[str, ScalarOrSchedule] = {"b1": b1, "b2": b2, "eps": eps, "graft_eps": graft_eps}
+    numbers: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "graft_eps": graft_eps}
     numbers |= {} if b3 is None else {"b3": b3}
     numbers |= {} if graft_b2 is None else {"graft_b2": graft_b2}
 
@@ -223,7 +223,12 @@ def scale_by_shampoo(
         factors, roots = map(kronecker.lists, state.kronecker)
         grams = kronecker.grams(kronecker.layout.split(grads))
         after = new_factors(factors, grams, decay)
-        options = {"method": method, "eps": now["eps"], "ridge": ridge, "tolerance": tolerance}
+        options: dict[str, Any] = {
+            "method": method,
+            "eps": now["eps"],
+            "ridge": ridge,
+            "tolerance": tolerance,
+        }
         new, failed = refresh(
             kronecker,
             after,

@@ -186,7 +186,7 @@ def scale_by_shampoo_google(
             f"start={start}: with stagger=True a root has had its turn after refresh_every="
             f"{refresh_every} updates; give at least {refresh_every - 1}"
         )
-    numbers: dict[str, ScalarOrSchedule] = {"b1": b1, "b2": b2, "eps": eps}
+    numbers: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps}
     numbers |= {"graft_eps": graft_eps, "weight_decay": weight_decay}
     decays = not (isinstance(weight_decay, int | float) and weight_decay == 0)
 
@@ -253,7 +253,12 @@ def scale_by_shampoo_google(
 
         factors, roots = map(kronecker.lists, state.kronecker)
         after = statistics(kronecker, factors, grads, t, now["b2"])
-        options = {"method": method, "tolerance": tolerance, "tries": tries, "growth": GROWTH}
+        options: dict[str, Any] = {
+            "method": method,
+            "tolerance": tolerance,
+            "tries": tries,
+            "growth": GROWTH,
+        }
         options |= {"ridge" if relative else "eps": now["eps"]}
         new, failed = refresh(
             kronecker,
@@ -282,11 +287,11 @@ def scale_by_shampoo_google(
         short = map_leaves(moved, wide(state.graft_momentum), lengths)
 
         def out(m: jax.Array, a: jax.Array, u: jax.Array, v: jax.Array, g: jax.Array) -> Any:
-            ms, last = (jnp.where(t >= start, x, y) for x, y in ((m, a), (u, v)))
-            return (w * last + b * ms if nesterov else ms).astype(g.dtype)
+            long, last = (jnp.where(t >= start, x, y) for x, y in ((m, a), (u, v)))
+            return (w * last + b * long if nesterov else long).astype(g.dtype)
 
         result = jax.tree.map(out, grown, short, steps, lengths, updates)
-        kept = [
+        ms, mg, moment = [
             jax.tree.map(lambda x, old: x.astype(old.dtype), tree, old)
             for tree, old in (
                 (grown, state.momentum),
@@ -297,6 +302,6 @@ def scale_by_shampoo_google(
         packed = KroneckerState(kronecker.pack(after, factors), kronecker.pack(new, roots))
         record = recorded(t, **numbers)
         failures = state.failures + failed
-        return result, ScaleByShampooGoogleState(t + 1, failures, *kept, packed, record)
+        return result, ScaleByShampooGoogleState(t + 1, failures, ms, mg, moment, packed, record)
 
     return Transformation(init_fn, update_fn)

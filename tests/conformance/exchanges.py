@@ -73,6 +73,9 @@ STEP = {
     **_of("soap", all_to_all=32, all_gather=12),
     # And parameters, since what it is put around decays them.
     **_of("in_rotated_basis", all_to_all=38, all_gather=12),
+    # Gradients, directions, factors and roots; layers whose roots have a turn each, on all devices.
+    **_of("shampoo", all_to_all=13, all_gather=17),
+    **_of("shampoo_google", all_to_all=13, all_gather=5),
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }
