@@ -94,10 +94,10 @@ def _eigenvectors(a: jax.Array) -> jax.Array:
 
 def _completed(q: jax.Array, sizes: jax.Array) -> jax.Array:
     """Orthonormal columns, those of no size replaced by the projections of unit vectors."""
-    seen = sizes > _NULL * jnp.max(sizes, axis=-1, keepdims=True)
+    # (NaN counts as seen, so that a factorisation that failed is not hidden.)
+    seen = ~(sizes <= _NULL * jnp.max(sizes, axis=-1, keepdims=True))
 
     def fill(q: jax.Array, seen: jax.Array) -> jax.Array:
-        # (Not 0 times a column: that of a failed factorisation may be NaN.)
         held = jnp.where(seen[..., None, :], q, 0.0)
         one = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
         rest = one - jnp.matmul(held, held.mT, precision="highest")

@@ -114,10 +114,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         ("scale_by_shampoo_google", "shampoo_google"), {"start": 1, "eps": 0.1, "method": "eigh"}
     ),
-    # A first gradient that makes a basis and nothing else moves nothing; in its own eigenbasis it
-    # is diagonal, and beside that there is rounding, which a small eps would lift to unit size.
-    # Decay of weights that have moved is not linear in the rate.
-    "soap": {"first_step": "step", "refresh_every": 2, "eps": 0.1, "decay": "decoupled"},
+    # A first gradient that makes a basis and nothing else moves nothing. Bases are followed once
+    # their statistics have full rank, and decay of moved weights is not linear in the rate.
+    "soap": {"first_step": "step", "refresh_every": 3, "eps": 0.1, "decay": "decoupled"},
     "in_rotated_basis": {"refresh_every": 2},
     # A descent test takes the gradient for weights to choose a rate: all utilities are negative,
     # and the paper's maximum turns their order round.
