@@ -38,7 +38,7 @@ class AxisView(NamedTuple):
         return not self.axes
 
     def split(self, leaf: jax.Array) -> jax.Array:
-        """Returns ``(*batch, *axes)``: matrices as ``(*batch, fan_in, fan_out)``, numbers as (1,)."""
+        """Returns ``(*batch, *axes)``: a matrix ``(*batch, fan_in, fan_out)``, a number (1,)."""
         if self.matrix is not None:
             return self.matrix.split(leaf, "out").mT
         if self.stands_alone:
