@@ -75,7 +75,7 @@ STEP = {
     **_of("in_rotated_basis", all_to_all=38, all_gather=12),
     # Gradients, directions, factors and roots; layers whose roots have a turn each, on all devices.
     **_of("shampoo", all_to_all=13, all_gather=17),
-    **_of("shampoo_google", all_to_all=13, all_gather=5),
+    **_of("scale_by_shampoo scale_by_shampoo_google shampoo_google", all_to_all=13, all_gather=5),
     # Counts that find the cutoff of all leaves.
     **_of("id3", all_reduce=3),
 }
