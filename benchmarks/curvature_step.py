@@ -54,7 +54,7 @@ ENTRANTS = {
 
 
 def split_times(entrant: Entrant, seconds: list[float]) -> tuple[list[float], list[float]]:
-    """Returns the times of plain steps and of refreshing ones; the first step, step 1, is not timed."""
+    """Returns the times of plain steps and of refreshing ones; step 1, the first, is not timed."""
     if not entrant.every or entrant.staggered:
         return seconds, []
     plain = [x for i, x in enumerate(seconds, 2) if i % entrant.every]

@@ -110,10 +110,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "langevin_adam": {"temperature": 1e-8},
     "superpositional": {"correct": True},
     # Roots in the few steps of a test; those of small eigenvalues lift the rounding of a factor.
-    **dict.fromkeys(("scale_by_shampoo", "shampoo"), {"refresh_every": 2, "eps": 1.0}),
-    **dict.fromkeys(
-        ("scale_by_shampoo_google", "shampoo_google"), {"start": 1, "eps": 1.0, "method": "eigh"}
-    ),
+    "scale_by_shampoo": {"refresh_every": 2, "eps": 1.0},
+    "shampoo": {"refresh_every": 2, "eps": 1.0},
+    "scale_by_shampoo_google": {"start": 1, "eps": 1.0, "method": "eigh"},
+    "shampoo_google": {"start": 1, "eps": 1.0, "method": "eigh"},
     # A first gradient that makes a basis and nothing else moves nothing. Bases are followed once
     # their statistics have full rank, and decay of moved weights is not linear in the rate.
     "soap": {"first_step": "step", "refresh_every": 3, "eps": 0.1, "decay": "decoupled"},
