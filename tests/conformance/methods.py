@@ -54,7 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lift": {"filter_rank": 2, "interval": 2},  # of small matrices too; masks that are chosen anew
     "adamuon": {"update_rms": 1.0},  # by default a fifth of RATE an entry: too short a way
     # One direction must not be all of the way.
-    "natural_galore": {"refresh_every": 2, "state_on_refresh": "reset"},
+    "natural_galore": {"refresh_every": 2, "state_on_refresh": "reset", "damping": 1.0},
     # The inverse of two gradients that are nearly the same lifts their rounding.
     "scale_by_natural_fisher": {"damping": 1.0},
     "galore_adamw": {"refresh_every": 2, "state_on_refresh": "reset"},
