@@ -5,7 +5,8 @@ import contextvars
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -56,6 +57,27 @@ def observed(factory: Factory, told: bool) -> Factory:
     return cast(Factory, build)
 
 
+# What recipes have built, by the identity of its init.
+_RECIPES: weakref.WeakKeyDictionary[Callable[..., Any], str] = weakref.WeakKeyDictionary()
+
+
+def remembered(factory: Factory) -> Factory:
+    """Makes ``recipe_of`` know what a recipe builds."""
+
+    @functools.wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> Any:
+        tx = factory(*args, **kwargs)
+        _RECIPES[tx.init] = factory.__name__
+        return tx
+
+    return cast(Factory, build)
+
+
+def recipe_of(tx: Any) -> str | None:
+    """Returns the name of the recipe that built a transformation, a whole optimizer; else None."""
+    return _RECIPES.get(tx.init)
+
+
 def cached_factory(factory: Factory) -> Factory:
     """Makes equal calls of a factory return one object, and wrong ones say what it takes."""
     build = functools.lru_cache(maxsize=256, typed=True)(factory)
@@ -86,6 +108,28 @@ def _misfit(name: str, signature: inspect.Signature, options: Mapping[str, Any],
     if unknown is None:
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         return f"{name}() cannot be called so: {said}; it takes {inspect.Signature(bare)}"
-    close = difflib.get_close_matches(unknown, takes, n=1)
+    return _unknown(name, unknown, takes)
+
+
+def _unknown(name: str, option: str, takes: Sequence[str]) -> str:
+    close = difflib.get_close_matches(option, takes, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{name}() got an unknown option {unknown!r}; {hint}it takes {', '.join(takes)}"
+    return f"{name}() got an unknown option {option!r}; {hint}it takes {', '.join(takes)}"
+
+
+def check_options(
+    name: str, options: Mapping[str, Any], factory: Callable[..., Any], own: Sequence[str]
+) -> None:
+    """Raises TypeError if options that are handed on are none of the factory that takes them.
+
+    Args:
+      name: who takes ``**options``, for the message.
+      options: what it was given.
+      factory: whose keyword arguments they have to be.
+      own: names of the arguments that it takes itself.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    takes = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in own]
+    for option in options:
+        if option not in takes:
+            raise TypeError(_unknown(name, option, [*own, *takes]))

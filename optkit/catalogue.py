@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from optkit._calls import cached_factory, observed
+from optkit._calls import cached_factory, observed, remembered
 from optkit.spmd import guarded
 
 Kind = Literal["recipe", "part", "wrapper", "strategy"]
@@ -192,6 +192,8 @@ def register(
             factory = observed(factory, told)
         if kind != "strategy":
             factory = guarded(factory)
+        if kind == "recipe":
+            factory = remembered(factory)
         cached = cached_factory(factory)
         source = Paper(*paper) if paper else None
         name = factory.__name__

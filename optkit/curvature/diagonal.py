@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from optkit.curvature.calling import logits_of, loss_of
 from optkit.tree import PyTree, leaves_with_paths, upcast, zeros_like_params
 
 # (parameters, PRNG key) -> a tree like the parameters, or statistics of layers.
@@ -105,6 +106,10 @@ def gauss_newton_bartlett(
     Returns:
       ``estimate(params, key)``, a float32 tree like the parameters.
 
+    Raises:
+      TypeError: when it is computed: ``logits_fn`` returns no logits.
+      ValueError: ``clip`` not above 0; when it is computed: ``where`` of another shape.
+
     Example:
       >>> import jax, jax.numpy as jnp, optkit
       >>> x = jnp.eye(2)
@@ -116,13 +121,20 @@ def gauss_newton_bartlett(
       Liu et al., Sophia, arXiv 2305.14342, algorithm 2. Its code squares ``ghat`` here and
       multiplies by B in each step.
     """
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip!r} must be a norm above 0, or None for none")
 
     def estimate(params: PyTree, key: jax.Array) -> PyTree:
         def loss(params: PyTree) -> tuple[jax.Array, jax.Array]:
-            logits = upcast(logits_fn(params, *args))
+            logits = upcast(logits_of(logits_fn, params, args))
             labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
             likely = jax.nn.log_softmax(logits)
             said = jnp.take_along_axis(likely, labels[..., None], axis=-1)[..., 0]
+            if where is not None and where.shape != said.shape:
+                raise ValueError(
+                    f"where has shape {where.shape} and the logits have rows {said.shape}: give "
+                    "one bool a row"
+                )
             counts = jnp.ones_like(said) if where is None else where.astype(said.dtype)
             rows = jnp.maximum(jnp.sum(counts), 1.0)
             return -jnp.sum(said * counts) / rows, rows
@@ -190,7 +202,7 @@ def hutchinson(
         raise ValueError(f"samples={samples!r} must be an integer of at least 1")
 
     def estimate(params: PyTree, key: jax.Array) -> PyTree:
-        gradient = _gradient(loss_fn, args, has_aux)
+        gradient = jax.grad(loss_of(loss_fn, args, has_aux))
 
         def one(index: Any, total: PyTree) -> PyTree:
             z = _probe(params, jax.random.fold_in(key, index), probe)
@@ -227,7 +239,7 @@ def hessian_diagonal(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = Fa
 
     def estimate(params: PyTree, key: jax.Array) -> PyTree:
         del key
-        gradient = _gradient(loss_fn, args, has_aux)
+        gradient = jax.grad(loss_of(loss_fn, args, has_aux))
         leaves, structure = jax.tree.flatten(params)
         out = []
         for index, leaf in enumerate(leaves):
@@ -243,11 +255,3 @@ def hessian_diagonal(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = Fa
         return jax.tree.unflatten(structure, out)
 
     return estimate
-
-
-def _gradient(loss_fn: Callable[..., Any], args: tuple[Any, ...], has_aux: bool) -> Any:
-    def loss(params: PyTree) -> jax.Array:
-        value = loss_fn(params, *args)
-        return value[0] if has_aux else value
-
-    return jax.grad(loss)

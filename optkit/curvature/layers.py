@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from optkit.curvature.calling import loss_of
 from optkit.curvature.diagonal import Estimate
 from optkit.tree import PyTree, leaves_with_paths
 
@@ -52,10 +53,7 @@ def layer_means(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False) 
       >>> means.inputs.tolist(), means.outputs.tolist()
       ([2.0, 3.0], [1.0, 0.0])
     """
-
-    def loss(params: PyTree) -> jax.Array:
-        value = loss_fn(params, *args)
-        return value[0] if has_aux else value
+    loss = loss_of(loss_fn, args, has_aux)
 
     def estimate(params: PyTree, key: jax.Array) -> dict[str, LayerMeans]:
         del key

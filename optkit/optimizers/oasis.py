@@ -53,6 +53,11 @@ def oasis(
 
       updates, state = tx.update(grads, state, params, value_fn=lambda p: loss_fn(p, batch))
 
+    Of a flax.nnx model ``graph, params, rest = nnx.split(model, nnx.Param, ...)`` are parts from
+    which a function of the parameters makes it::
+
+      optimizer.update(model, grads, value_fn=lambda p: loss(nnx.merge(graph, p, rest), batch))
+
     Args:
       learning_rate: multiplies the step that it finds; 1 is the paper's. With ``adaptive=False`` it
         is the step size.

@@ -120,12 +120,17 @@ _UNFIT = (
 )
 
 
-def _refuse(lines: list[str]) -> None:
+def _refuse(lines: list[str], what: str = "", remedy: str = "") -> None:
+    if lines and remedy:
+        rows = "\n".join(lines)
+        raise ValueError(f"the {what} does not have the leaves of the updates:\n{rows}\n{remedy}")
     if lines:
         raise ValueError(_UNFIT.format("\n".join(lines)))
 
 
-def check_same_leaves(updates: PyTree, other: PyTree, what: str, *, shapes: bool = False) -> None:
+def check_same_leaves(
+    updates: PyTree, other: PyTree, what: str, *, shapes: bool = False, remedy: str = ""
+) -> None:
     """Raises ValueError with the paths that differ unless a tree has the leaves of the updates.
 
     Args:
@@ -133,12 +138,13 @@ def check_same_leaves(updates: PyTree, other: PyTree, what: str, *, shapes: bool
       other: parameters or state.
       what: what the other tree is, for the message.
       shapes: the leaves must have the shapes of the updates too.
+      remedy: what to do where the other tree, an argument of its own, is at fault.
     """
     structure: Any = jax.tree.structure(updates)
     if structure != jax.tree.structure(other):
-        _refuse([_mismatch(updates, other, what)])
+        _refuse([_mismatch(updates, other, what)], what, remedy)
     elif shapes:
-        _refuse(_shape_mismatch(updates, other, what))
+        _refuse(_shape_mismatch(updates, other, what), what, remedy)
 
 
 def check_gradients(updates: PyTree, params: PyTree | None) -> None:

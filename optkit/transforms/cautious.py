@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optkit._calls import recipe_of
 from optkit.catalogue import register
 from optkit.transforms.base import (
     Transformation,
@@ -16,6 +17,21 @@ from optkit.transforms.base import (
 )
 from optkit.transforms.hyperparams import check_choice, check_number
 from optkit.tree import PyTree, upcast
+
+
+def _check_direction(name: str, inner: Any) -> Transformation:
+    """Returns a transformation, or raises if it is known to point against the gradient."""
+    inner = check_transformation("inner", inner)
+    recipe = recipe_of(inner)
+    if recipe is not None:
+        raise ValueError(
+            f"{name} takes a direction, which points along the gradient, and optkit.{recipe}() is "
+            "a whole optimizer, whose updates point against it: put learning rate and decay "
+            f"outside, as optkit.descend(optkit.{name}(optax.scale_by_adam()), 1e-3) does, or "
+            f"turn its updates round: optkit.descend(optkit.{name}(optax.chain(optkit.{recipe}"
+            "(1.0), optax.scale(-1.0))), learning_rate)"
+        )
+    return inner
 
 
 @register(
@@ -41,8 +57,10 @@ def cautious(
     4. ``u <- u*k``.
 
     The wrapped transformation must point along the gradient: a direction, before the learning rate
-    flips its sign. Around a whole optimizer such as ``optax.adamw`` every entry would disagree and
-    nothing would train; weight decay and learning rate stand outside.
+    flips its sign; weight decay and learning rate stand outside. Around a whole optimizer such as
+    ``optax.adamw`` every entry would disagree and nothing would train, and around one that mixes
+    entries, such as SOAP, those remain that lead uphill: a recipe of optkit is refused. Cautious
+    SOAP is ``descend(cautious(in_rotated_basis(optax.scale_by_adam())), 3e-3)``.
 
     Args:
       inner: any transformation.
@@ -57,7 +75,8 @@ def cautious(
       An ``optax.GradientTransformationExtraArgs`` with the inner state (no bytes of its own).
 
     Raises:
-      ValueError: unknown rescale, negative floor or xi; KeyError if the state has no such field.
+      ValueError: unknown rescale, negative floor or xi, or a whole optimizer of optkit; KeyError if
+        the state has no such field.
 
     Example:
       >>> import jax.numpy as jnp, optax, optkit
@@ -75,7 +94,7 @@ def cautious(
         check_choice("rescale", rescale, ("mean", "count"))
     check_number("floor", floor, low=0.0)
     check_number("xi", xi, low=0.0)
-    inner = check_transformation("inner", inner)
+    inner = _check_direction("cautious", inner)
 
     def mask(u: jax.Array, g: jax.Array, other: jax.Array) -> jax.Array:
         # Signs, not the product: 1e-30 times 1e-30 is 0 in float32.
@@ -117,6 +136,9 @@ def sign_from_grad(inner: optax.GradientTransformation) -> Transformation:
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with the inner state (no bytes of its own).
 
+    Raises:
+      ValueError: a whole optimizer of optkit, which would be led uphill.
+
     Example:
       >>> import jax.numpy as jnp, optax, optkit
       >>> tx = optkit.sign_from_grad(optax.scale(-2.0))
@@ -126,7 +148,7 @@ def sign_from_grad(inner: optax.GradientTransformation) -> Transformation:
     Reference:
       Cao et al., Grams, arXiv 2412.17107.
     """
-    inner = check_transformation("inner", inner)
+    inner = _check_direction("sign_from_grad", inner)
 
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any

@@ -1,6 +1,7 @@
 """Estimates given to an update: called in the steps that need them, cut to the leaves at hand."""
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +27,30 @@ def cut(tree: PyTree, updates: PyTree, what: str) -> PyTree:
             tree = jax.tree.map(
                 lambda u, x: u if _is_masked(u) else x, updates, tree, is_leaf=_is_masked
             )
-    check_same_leaves(updates, tree, what, shapes=True)
+    remedy = f"give {what}= a tree like the parameters, or what computes one of them"
+    check_same_leaves(updates, tree, what, shapes=True, remedy=remedy)
     return tree
+
+
+def check_estimate(what: str, given: Any, like: str) -> None:
+    """Raises TypeError if a function is no estimate, which takes parameters and a key.
+
+    Args:
+      what: name of the argument.
+      given: its value; trees pass.
+      like: the call that makes an estimate of a loss.
+    """
+    if not callable(given):
+        return
+    try:
+        inspect.signature(given).bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"{what}= takes an estimate, a function of (params, key), and got one that cannot be "
+            f"called so ({error}): of a loss make one with {like}"
+        ) from error
+    except ValueError:
+        pass  # a builtin tells nothing of its arguments
 
 
 def choose_estimate(
@@ -36,18 +59,20 @@ def choose_estimate(
     """Returns the estimate or tree to use: what update was given, else the optimizer's own.
 
     Raises:
+      TypeError: a function that is no estimate.
       ValueError: there is none; says what to pass.
     """
-    if given is not None:
-        return given
-    if own is not None:
-        return own
+    found = own if given is None else given
+    if found is not None:
+        check_estimate("curvature", found, "optkit.curvature.hutchinson(loss_fn, batch)")
+        return found
     if value_fn is not None:
         return hutchinson(value_fn)
     raise ValueError(
-        f"{name} needs curvature: call tx.update(grads, state, params, curvature=...) with an "
+        f"{name} needs curvature: call tx.update(grads, state, params, value_fn=lambda p: "
+        "loss_fn(p, batch)), of which it makes Hutchinson's estimate, or give curvature=, an "
         "estimate such as optkit.curvature.gauss_newton_bartlett(logits_fn, inputs) or "
-        "optkit.curvature.hutchinson(loss_fn, batch), or with a tree like the parameters"
+        "optkit.curvature.hutchinson(loss_fn, batch), or a tree like the parameters"
     )
 
 

@@ -33,6 +33,7 @@ from optkit.tree import (
     selects,
     upcast,
 )
+from optkit.tree.selection import check_selects, names_a_role
 from optkit.tree.sharding import place_like, place_statistic, whole_along, zeros_beside
 
 RestoreNorm = Literal["sum", "layer", "none"]
@@ -98,7 +99,13 @@ class LayerInverses(NamedTuple):
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
     def start(self, params: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        """Returns identities, and flags that the first refresh resets."""
+        """Returns identities, and flags that the first refresh resets.
+
+        Raises:
+          ValueError: ``layers`` has a pattern that names no leaf.
+        """
+        if not names_a_role(self.layers):
+            check_selects("layers", self.layers, params, self.roles)
         layers, leaves = self.find(params), jax.tree.leaves(params)
 
         def eye(layer: _Layer, size: int) -> jax.Array:
@@ -233,11 +240,19 @@ def _means(statistics: Any, layers: list[_Layer]) -> dict[str, LayerMeans]:
     if missing:
         raise ValueError(
             f"mkor got no statistics for the layers {missing}; it got some for "
-            f"{sorted(statistics)}. Name with layers= those that it shall precondition"
+            f"{sorted(statistics)}. Name with layers= those that it shall precondition. "
+            "optkit.curvature.layer_means does not see layers inside of jax.lax.scan (stacked "
+            "kernels of scanned layers), jax.vmap over kernels, and convolutions"
         )
     out = {}
     for layer in layers:
-        a, d = statistics[layer.path]
+        pair = statistics[layer.path]
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(
+                f"the statistics of layer {layer.path!r} must be a pair (mean input, mean output "
+                f"gradient), not {len(pair) if isinstance(pair, tuple | list) else type(pair)}"
+            )
+        a, d = pair
         batch, view = int(np.prod(layer.view.batch_shape)), layer.view
         inputs = [batch * (view.fan_in + extra) for extra in range(1 + (layer.bias is not None))]
         if np.size(a) not in inputs or np.size(d) != batch * view.fan_out:

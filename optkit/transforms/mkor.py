@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optkit._calls import check_options
 from optkit.catalogue import StateBytes, register
 from optkit.curvature import Estimate
 from optkit.linalg import RankOneMode
@@ -16,6 +17,7 @@ from optkit.transforms.base import (
     check_transformation,
     update_inner,
 )
+from optkit.transforms.estimates import check_estimate
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_number,
@@ -119,8 +121,10 @@ def mkor_core(
 
 def _chosen(given: Any, own: Estimate | None, name: str) -> Any:
     """Returns what update was given, else the wrapper's own, or raises ValueError."""
-    if given is not None or own is not None:
-        return own if given is None else given
+    found = own if given is None else given
+    if found is not None:
+        check_estimate("statistics", found, "optkit.curvature.layer_means(loss_fn, batch)")
+        return found
     raise ValueError(
         f"{name} needs statistics of the layers: call tx.update(grads, state, params, statistics="
         "optkit.curvature.layer_means(loss_fn, batch)), or give a mapping from the path of each "
@@ -179,7 +183,9 @@ def mkor(
       updates, state = tx.update(grads, state, params, statistics=means)
 
     which are computed, at the cost of a gradient with regard to the outputs, inside ``lax.cond`` in
-    the updates that refresh, and not in the others.
+    the updates that refresh, and not in the others. Of a flax.nnx model ``loss_fn`` is a function
+    of what ``graph, params, rest = nnx.split(model, nnx.Param, ...)`` gives, ``lambda p, batch:
+    loss(nnx.merge(graph, p, rest), batch)``.
 
     Args:
       inner: any optimizer.
@@ -208,7 +214,8 @@ def mkor(
       those of inner, and ``4*(fan_in**2 + fan_out**2) + 2`` a matrix, fan_in one more with a bias.
 
     Raises:
-      ValueError: an option out of range, statistics that are missing or of other sizes.
+      ValueError: an option out of range, ``layers`` that name no leaf, statistics that are missing
+        or of other sizes.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optkit
@@ -328,6 +335,8 @@ def mkor_h(
         check_static_int(name, number)
     check_number("kappa", kappa, low=0.0, high=1.0)
     check_number("loss_decay", loss_decay, low=0.0, high=1.0, open_high=True)
+    own = ("inner", "check_every", "kappa", "patience", "loss_decay", "statistics")
+    check_options("mkor_h", options, mkor, own)
     around = mkor_core(inner, name="mkor_h", statistics=statistics, **options)
 
     def init_fn(params: PyTree) -> MkorHState:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from optkit.catalogue import register
 from optkit.curvature import Estimate
+from optkit.curvature.calling import loss_of
 from optkit.transforms.base import Transformation, check_gradients, map_leaves, need_params, unzip
 from optkit.transforms.estimates import choose_estimate, cut, follow_if_due
 from optkit.transforms.guards import global_norm
@@ -207,13 +208,14 @@ def scale_by_oasis(
         params = need_params(params, "scale_by_oasis")
         check_gradients(updates, params)
         loss = own_value_fn if value_fn is None else value_fn
-        estimate = choose_estimate("scale_by_oasis", curvature, own_curvature, loss)
         if adaptive and prev_grad is None and loss is None:
             raise ValueError(
-                "scale_by_oasis needs the gradient of this batch at the last parameters: call "
-                "tx.update(grads, state, params, value_fn=lambda p: loss_fn(p, batch)), or give "
-                "prev_grad=jax.grad(...), or build it with adaptive=False"
+                "scale_by_oasis needs the loss of this batch: call tx.update(grads, state, params, "
+                "value_fn=lambda p: loss_fn(p, batch)), of which it makes Hutchinson's estimate "
+                "and the gradient at the last parameters; or give prev_grad=jax.grad(...) and "
+                "curvature=, or build it with adaptive=False"
             )
+        estimate = choose_estimate("scale_by_oasis", curvature, own_curvature, loss)
         count = state.count
         held = follow_if_due(
             jnp.asarray(True) if every == 1 else count % every == 0,
@@ -231,7 +233,9 @@ def scale_by_oasis(
         eta, growth = state.step_size, state.growth
         if adaptive:
             first = jnp.where(count == 0, value_at(first_step, count), eta).astype(jnp.float32)
-            before = jax.grad(loss) if prev_grad is None and loss is not None else prev_grad
+            before = prev_grad
+            if prev_grad is None and loss is not None:
+                before = jax.grad(loss_of(loss, (), False))
             state = state._replace(step_size=first)
             eta, growth = lengthened(updates, state, params, scale, before)
 

@@ -91,7 +91,7 @@ def test_the_outermost_of_what_combines_entries_is_named() -> None:
         return str(caught.value)
 
     assert said(optkit.muon(0.1)).startswith("muon ")
-    assert said(optkit.cautious(optkit.muon(0.1))).startswith("cautious ")
+    assert said(optkit.cautious(optkit.orthogonalize())).startswith("cautious ")
     assert said(optax.chain(optax.scale(2.0), optkit.muon(0.1))).startswith("muon ")
     # A state of whole leaves beside parts of them: the answer says where that comes from.
     tx = optkit.scale_by_factored_rms()

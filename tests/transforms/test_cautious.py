@@ -118,6 +118,21 @@ def test_bad_options_are_named():
             optkit.cautious(GIVEN, **options)
 
 
+@pytest.mark.parametrize("wrapper", [optkit.cautious, optkit.sign_from_grad])
+@pytest.mark.parametrize("recipe", [optkit.soap, optkit.adamw])
+def test_a_whole_optimizer_is_refused(wrapper, recipe):
+    with pytest.raises(ValueError, match=rf"optkit\.{recipe.__name__}\(\) is a whole optimizer"):
+        wrapper(recipe(0.1))
+
+
+def test_the_updates_of_a_recipe_may_be_turned_round():
+    grads = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]])}
+    around = optax.chain(optkit.muon(1.0), optax.scale(-1.0))
+    tx = optkit.descend(optkit.cautious(around), 0.1)
+    u, _ = tx.update(grads, tx.init(grads), grads)
+    assert jnp.all(u["w"] * grads["w"] <= 0) and jnp.any(u["w"] != 0)
+
+
 @given(g=VALUES, u=VALUES)
 def test_grams_law(g, u):
     out = np.asarray(GRAMS(g, u))

@@ -231,6 +231,9 @@ def test_the_hybrid_is_mkor_until_it_switches_and_the_base_afterwards():
     ("statistics", "said"),
     [
         (None, "layer_means"),
+        (lambda p: jnp.sum(p["up"]["kernel"]), "layer_means"),
+        ({"up/kernel": (jnp.ones(4),), "down/kernel": (jnp.ones(3),)}, "must be a pair"),
+        ({}, r"inside of jax\.lax\.scan"),
         ([1], "mapping from the path of a kernel"),
         ({"up/kernel": (jnp.ones(4), jnp.ones(3))}, r"no statistics for the layers \['down/kernel"),
         (dict.fromkeys(("up/kernel", "down/kernel"), (jnp.ones(4), jnp.ones(3))), "down/kernel"),
@@ -238,8 +241,15 @@ def test_the_hybrid_is_mkor_until_it_switches_and_the_base_afterwards():
 )
 def test_what_is_missing_or_does_not_fit_is_told(statistics, said):
     tx, params = optkit.mkor(optax.sgd(0.1)), nested(PARAMS)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, TypeError), match=said):
         tx.update(params, tx.init(params), params, statistics=statistics)
+
+
+def test_options_and_layers_that_name_nothing_are_refused():
+    with pytest.raises(TypeError, match=r"mkor_h.* unknown option 'evry'; did you mean 'every'"):
+        optkit.mkor_h(optax.sgd(0.1), evry=3)
+    with pytest.raises(ValueError, match=r"layers='nothing/.*' names no leaf"):
+        optkit.mkor(optax.sgd(0.1), layers="nothing/**").init(nested(PARAMS))
 
 
 def test_a_bias_of_another_size_is_told():
