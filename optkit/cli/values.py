@@ -123,7 +123,9 @@ def _match(value: Any, kind: Any) -> Any:
 
 def _match_container(value: Any, origin: Any) -> Any:
     """As `_match` for lists, tuples and mappings."""
-    if not isinstance(origin, type) or origin is collections.abc.Callable:
+    if origin is collections.abc.Callable:
+        return value if callable(value) else _NO_MATCH  # given in Python, never by text
+    if not isinstance(origin, type):
         return _NO_MATCH
     if isinstance(value, list | tuple) and issubclass(tuple, origin):
         return _tupled(value)

@@ -1,14 +1,18 @@
 """Sophia: signs of a momentum where the loss is flat, Newton steps where it is curved."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from optkit.catalogue import register
-from optkit.curvature import Estimate, constant
+from optkit.curvature import Estimate, constant, gauss_newton_bartlett
 from optkit.transforms import Transformation, descend, scale_by_sophia
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.noise import Key
 from optkit.transforms.sophia import PAPER
 from optkit.transforms.step import Decay, Mask
+from optkit.tree import PyTree
 
 
 @register(
@@ -53,8 +57,16 @@ def sophia_g(
       estimate = optkit.curvature.gauss_newton_bartlett(logits_fn, inputs)
       updates, state = tx.update(grads, state, params, curvature=estimate)
 
-    An update that gets ``value_fn`` instead, as those of ``optkit train`` do, takes Hutchinson's
-    estimate of it, which needs no logits; where that is negative, the step is the sign.
+    or the logits as a function of the parameters, from which it makes that estimate itself::
+
+      updates, state = tx.update(grads, state, params, logits_fn=lambda p: model.apply(p, inputs))
+
+    as ``optkit train`` does on tasks that have logits. An update that gets but ``value_fn``, as on
+    tasks that have none, takes Hutchinson's estimate of it; where that is negative, the step is the
+    sign.
+
+    Of a flax.nnx model ``graph, params, rest = nnx.split(model, nnx.Param, ...)`` are parts from
+    which functions of the parameters make it: ``lambda p: nnx.merge(graph, p, rest)(inputs)``.
 
     Args:
       learning_rate: like Lion's; it is the paper's times its rho.
@@ -113,7 +125,27 @@ def sophia_g(
         key=key,
         state_dtype=state_dtype,
     )
+    direction = _estimated_from_logits(direction, curvature)
     return descend(direction, learning_rate, weight_decay=weight_decay, decay=decay, mask=mask)
+
+
+def _estimated_from_logits(direction: Transformation, own: Estimate | None) -> Transformation:
+    """Makes the Gauss-Newton estimate of the extra argument ``logits_fn`` if given no other."""
+
+    def update_fn(
+        updates: PyTree,
+        state: PyTree,
+        params: PyTree | None = None,
+        *,
+        curvature: Any = None,
+        logits_fn: Callable[[PyTree], jax.Array] | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, PyTree]:
+        if curvature is None and own is None and logits_fn is not None:
+            curvature = gauss_newton_bartlett(logits_fn)
+        return direction.update(updates, state, params, curvature=curvature, **extra_args)
+
+    return Transformation(direction.init, update_fn)
 
 
 @register(
@@ -158,7 +190,10 @@ def sophia_h(
       updates, state = tx.update(grads, state, params, value_fn=lambda p: loss_fn(p, batch))
 
     or any estimate as ``curvature=``, such as ``optkit.curvature.hutchinson(loss_fn, batch,
-    probe="gaussian")``.
+    probe="gaussian")``. Of a flax.nnx model ``graph, params, rest = nnx.split(model, nnx.Param,
+    ...)`` are parts from which a function of the parameters makes it::
+
+      optimizer.update(model, grads, value_fn=lambda p: loss(nnx.merge(graph, p, rest), batch))
 
     Args:
       learning_rate: a number or a schedule.

@@ -38,6 +38,8 @@ class Task:
       parameters: number of trained scalars.
       activations: `activations(params, batch) -> dict`, the output of each module by its path; None
         where a task has no model to look into. Works under `jit`.
+      logits: `logits(params, batch) -> (..., classes)`, of which `loss` is the mean cross entropy;
+        None where the loss is another.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Task:
     default_steps: int
     parameters: int
     activations: Callable[[Params, Batch], Metrics] | None = None
+    logits: Callable[[Params, Batch], jax.Array] | None = None
 
 
 class UnknownTask(KeyError):

@@ -71,6 +71,7 @@ def build(
         default_steps=700,
         parameters=base.count_parameters(init),
         activations=lambda params, batch: observe(params, batch["inputs"]),
+        logits=lambda params, batch: apply(params, batch["inputs"]),
     )
 
 

@@ -105,6 +105,7 @@ def build(
         default_steps=300,
         parameters=base.count_parameters(init),
         activations=observe and (lambda params, batch: observe(params, batch["images"])),
+        logits=lambda params, batch: apply(params, batch["images"]),
     )
 
 

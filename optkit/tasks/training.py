@@ -41,7 +41,8 @@ def train_step(task: Task, tx: optax.GradientTransformation) -> Step:
     is why the outputs come in the order of the arguments. Swapped, a new parameter would land in
     the buffer of a moment, and each such buffer would first be copied.
 
-    The transformation gets `value`, `grad` and `value_fn` as extra arguments, if it takes any.
+    The transformation gets `value`, `grad` and `value_fn` as extra arguments, if it takes any, and
+    `logits_fn` of a task that has logits.
 
     Args:
       task: gives the loss.
@@ -52,9 +53,13 @@ def train_step(task: Task, tx: optax.GradientTransformation) -> Step:
       `gradient_norm_l1`, from which `optkit.schedules.refined` makes the next run's learning rate.
     """
     tx = optax.with_extra_args_support(tx)
+    logits = task.logits
 
     def step(batch: Batch, state: State, params: Params) -> tuple[State, Params, Metrics]:
         (loss, metrics), gradient = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
+        extras: dict[str, Any] = {}
+        if logits is not None:
+            extras["logits_fn"] = lambda trial: logits(trial, batch)
         updates, state = tx.update(
             gradient,
             state,
@@ -62,6 +67,7 @@ def train_step(task: Task, tx: optax.GradientTransformation) -> Step:
             value=loss,
             grad=gradient,
             value_fn=lambda trial: task.loss(trial, batch)[0],
+            **extras,
         )
         updated: Any = optax.apply_updates(params, updates)
         norms = {

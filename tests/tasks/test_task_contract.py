@@ -73,6 +73,19 @@ def test_loss_is_a_scalar_with_scalar_metrics(task: tasks.Task, params: tasks.Pa
     assert all(metric.shape == () for metric in metrics.values())
 
 
+def test_the_loss_is_the_cross_entropy_of_the_logits(
+    task: tasks.Task, params: tasks.Params
+) -> None:
+    if task.logits is None:
+        assert task.name == "regression"
+        return
+    batch = task.batch(0, 0)
+    labels = batch["targets" if "targets" in batch else "labels"]
+    likely = np.asarray(jax.nn.log_softmax(task.logits(params, batch)), np.float64)
+    want = -np.take_along_axis(likely, np.asarray(labels)[..., None], axis=-1).mean()
+    np.testing.assert_allclose(task.loss(params, batch)[0], want, rtol=1e-4)
+
+
 def test_loss_works_under_vmap_over_a_population(task: tasks.Task, params: tasks.Params) -> None:
     batch = task.batch(0, 0)
     members = [jax.tree.map(lambda x, k=scale: k * x, params) for scale in (1.0, 0.5, -1.0)]

@@ -191,6 +191,32 @@ def test_value_fn_stands_in_for_an_estimate():
         np.testing.assert_allclose(held, np.float64(x) ** 2, rtol=1e-5)
 
 
+def test_logits_come_before_a_loss_in_sophia_g_alone():
+    params, x = {"w": jnp.ones((3, 4)) * jnp.arange(4.0)[None]}, jnp.eye(3)
+
+    def logits(p):
+        return x @ p["w"]
+
+    def loss(p):
+        return jnp.sum(p["w"] ** 2)
+
+    def held(tx, **extras):
+        _, state = tx.update(params, tx.init(params), params, **extras)
+        return np.asarray(optax.tree.get(state, "curvature")["w"])
+
+    tx = optkit.sophia_g(0.1, every=1, first=0, b2=0.0)
+    estimate = curvature.gauss_newton_bartlett(logits)
+    want = held(tx, curvature=estimate)
+    np.testing.assert_array_equal(held(tx, logits_fn=logits, value_fn=loss), want)
+    assert want.std() > 0
+    np.testing.assert_allclose(held(tx, value_fn=loss), 2.0, rtol=1e-6)
+    np.testing.assert_array_equal(held(tx, curvature=curvature.constant(), logits_fn=logits), 1.0)
+    own = optkit.sophia_g(0.1, every=1, first=0, b2=0.0, curvature=curvature.constant(3.0))
+    np.testing.assert_array_equal(held(own, logits_fn=logits), 3.0)
+    tx = optkit.sophia_h(0.1, every=1, first=0, b2=0.0)
+    np.testing.assert_allclose(held(tx, logits_fn=logits, value_fn=loss), 2.0, rtol=1e-6)
+
+
 def test_routes_bind_the_whole_model():
     params = {"w": jnp.ones((3, 2)), "v": jnp.ones((2, 4))}
     inner = optkit.scale_by_sophia(0.0, 0.0, every=1)
@@ -227,6 +253,10 @@ def test_what_is_missing_or_does_not_fit_is_told():
             tx.update(params, tx.init(params), params)
         with pytest.raises(ValueError, match="w: in the updates, not in the curvature"):
             tx.update(params, tx.init(params), params, curvature={"v": jnp.ones(2)})
+        with pytest.raises(ValueError, match="give curvature= a tree like the parameters"):
+            tx.update(params, tx.init(params), params, curvature=2.0)
+        with pytest.raises(TypeError, match=r"make one with optkit\.curvature\.hutchinson"):
+            tx.update(params, tx.init(params), params, curvature=lambda p: jnp.sum(p["w"]))
     tx = optkit.sophia_h()
     with pytest.raises(ValueError, match=r"shape \(2,\) in the updates, \(3,\) in the curvature"):
         tx.update(params, tx.init(params), params, curvature=lambda p, key: {"w": jnp.ones(3)})
