@@ -201,7 +201,8 @@ def wsd(
     Args:
       peak: the largest learning rate, about that of a cosine.
       steps: length of the run.
-      warmup: of the rise, an int of steps or a float share of the run.
+      warmup: of the rise, an int of steps or a float share of the run. Above 1 a float has to be
+        whole and counts steps; 1.0 is the whole run, 1 a step.
       decay: of the fall, likewise. A share is rounded down to whole steps.
       final: share r of the peak at the end.
       shape: see above.
@@ -280,6 +281,9 @@ def wsd_s(
     peak, final = _check(peak, final, shape)
     if (ends is None) == (lengths is None):
         raise ValueError("wsd_s needs the ends of its cycles, or their lengths, and not both")
+    for name, steps in (("ends", ends), ("lengths", lengths)):
+        if isinstance(steps, int | float | str | np.number):
+            raise ValueError(f"{name}={steps!r} must be a list of steps, such as {name}=[{steps}]")
     if ends is None:
         given = [check_steps("lengths", length) for length in lengths or ()]
     else:
@@ -347,7 +351,14 @@ def branch(
         if start >= at:
             break
         whole = phase.steps is not None and start + phase.steps <= at
-        kept.append(phase if whole else phase.cut(at - start))
+        try:
+            kept.append(phase if whole else phase.cut(at - start))
+        except ValueError as error:
+            end = start + (phase.steps or 0)
+            raise ValueError(
+                f"at={at} lies within steps {start} to {end} of the trunk: {error}; let the branch "
+                f"begin at {start} or before, or at {end} or later"
+            ) from error
     done = sum(phase.steps or 0 for phase in kept)
     if done < at:  # behind the trunk's end its last value holds
         kept.append(Phase(shape="constant", steps=at - done, first=peak, last=peak))

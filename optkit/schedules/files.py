@@ -11,7 +11,7 @@ def save(schedule: Schedule, path: str | Path) -> Path:
 
     Args:
       schedule: made by a function of ``optkit.schedules``.
-      path: the file.
+      path: the file; its folder is made if there is none.
 
     Returns:
       The file's path.
@@ -32,6 +32,7 @@ def save(schedule: Schedule, path: str | Path) -> Path:
             f"{schedule!r} is no optkit.schedules.Schedule: only those can be written to a file"
         )
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(schedule.to_dict(), indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -55,8 +56,14 @@ def load(path: str | Path) -> Schedule:
       ...   float(optkit.schedules.load(file)(7))
       0.5
     """
+    text = Path(path).read_text(encoding="utf-8")
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no schedule file, such as optkit.schedules.save writes: {error}"
+        ) from error
+    try:
         return from_dict(data)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error

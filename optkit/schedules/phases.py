@@ -121,7 +121,9 @@ class Phase:
         if self.shape == "points":
             return dataclasses.replace(self, steps=steps, values=self.values[:steps])
         if self.shape not in ("constant", "power", "linear", "exponential"):
-            raise ValueError(f"a {self.shape} phase cannot be cut: let a branch begin outside it")
+            raise ValueError(
+                f"a phase of shape {self.shape!r} keeps its shape only as a whole and cannot be cut"
+            )
         if self.shape in ("constant", "power"):
             return dataclasses.replace(self, steps=steps)
         end = float(self.at(jnp.asarray(steps)))

@@ -2,6 +2,7 @@
 
 import collections
 import difflib
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -32,7 +33,10 @@ def check_number(
     Schedules and arrays pass: their values are not known when the chain is built. ``infinite`` lets
     an infinity pass where it has a meaning, such as a threshold that is never reached.
     """
-    if callable(value) or isinstance(value, jax.Array):
+    if callable(value) and not isinstance(value, jax.Array):
+        _check_schedule(name, value)
+        return
+    if isinstance(value, jax.Array):
         return
     # NumPy's scalars are numbers too; text and sequences are not.
     if (
@@ -50,6 +54,22 @@ def check_number(
         raise ValueError(f"{name}={value!r} is below {low}; give a number of at least {low}")
     end = ")" if open_high else "]"
     raise ValueError(f"{name}={value!r} is outside [{low}, {high}{end}; give a number inside it")
+
+
+def _check_schedule(name: str, value: Callable[..., Any]) -> None:
+    """Raises TypeError if a function cannot be called with a step, such as a maker of schedules."""
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return  # a builtin tells nothing of its arguments
+    try:
+        signature.bind(0)
+    except TypeError as error:
+        called = getattr(value, "__name__", type(value).__name__)
+        raise TypeError(
+            f"{name} must be a number or a schedule, a function of the step alone, and {called} "
+            f"cannot be called so ({error}); if it makes schedules, give what {called}(...) returns"
+        ) from None
 
 
 def check_static_number(name: str, value: Any) -> None:

@@ -128,7 +128,7 @@ def test_a_branch_of_the_stable_phase_is_wsd():
         schedules.branch(trunk, 80, 20).phases
         == schedules.wsd(1.0, 100, warmup=10, decay=20).phases
     )
-    with pytest.raises(ValueError, match="inverse phase cannot be cut"):
+    with pytest.raises(ValueError, match=r"at=\d+ lies within steps 900 to 1000 .*'inverse'"):
         schedules.branch(trunk, 950, 10)
 
 
@@ -221,6 +221,10 @@ def test_a_schedule_may_be_injected():
         (lambda: schedules.wsd(1.0, 10, shape="linaer"), "did you mean 'linear'"),
         (lambda: schedules.wsd(jnp.float32(1.0), 10), "for a traced rate multiply"),
         (lambda: schedules.wsd_s(1.0, [10, 10]), "must rise"),
+        (lambda: schedules.wsd_s(1.0, 100), r"ends=100 must be a list"),
+        (lambda: schedules.wsd(1.0, 100, warmup=1.5), "neither a share"),
+        (lambda: optkit.adamw(schedules.wsd), r"give what wsd\(...\) returns"),
+        (lambda: optkit.adamw(lambda: 0.1), "a function of the step alone"),
         (lambda: schedules.wsd_s(1.0), "ends of its cycles, or their lengths"),
         (lambda: schedules.cosine(1.0, 10, final=1.5), "is a share of the peak"),
         (lambda: schedules.linear(-1.0, 10), "peak=-1.0 must be a finite"),
@@ -245,3 +249,11 @@ def test_a_file_that_holds_no_schedule_is_named(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=r"other\.json"):
             schedules.load(file)
+    file.write_text("words")
+    with pytest.raises(ValueError, match="is no schedule file"):
+        schedules.load(file)
+
+
+def test_a_file_may_lie_in_a_new_folder(tmp_path):
+    rate = schedules.constant(1.0)
+    assert schedules.load(schedules.save(rate, tmp_path / "new" / "rate.json")) == rate
