@@ -227,14 +227,17 @@ def _mean_of(node: Any, trees: list[dict[str, jax.Array]], path: str, p: jax.Arr
             f"{path or '(root)'}: shape {jnp.shape(p)} in the parameters, {jnp.shape(held[0])} in "
             "the average; give the parameters that belong to the state"
         )
+    # A leaf of its own: flax.nnx.Optimizer keeps each number of a state in a variable.
+    taken: jax.Array = jax.tree.leaves(
+        node.total if isinstance(node, WeightEmaState) else node.taken
+    )[0]
     if isinstance(node, WeightEmaState):
-        mean = held[0] / jnp.where(node.total > 0, node.total, 1.0)
-        return jnp.where(node.total > 0, mean, upcast(p)).astype(p.dtype)
-    if isinstance(node, SwaState):
+        mean = held[0] / jnp.where(taken > 0, taken, 1.0)
+    elif isinstance(node, SwaState):
         mean = held[0]
     else:
-        mean = sum(held[1:], held[0]) / jnp.clip(node.taken, 1, len(held)).astype(jnp.float32)
-    return jnp.where(node.taken > 0, mean, upcast(p)).astype(p.dtype)
+        mean = sum(held[1:], held[0]) / jnp.clip(taken, 1, len(held)).astype(jnp.float32)
+    return jnp.where(taken > 0, mean, upcast(p)).astype(p.dtype)
 
 
 _KEPT = (WeightEmaState, SwaState, LatestSwaState)
@@ -276,7 +279,10 @@ def averaged_params(state: PyTree, params: PyTree) -> PyTree:
                     )
                 owners[path] = (node, trees)
     if not owners:
-        raise ValueError("the state keeps no average: put optkit.weight_ema() last in the chain")
+        raise ValueError(
+            "the state keeps no average: put optkit.weight_ema() last in the chain; what "
+            "optkit.schedule_free averages optkit.schedule_free_eval_params reads"
+        )
 
     def leaf(path: str, p: jax.Array) -> jax.Array:
         return _mean_of(*owners[path], path, p) if path in owners else p

@@ -9,10 +9,23 @@ StateRules: TypeAlias = Sequence[tuple[str, Kind]]
 
 # Names of fields, in the states of Optax and optkit, that hold what a codec may round.
 RULES: dict[Kind, tuple[str, ...]] = {
-    "signed": ("mu", "m", "momentum", "trace", "exp_avg", "velocity", "memory", "utility"),
+    "signed": (
+        *("mu", "m", "momentum", "trace", "exp_avg", "velocity", "memory", "utility"),
+        *("graft_momentum", "curvature"),  # Hutchinson's estimates are negative, too
+    ),
     "unsigned": ("nu", "nu_max", "exp_avg_sq", "moment", "e_g", "e_x"),
     # Weights, and sums that codes of few bits would round back to what they were.
-    "keep": ("master", "acc_grads", "gathered", "z", "anchor", "sum_of_squares", "total"),
+    "keep": (
+        "master",
+        "acc_grads",
+        "gathered",
+        "z",
+        "anchor",
+        "sum_of_squares",
+        "total",
+        "last",
+        "average",
+    ),
 }
 
 

@@ -236,7 +236,10 @@ def _found(state: PyTree) -> dict[str, tuple[jax.Array, Any, jax.Array]]:
 def _need(state: PyTree) -> dict[str, tuple[jax.Array, Any, jax.Array]]:
     found = _found(state)
     if not found:
-        raise ValueError("the state has no part of optkit.schedule_free, or no leaves in it")
+        raise ValueError(
+            "the state has no part of optkit.schedule_free, or no leaves in it; the averages of "
+            "optkit.weight_ema and optkit.swa optkit.averaged_params reads"
+        )
     return found
 
 

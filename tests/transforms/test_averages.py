@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optkit
 from tests.transforms.driver import gradients
@@ -110,3 +111,12 @@ def test_leaves_without_an_average_and_wrong_use():
         optkit.averaged_params((ema.init(params), optkit.swa().init(params)), params)
     with pytest.raises(ValueError, match="latest=0 must be an integer"):
         optkit.swa(latest=0)
+
+
+@pytest.mark.parametrize("part", [optkit.weight_ema(0.0), optkit.swa(), optkit.swa(latest=2)])
+def test_averages_are_read_from_the_state_of_an_nnx_optimizer(part):
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.chain(optax.sgd(0.1), part), wrt=nnx.Param)
+    optimizer.update(model, nnx.grad(lambda m: jnp.sum(m(jnp.ones((1, 2)))))(model))
+    mean = optkit.averaged_params(optimizer.opt_state, nnx.state(model, nnx.Param))
+    np.testing.assert_allclose(mean["kernel"][...], model.kernel[...], rtol=1e-6)
