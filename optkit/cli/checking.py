@@ -32,6 +32,9 @@ check_app = typer.Typer(
 )
 _WIDTHS = "64,128,256,512"
 Widths = Annotated[str, typer.Option(help="At least two, the first one that of the base model.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="End with exit code 1 unless muP's activations are flat.")
+]
 CheckSteps = Annotated[int, typer.Option(min=1, help="Steps before the measurement.")]
 
 
@@ -49,12 +52,14 @@ def check_transfer(
     seeds: Seeds = None,
     param: Params = None,
     task_option: TaskOptions = None,
+    strict: Strict = False,
     out: Out = None,
 ) -> None:
     """Coordinate check: how far activations move at several widths, with muP's factors and without.
 
     A few steps at each width; slopes of 0 over the width mean that one learning rate serves all.
-    Writes transfer.html, transfer.png and transfer.json.
+    Writes transfer.html, transfer.png and transfer.json. The exit code is 0 whatever the slopes
+    are, unless --strict asks for 1 where those with muP are not flat.
     """
     require_extra(["matplotlib"], purpose="a check's report")
     entry = find_recipe(method)
@@ -80,6 +85,8 @@ def check_transfer(
     about = {"method": method, "task": task, "options": options, "hyperparameters": given}
     files = _write(found, about, directory)
     say("wrote " + ", ".join(str(path) for path in files))
+    if strict and not found["mup"].flat:
+        raise CommandError(f"{_TITLES['mup']}: {found['mup'].verdict}", exit_code=1)
 
 
 _TITLES = {"standard": "one learning rate for all leaves", "mup": "muP: factors for each leaf"}

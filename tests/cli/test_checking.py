@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from optkit import transfer
+
 
 def test_check_transfer_writes_slopes_and_a_picture(command, tmp_path):
     words = "check transfer adamw --task digits_linen --widths 4,16 --steps 1 --seeds 0"
@@ -20,6 +22,19 @@ def test_check_transfer_writes_slopes_and_a_picture(command, tmp_path):
     page = (tmp_path / "out" / "transfer.html").read_text()
     assert "<svg" in page and "hidden/kernel" in page and "http://" not in page.split("<svg")[0]
     assert (tmp_path / "out" / "transfer.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_the_exit_code_tells_the_verdict_if_it_is_asked_for(command, tmp_path, monkeypatch, power):
+    widths = (4, 16)
+    grown = np.float64(widths) ** power
+    found = transfer.Coordinates(widths, 1, {"up": grown}, {"up": grown[None]}, {"up/w": grown})
+    monkeypatch.setattr(transfer, "coordinate_check", lambda *_, **__: found)
+    words = ["check", "transfer", "--widths", "4,16", "--out", str(tmp_path)]
+    assert command(*words).code == 0
+    strict = command(*words, "--strict")
+    assert strict.code == int(power)
+    assert ("up by width^+1.00" in strict.err) == bool(power)
 
 
 @pytest.mark.parametrize(
