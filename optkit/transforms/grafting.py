@@ -21,6 +21,7 @@ Magnitude = Literal[
     "rmsprop_normalized",
     "adam",
 ]
+Per = Literal["block", "tensor"]
 # Those that divide by the root of a second moment.
 WITH_MOMENT = ("adagrad", "adagrad_normalized", "rmsprop", "rmsprop_normalized", "adam")
 
@@ -63,46 +64,39 @@ def magnitudes(
     return jax.tree.map(length, given, moments)
 
 
-def graft_blocks(
-    directions: Sequence[jax.Array],
-    lengths: Sequence[jax.Array],
-    layout: BlockLayout,
-    *,
-    per: Literal["block", "tensor"],
-) -> list[jax.Array]:
-    """Returns the directions with the norms of others, of each block or of each whole tensor."""
+def ratios(
+    wanted: Sequence[Any], held: Sequence[Any], layout: BlockLayout, *, per: Per
+) -> list[Any]:
+    """What gives blocks the norms that are wanted, of each block or of each whole tensor.
+
+    Both are norms of groups of blocks, ``(*batch, [blocks])``, None of a group that is left out.
+    The result can be multiplied with a group; 0 where nothing is held.
+    """
     members: dict[int, list[int]] = {}
     for group, tensor in enumerate(layout.tensors):
-        members.setdefault(tensor if per == "tensor" else group, []).append(group)
-    out = list(directions)
+        if wanted[group] is not None:
+            members.setdefault(tensor if per == "tensor" else group, []).append(group)
+    out: list[Any] = [None for _ in wanted]
     for own in members.values():
-        parts = [(layout.blocks[i][1], layout.counts_of[i], per) for i in own]
-        wanted = _norm([lengths[i] for i in own], parts)
-        held = _norm([directions[i] for i in own], parts)
-        factor = jnp.where(held > 0, wanted / jnp.where(held > 0, held, 1.0), 0.0)
-        for i, (sizes, count, _) in zip(own, parts, strict=True):
-            extra = len(sizes) + (count > 1 and per == "tensor")
-            shaped = factor.reshape(*factor.shape, *(1,) * extra)
-            out[i] = directions[i] * shaped
+        cut = [per == "tensor" and layout.counts_of[i] > 1 for i in own]
+        long, short = (_together([norms[i] for i in own], cut) for norms in (wanted, held))
+        # A division comes last: XLA's CPU compiler computes anything cheaper anew in each leaf.
+        factor = long / jnp.where(short > 0, short, jnp.inf)
+        for i, several in zip(own, cut, strict=True):
+            extra = len(layout.blocks[i][1]) + several
+            out[i] = factor.reshape(*factor.shape, *(1,) * extra)
     return out
 
 
-def _norm(xs: Sequence[jax.Array], parts: Sequence[Any]) -> jax.Array:
-    """Norms over blocks, or over all blocks of a tensor, without overflow."""
-    axes = [
-        tuple(range(-len(sizes) - (count > 1 and per == "tensor"), 0))
-        for sizes, count, per in parts
-    ]
-    tops = [jnp.max(jnp.abs(x), axis=a) for x, a in zip(xs, axes, strict=True)]
-    top = tops[0]
-    for other in tops[1:]:
-        top = jnp.maximum(top, other)
+def _together(norms: Sequence[jax.Array], cut: Sequence[bool]) -> jax.Array:
+    """The norm of what groups of blocks make up; of a group that is cut, over its blocks too."""
+    if len(norms) == 1 and not cut[0]:
+        return norms[0]
+    parts = [x if several else x[..., None] for x, several in zip(norms, cut, strict=True)]
+    whole = jnp.concatenate(parts, -1)
+    top = jnp.max(whole, axis=-1, keepdims=True)
     scale = jnp.where(top > 0, top, 1.0)
-    total: Any = 0.0
-    for x, a in zip(xs, axes, strict=True):
-        shaped = scale.reshape(*scale.shape, *(1,) * len(a))
-        total = total + jnp.sum(jnp.square(x / shaped), axis=a)
-    return jnp.where(top > 0, scale * jnp.sqrt(total), 0.0)
+    return jnp.sqrt(jnp.sum(jnp.square(whole / scale), axis=-1)) * scale[..., 0]
 
 
 def moments_like(params: PyTree, kind: Magnitude, state_dtype: Any | None) -> PyTree:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from optkit.linalg import apply_along, inverse_root, tensor_gram
+from optkit.linalg.kronecker import scaled_within
+from optkit.linalg.norms import norm_over
 from optkit.transforms.hyperparams import Scalar, debias
 from optkit.tree import BlockLayout, MatrixFunction, PyTree, map_groups
 from optkit.tree.dtypes import accumulator_dtype
@@ -104,25 +106,45 @@ class Kronecker:
         """Second moments of blocks along each axis that has a factor."""
 
         def work(axes: Axes, sizes: tuple[int, ...], g: jax.Array) -> tuple[jax.Array, ...]:
-            bounded = jnp.clip(g, -LARGEST, LARGEST)
+            bounded = scaled_within(g, LARGEST, len(sizes))
             return tuple(tensor_gram(bounded, axis, len(sizes)) for axis in axes)
 
         empty: Lists = [[] for _ in self.axes]
         return self._mapped(work, grads, empty, [[] for _ in self.axes])
 
-    def applied(self, given: Blocks, roots: Lists) -> list[jax.Array]:
-        """Blocks with the roots of their axes applied."""
+    def applied(self, given: Blocks, roots: Lists) -> tuple[list[jax.Array], list[Any]]:
+        """Blocks with the roots of their axes applied, and their norms; None of those without."""
 
-        def work(axes: Axes, sizes: tuple[int, ...], x: jax.Array, *own: jax.Array) -> jax.Array:
+        def work(axes: Axes, sizes: tuple[int, ...], x: jax.Array, *own: jax.Array) -> Any:
+            order = len(sizes)
             for axis, root in zip(axes, own, strict=True):
-                x = apply_along(x, root, axis, len(sizes))
-            return x
+                x = apply_along(x, root, axis, order)
+            # As a matrix, which is moved back to where its block lies.
+            flat = x.reshape(*x.shape[: x.ndim - order], math.prod(sizes[:-1]), sizes[-1])
+            return flat, _norm(x, order)
 
-        done = self._mapped(work, given, roots, list(given))
-        return [y.reshape(x.shape) for x, y in zip(given, done, strict=True)]
+        done = self._mapped(work, given, roots, [(x, None) for x in given])
+        return [y.reshape(x.shape) for x, (y, _) in zip(given, done, strict=True)], [
+            norm for _, norm in done
+        ]
+
+    def norms(self, blocks: Blocks) -> list[Any]:
+        """Norms of blocks ``(*batch, [blocks])``; None of those without factors."""
+
+        def work(axes: Axes, sizes: tuple[int, ...], x: jax.Array) -> jax.Array:
+            del axes
+            return _norm(x, len(sizes))
+
+        idle = [None for _ in self.axes]
+        return self._mapped(work, blocks, [[] for _ in self.axes], idle, move=False)
 
     def _mapped(
-        self, work: Callable[..., Any], blocks: Blocks, others: Lists, idle: list[Any]
+        self,
+        work: Callable[..., Any],
+        blocks: Blocks,
+        others: Lists,
+        idle: Sequence[Any],
+        move: bool = True,
     ) -> list[Any]:
         """Works on blocks of one shape together; ``idle`` is the result where no axis is chosen.
 
@@ -138,9 +160,7 @@ class Kronecker:
             def on_matrices(
                 x: jax.Array, *own: jax.Array, sizes: Any = sizes, axes: Axes = axes
             ) -> Any:
-                lead = x.shape[:-2]
-                done = work(axes, sizes, x.reshape(*lead, *sizes), *own)
-                return done.reshape(x.shape) if isinstance(done, jax.Array) else done
+                return work(axes, sizes, x.reshape(*x.shape[:-2], *sizes), *own)
 
             given = [blocks[i] for i in members]
             if order != 2:
@@ -152,6 +172,7 @@ class Kronecker:
                 given,
                 *columns,
                 group_bytes=self.group_bytes,
+                move=move,
             )
             for group, result in zip(members, done, strict=True):
                 out[group] = result
@@ -202,6 +223,12 @@ class Kronecker:
                 for (i, j), x in zip(own, plan.put(given, fresh, turn), strict=True):
                     new[i][j] = x
         return new, jnp.asarray(failures, jnp.int32)
+
+
+def _norm(x: jax.Array, order: int) -> jax.Array:
+    """Norms of tensors of a batch."""
+    inside = tuple(range(x.ndim - order, x.ndim))
+    return jnp.squeeze(norm_over(x, inside), inside)
 
 
 def _beside(x: jax.Array, root: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.linalg.eigenbasis import Refresh, eigenbasis
-from optkit.linalg.kronecker import tensor_gram
+from optkit.linalg.kronecker import scaled_within, tensor_gram
 from optkit.transforms.low_rank.subspace import branch
 from optkit.transforms.rotated_units import Factors, Moments, Plan, refresh_units, sizes_of
 from optkit.transforms.row_moment import LARGEST
@@ -70,7 +70,7 @@ def _grown(kind: tuple[int, tuple[int, ...]], *, decay: Any, precision: Any) -> 
     rank, axes = kind
 
     def grow(x: jax.Array, *held: jax.Array) -> tuple[jax.Array, ...]:
-        x = jnp.clip(x, -LARGEST, LARGEST)
+        x = scaled_within(x, LARGEST, rank)
         return tuple(
             decay * old + (1.0 - decay) * tensor_gram(x, axis, rank, precision=precision)
             for axis, old in zip(axes, held, strict=True)

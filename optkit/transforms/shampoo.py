@@ -1,7 +1,7 @@
 """Shampoo's direction: gradients between inverse roots of their second moments, a factor a side."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,15 @@ from optkit.linalg import RootMethod
 from optkit.transforms.base import Transformation, check_gradients, check_same_leaves, map_leaves
 from optkit.transforms.grafting import (
     Magnitude,
-    graft_blocks,
+    Per,
     magnitudes,
     moments_like,
     next_moments,
+    ratios,
     wide,
 )
 from optkit.transforms.hyperparams import (
+    Scalar,
     ScalarOrSchedule,
     check_choice,
     check_number,
@@ -110,9 +112,9 @@ def scale_by_shampoo(
        ``M`` if nothing is grafted.
 
     A tensor of k axes has k factors, and roots of ``-1/(2 k)``; a vector is preconditioned by the
-    whole second moment of each block. Entries beyond 1e15 count as that in 1, whose squares would
-    overflow; a gradient that is not finite stays in L and R, so put ``optkit.skip_nonfinite``
-    around it.
+    whole second moment of each block. In 1 a block with entries beyond 1e15, whose squares would
+    overflow, is scaled down to that; a gradient that is not finite stays in L and R, so put
+    ``optkit.skip_nonfinite`` around it.
 
     Args:
       b1: decay rate of the momentum, in [0, 1).
@@ -214,11 +216,12 @@ def scale_by_shampoo(
         moved = filtered
         if b3 is not None:
             moved = map_leaves(lambda m, g: beta3 * m + (1.0 - beta3) * g, held, grads)
+        whole: Scalar = 1.0
         if bias_correction:
             whole = debias(beta, s) if b3 is None else 1.0 - beta3 * (1.0 - debias(beta, s - 1))
-            moved = jax.tree.map(lambda m: m / whole, moved)
+        given = jax.tree.map(lambda m: m / whole, moved)
         moments = next_moments(graft, grads, state.moment, decay_v)
-        lengths = magnitudes(graft, moved, moments, decay_v, now["graft_eps"], s)
+        lengths = magnitudes(graft, given, moments, decay_v, now["graft_eps"], s)
 
         factors, roots = map(kronecker.lists, state.kronecker)
         grams = kronecker.grams(kronecker.layout.split(grads))
@@ -239,7 +242,7 @@ def scale_by_shampoo(
             turn=state.count % refresh_every if stagger else None,
             every=refresh_every,
         )
-        out = direction(kronecker, moved, lengths, new, graft, s >= first, "block", updates)
+        out = direction(kronecker, moved, whole, lengths, new, graft, s >= first, "block", updates)
         kept = jax.tree.map(lambda m, old: m.astype(old.dtype), filtered, state.momentum)
         moments = jax.tree.map(lambda v, old: v.astype(old.dtype), moments, state.moment)
         record = recorded(state.count, **numbers)
@@ -253,19 +256,26 @@ def scale_by_shampoo(
 def direction(
     kronecker: Kronecker,
     given: PyTree,
+    whole: Scalar,
     lengths: PyTree,
     roots: Lists,
     graft: Magnitude,
     started: jax.Array | bool,
-    per: Literal["block", "tensor"],
+    per: Per,
     like: PyTree,
 ) -> PyTree:
-    """The preconditioned tree, grafted; before the start that which gives the length."""
+    """The tree over ``whole``, preconditioned and grafted; before the start what is grafted.
+
+    The division comes last, since XLA's CPU compiler takes long to stack results of one.
+    """
     layout = kronecker.layout
     blocks, wanted = layout.split(given), layout.split(lengths)
-    done = kronecker.applied(blocks, roots)
+    done, norms = kronecker.applied(blocks, roots)
     if graft != "none":
-        done = graft_blocks(done, wanted, layout, per=per)
+        factors = ratios(kronecker.norms(wanted), norms, layout, per=per)
+        done = [u if f is None else u * f for u, f in zip(done, factors, strict=True)]
+    elif not (isinstance(whole, float) and whole == 1.0):
+        done = [u / whole for u in done]
     # Where nothing is preconditioned, that which gives the length is all there is.
     done = [
         jnp.where(started, u, a) if axes else a

@@ -168,7 +168,7 @@ def scale_by_shampoo_google(
 
     Reference:
       Anil et al., arXiv 2002.09018; google-research/precondition. Its tolerance of the largest
-      eigenvalue is absolute, ours relative. Entries beyond 1e15 count as that in factors.
+      eigenvalue is absolute, ours relative. Blocks with entries beyond 1e15 are scaled in factors.
     """
     check_number("b1", b1, low=0.0, high=1.0, open_high=True)
     check_number("b2", b2, low=0.0, high=1.0)
@@ -270,7 +270,7 @@ def scale_by_shampoo_google(
             turn=t % refresh_every if stagger else None,
             every=refresh_every,
         )
-        steps = direction(kronecker, grads, lengths, new, graft, True, "tensor", grads)
+        steps = direction(kronecker, grads, 1.0, lengths, new, graft, True, "tensor", grads)
         if decays:
             own = wide(need_params(params, "weight_decay of scale_by_shampoo_google"))
             wd = now["weight_decay"]
