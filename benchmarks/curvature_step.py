@@ -5,14 +5,19 @@ donated. Each contestant takes steps one after the other, in turns with the othe
 the machine hits all alike. Of a method that refreshes at some steps these are told apart: ``plain``
 is the median of the others, ``refresh`` that of these, and of a staggered one ``worst`` is its
 slowest step over the median. Targets: a plain step at most 2 times Muon's, a staggered one never
-more than 1.5 times the median.
+more than 1.5 times the median. ``compile s`` is the processor's time for trace, lower and compile.
+What is done so far is told on stderr; ``--layers 1`` is a tree of 7.5 million parameters.
 """
 
 import dataclasses
+import functools
 import statistics
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 import optkit
@@ -61,7 +66,9 @@ def split_times(entrant: Entrant, seconds: list[float]) -> tuple[list[float], li
     return plain, [x for i, x in enumerate(seconds, 2) if i % entrant.every == 0]
 
 
-def row_of(name: str, seconds: list[float], muon: float, run: Contestant) -> dict[str, Any]:
+def row_of(
+    name: str, seconds: list[float], muon: float, run: Contestant, compiling: float
+) -> dict[str, Any]:
     """Returns what is told of one contestant."""
     entrant = ENTRANTS[name]
     plain, refreshing = split_times(entrant, seconds)
@@ -72,6 +79,7 @@ def row_of(name: str, seconds: list[float], muon: float, run: Contestant) -> dic
         "of_muon": median / muon,
         "refresh_ms": 1e3 * statistics.median(refreshing) if refreshing else None,
         "worst": max(plain) / median if entrant.staggered else None,
+        "compile_s": compiling,
         "state_bytes": optkit.tree.tree_bytes(run.state),
         "steps": len(seconds),
     }
@@ -81,10 +89,29 @@ def measure(names: list[str], shapes: Any, steps: int, clock: str) -> list[dict[
     """Returns one row a contestant, Muon first."""
     grads = common.random_like(shapes, seed=2)
     order = ["muon", *(name for name in names if name != "muon")]
-    runs = {name: Contestant(ENTRANTS[name].make(), shapes, grads) for name in order}
-    seconds = common.interleave(runs, steps, clock)
+    runs, compiling = {}, {}
+    for name in order:
+        begin = time.process_time()
+        runs[name] = Contestant(ENTRANTS[name].make(), shapes, grads)
+        compiling[name] = time.process_time() - begin
+        tell(f"{name}: compiled in {compiling[name]:.1f} s")
+    taken = dict.fromkeys(order, 0)
+
+    def told(name: str) -> Any:
+        done = runs[name]()
+        taken[name] += 1
+        tell(f"{name}: step {taken[name]} of {steps + 1}")
+        return done
+
+    steppers = {name: functools.partial(told, name) for name in order}
+    seconds = common.interleave(steppers, steps, clock)
     muon = statistics.median(seconds["muon"])
-    return [row_of(name, seconds[name], muon, runs[name]) for name in order]
+    return [row_of(name, seconds[name], muon, runs[name], compiling[name]) for name in order]
+
+
+def tell(text: str) -> None:
+    """Says how far the run is; the result goes to stdout."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
@@ -112,12 +139,13 @@ def as_text(rows: list[dict[str, Any]]) -> str:
             number(row["of_muon"], 2),
             number(row["refresh_ms"], 1),
             number(row["worst"], 2),
+            number(row["compile_s"], 1),
             number(row["state_bytes"] / 2**20, 1),
             str(row["steps"]),
         )
         for row in rows
     ]
-    head = ("step", "plain ms", "of muon", "refresh ms", "worst", "state MiB", "steps")
+    head = ("step", "plain ms", "of muon", "refresh ms", "worst", "compile s", "state MiB", "steps")
     return common.table(head, cells)
 
 
@@ -126,11 +154,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = common.parser("curvature_step", __doc__)
     parser.add_argument("--steps", type=int, default=2 * EVERY, help="steps of each contestant")
     parser.add_argument("--only", action="append", choices=ENTRANTS, help="may be repeated")
+    parser.add_argument("--layers", type=int, default=8, help="of the tree, 8 by default")
     args = parser.parse_args(arguments)
-    shapes = common.gpt_like(32, 2, 64, 16) if args.quick else common.gpt_like()
+    quick = common.gpt_like(32, 2, 64, 16)
+    shapes = quick if args.quick else common.gpt_like(layers=args.layers)
     rows = measure(args.only or list(ENTRANTS), shapes, args.steps, args.clock)
     lines = [] if args.quick else verdicts(rows)  # tiny shapes say nothing of the targets
-    text = f"{args.steps} steps, {args.clock} time, refreshes every {EVERY}"
+    millions = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+    text = (
+        f"{millions:.1f} million parameters, {args.steps} steps, {args.clock} time, "
+        f"refreshes every {EVERY}"
+    )
     common.report(rows, "\n".join([text, as_text(rows), *lines]), as_json=args.json)
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optkit
-from benchmarks import common, compile_time, group_bytes, step_time
+from benchmarks import common, compile_time, curvature_step, group_bytes, step_time
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,20 @@ def test_json_holds_versions_and_all_contestants(capsys: pytest.CaptureFixture[s
     assert printed["versions"]["optkit"] == optkit.__version__
     assert [row["name"] for row in printed["results"]] == ["optkit.lion", "optax.lion"]
     assert printed["results"][1]["ratio"]["best"] > 0
+
+
+def test_refreshing_steps_are_told_apart_and_muon_comes_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    curvature_step.main(["--quick", "--json", "--only", "adamw", "--steps", "2"])
+    printed = capsys.readouterr()
+    assert [row["name"] for row in json.loads(printed.out)["results"]] == ["muon", "adamw"]
+    assert "adamw: step 3 of 3" in printed.err
+    # The first step is not timed: the list begins with step 2.
+    entrant = curvature_step.Entrant(optkit.adamw, every=3)
+    assert curvature_step.split_times(entrant, [2.0, 3.0, 4.0, 5.0, 6.0]) == ([2, 4, 5], [3, 6])
+    staggered = curvature_step.Entrant(optkit.adamw, every=3, staggered=True)
+    assert curvature_step.split_times(staggered, [2.0, 3.0]) == ([2, 3], [])
 
 
 def test_model_has_the_stated_size_and_roles() -> None:

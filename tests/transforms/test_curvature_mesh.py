@@ -1,4 +1,4 @@
-"""Work of SOAP and PSGD on a mesh: divided among the devices, factors spread, no more exchanges."""
+"""Work of curvature methods on a mesh: divided among devices, factors spread, few exchanges."""
 
 from typing import Any
 
@@ -14,6 +14,10 @@ from tests.conformance.test_sharding import mesh_of
 
 SIDE, DEVICES = 32, 8
 METHODS = {
+    # Roots by products, which the compiler counts; two of each layer, half of them have a turn.
+    "shampoo": lambda: optkit.shampoo(
+        1e-3, refresh_every=2, method="newton_schulz", graft="sgd", b1=0.0
+    ),
     "soap": lambda: optkit.soap(1e-3, refresh_every=2),
     "psgd_kron": lambda: optkit.psgd_kron(1e-3),
 }
