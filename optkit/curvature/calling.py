@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.tree import PyTree
+from optkit.tree.selection import masked_paths
 
 _OF_NNX = (
     "{what} is called with the parameters, here an nnx.State, and not with a model: split it once, "
@@ -16,6 +17,12 @@ _OF_NNX = (
 _OF_TREE = (
     "{what} is called with the parameters, a {kind} of arrays, and not with a model: compute with "
     "them, as lambda params: loss(model.apply({{'params': params}}, inputs)) does"
+)
+
+_OF_PART = (
+    "{what} failed on a part of the parameters ({error}): a mask hides the others from this "
+    "optimizer. Bind it to all, curvature=optkit.curvature.at(hutchinson(loss_fn, batch), params), "
+    "or choose leaves with optkit.route, which binds functions itself"
 )
 
 
@@ -34,6 +41,12 @@ def call(function: Callable[..., Any], params: PyTree, args: tuple[Any, ...], wh
             raise TypeError(_OF_NNX.format(what=what)) from error
         if as_model or getattr(error, "obj", None) is params:
             raise TypeError(_OF_TREE.format(what=what, kind=kind)) from error
+        if masked_paths(params):
+            raise TypeError(_OF_PART.format(what=what, error=error)) from error
+        raise
+    except Exception as error:
+        if masked_paths(params):
+            raise TypeError(_OF_PART.format(what=what, error=error)) from error
         raise
 
 

@@ -1,6 +1,7 @@
 """Which transformation serves which leaf: routing by role and path."""
 
 import difflib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from optkit.tree import (
 from optkit.tree.selection import names_a_role, names_none
 
 FROZEN = "frozen"
+# Extra arguments that are functions of all parameters.
+OF_PARAMETERS = frozenset({"value_fn", "logits_fn", "curvature", "statistics", "prev_grad"})
 
 
 class RouteState(NamedTuple):
@@ -99,6 +102,27 @@ def only(tree: PyTree, labels: Sequence[str], name: str) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(tree), kept)
 
 
+def _of_all(
+    function: Callable[..., Any], params: PyTree | None, labels: Sequence[str], name: str
+) -> Callable[..., Any]:
+    """Makes a function of all parameters one of a route's: the others are as they are."""
+    if params is None:
+        return function
+    structure: Any = jax.tree.structure(params)
+
+    def of_part(mine: PyTree, *rest: Any) -> Any:
+        if jax.tree.structure(mine) == structure:
+            return function(mine, *rest)
+        own = iter(jax.tree.leaves(mine))
+        pairs = zip(jax.tree.leaves(params), labels, strict=True)
+        whole = [next(own) if label == name else leaf for leaf, label in pairs]
+        out = function(structure.unflatten(whole), *rest)
+        like = jax.tree.structure(out) == structure and not jax.tree_util.treedef_is_leaf(structure)
+        return only(out, labels, name) if like else out
+
+    return of_part
+
+
 @register(
     kind="wrapper",
     family="routing",
@@ -124,8 +148,10 @@ def route(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. A leaf has state in its own route only. Extra
-      arguments that are trees like the updates reach each route with its leaves only; all others
-      are passed on. ``print(optkit.plan(tx, params))`` shows who serves what.
+      arguments that are trees like the updates reach each route with its leaves only; functions of
+      the parameters (``value_fn``, ``logits_fn``, ``curvature``, ``statistics``, ``prev_grad``) can
+      be called with those leaves, and compute with all; all others are passed on.
+      ``print(optkit.plan(tx, params))`` shows who serves what.
 
     Raises:
       ValueError: no rules, a rule that names an unknown transformation, a transformation that no
@@ -192,7 +218,11 @@ def build_route(
                     same = jnp.shape(tree) == jnp.shape(updates)
                 return only(tree, labels, name) if same else tree
 
-            extras = {key: part(value) for key, value in extra_args.items()}
+            bind = functools.partial(_of_all, params=params, labels=labels, name=name)
+            extras = {
+                key: bind(value) if key in OF_PARAMETERS and callable(value) else part(value)
+                for key, value in extra_args.items()
+            }
             own = None if params is None else only(params, labels, name)
             given = only(updates, labels, name)
             result, states[name] = tx.update(given, state.routes[name], own, **extras)

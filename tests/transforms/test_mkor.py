@@ -256,3 +256,15 @@ def test_a_bias_of_another_size_is_told():
     params = nested({"up/kernel": jnp.ones((4, 3)), "up/bias": jnp.ones(2)})
     with pytest.raises(ValueError, match="'up/bias' of shape"):
         optkit.mkor(optax.sgd(0.1)).init(params)
+
+
+def test_a_route_reads_the_statistics_of_the_whole_model():
+    x, params = jnp.eye(3), {"up": {"kernel": jnp.ones((3, 2))}, "down": {"kernel": jnp.eye(2)}}
+
+    def loss(p):
+        return jnp.mean((x @ p["up"]["kernel"] @ p["down"]["kernel"]) ** 2)
+
+    tx = optkit.freeze("down/**", optkit.mkor(optax.sgd(0.1), every=1))
+    means, state = optkit.curvature.layer_means(loss), tx.init(params)
+    u, _ = tx.update(jax.grad(loss)(params), state, params, statistics=means)
+    assert jnp.any(u["up"]["kernel"]) and not jnp.any(u["down"]["kernel"])

@@ -227,6 +227,40 @@ def test_routes_bind_the_whole_model():
     assert optax.tree.get(state, "curvature")["w"].shape == (3, 2)
 
 
+def product(p):
+    return jnp.sum((p["w"] @ p["v"]) ** 4)
+
+
+WHOLE = {"w": jnp.arange(6.0).reshape(3, 2) / 6, "v": jnp.linspace(-1.0, 1.0, 8).reshape(2, 4)}
+GRADIENT = jax.grad(product)(WHOLE)
+
+
+def of_w(p):
+    return product({**WHOLE, **p})
+
+
+@pytest.mark.parametrize("recipe", [optkit.sophia_h, optkit.oasis])
+def test_a_route_computes_with_all_parameters(recipe):
+    tx, own = recipe(0.1), {"w": WHOLE["w"]}
+    want, _ = tx.update({"w": GRADIENT["w"]}, tx.init(own), own, value_fn=of_w)
+    tx = optkit.freeze("v", tx)
+    u, _ = tx.update(GRADIENT, tx.init(WHOLE), WHOLE, value_fn=product)
+    np.testing.assert_allclose(u["w"], want["w"], rtol=1e-5)
+    assert not jnp.any(u["v"])
+    functions = {"curvature": curvature.hutchinson(product), "prev_grad": jax.grad(product)}
+    u, _ = tx.update(GRADIENT, tx.init(WHOLE), WHOLE, **functions)
+    assert jnp.any(u["w"]) and not jnp.any(u["v"])
+
+
+def test_a_mask_that_hides_parameters_is_told():
+    tx = optax.masked(optkit.sophia_h(0.1), {"w": True, "v": False})
+    with pytest.raises(TypeError, match=r"a mask hides the others.*optkit\.curvature\.at"):
+        tx.update(GRADIENT, tx.init(WHOLE), WHOLE, value_fn=product)
+    bound = curvature.at(curvature.hutchinson(product), WHOLE)
+    u, _ = tx.update(GRADIENT, tx.init(WHOLE), WHOLE, curvature=bound)
+    assert jnp.all(jnp.isfinite(u["w"]))
+
+
 def test_nnx_and_accumulation_hand_estimates_on():
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     graph, _ = nnx.split(model)
