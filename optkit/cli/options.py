@@ -83,7 +83,8 @@ Schedule = Annotated[
     str | None,
     typer.Option(
         help="Course of the learning rates: constant, linear, cosine, inverse_sqrt, wsd, wsd_s or "
-        "a file NAME.json (see `optkit schedule`); what -p gives is the peak.",
+        "a file NAME.json (see `optkit schedule`); what -p gives is the peak, whatever peak a file "
+        "was saved with.",
         show_default="constant",
     ),
 ]
@@ -96,7 +97,8 @@ Final = Annotated[
     typer.Option(
         min=0.0,
         max=1.0,
-        help="Share of the peak at the end (linear, cosine, wsd, wsd_s).",
+        help="Share of the peak at the end (linear, cosine, wsd, wsd_s); wsd and wsd_s fall "
+        "linearly to 0, and inversely to a share above 0 as optkit.schedules.wsd does.",
         show_default="0",
     ),
 ]

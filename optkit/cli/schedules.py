@@ -30,7 +30,8 @@ class RateSchedule:
         and wsd_s are inverse, to 0 linear.
       decay: of wsd and wsd_s: the fall's share of the run, of a cycle; above 1 its steps.
       cycles: of wsd_s, of equal length.
-      course: what a file holds, in place of all of these; multiplied by the given rate.
+      course: what a file holds, in place of all of these, with a peak of 1; multiplied by the
+        given rate.
     """
 
     kind: str = "constant"
@@ -152,7 +153,12 @@ def _of_file(path: Path, given: Mapping[str, Any]) -> RateSchedule:
     if others:
         raise CommandError(f"{path} says all of the course: leave out {', '.join(others)}")
     try:
-        return RateSchedule(kind=FILE, course=schedules.load(path).to_dict())
+        course = schedules.load(path)
+        single = [value for phase in course.phases for value in phase.values]
+        largest = max([float(course.points()[1].max()), *single])
+        if largest > 0 and abs(largest - 1.0) > 1e-6:
+            course = course.scaled(1.0 / largest)
+        return RateSchedule(kind=FILE, course=course.to_dict())
     except (OSError, ValueError) as error:
         raise CommandError(f"schedule {path}: {message_of(error)}") from error
 
@@ -162,7 +168,7 @@ def read_schedule(settings: Mapping[str, Any]) -> RateSchedule | None:
 
     Args:
       settings: may hold ``schedule``, a kind or a file ``NAME.json``, ``warmup``, ``final``,
-        ``decay`` and ``cycles``.
+        ``decay`` and ``cycles``. Of a file the course counts: its largest value becomes 1.
 
     Returns:
       The schedule, or None if none of these is there.

@@ -265,6 +265,13 @@ def test_norms_that_a_log_lacks_are_interpolated(command, tmp_path):
         assert finished.code == 2 and message in finished.err
 
 
+def test_the_rate_that_is_given_is_the_peak_of_a_file_too(tmp_path):
+    for peak in (1.0, 0.02, 30.0):
+        file = schedules.save(schedules.wsd(peak, 1000, warmup=10), tmp_path / "rate.json")
+        rate = read_schedule({"schedule": str(file)}).over(0.5, 1000)
+        assert float(rate(500)) == pytest.approx(0.5) and float(rate(1000)) == pytest.approx(0.05)
+
+
 def test_courses_are_drawn(command, tmp_path):
     file = schedules.save(schedules.linear(1.0, 50), tmp_path / "own.json")
     page, image = tmp_path / "a.html", tmp_path / "a.png"
