@@ -1,7 +1,7 @@
 """Merging of checkpoints: of one run, or of models that began at the same weights."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -223,6 +223,7 @@ def merge_checkpoints(
       Without state.
 
     Raises:
+      TypeError: one tree or path in place of a list.
       ValueError: leaves that are missing or of another shape, with their paths; weights of another
         number or sum; integers that differ; a path that holds no checkpoint.
 
@@ -238,6 +239,11 @@ def merge_checkpoints(
       arXiv 2505.12082 and 2507.17634, see ``merge_weights``; task vectors: Ilharco et al., Editing
       Models with Task Arithmetic, arXiv 2212.04089.
     """
+    if isinstance(checkpoints, str | Path | Mapping) or not isinstance(checkpoints, Sequence):
+        raise TypeError(
+            "checkpoints must be a list of trees or files, such as [first, second], and is of type "
+            f"{type(checkpoints).__name__}"
+        )
     chosen = _weights(weights, len(checkpoints))
     first_name = _called(checkpoints[0], 0)
     first: Any = None

@@ -124,6 +124,8 @@ def test_leaves_that_do_not_fit_are_named():
     ("build", "message"),
     [
         (lambda one: optkit.merge_checkpoints([]), "needs checkpoints"),
+        (lambda one: optkit.merge_checkpoints(one), "must be a list of trees or files"),
+        (lambda one: optkit.merge_checkpoints("a"), "must be a list of trees or files"),
         (lambda one: optkit.merge_checkpoints([one, one], [1.0]), "1 weights for 2"),
         (lambda one: optkit.merge_checkpoints([one, one], [1.0, 1.0]), "the weights sum to 2"),
         (lambda one: optkit.wsm_merge_weights([0.2, 0.5]), "is no decay"),
@@ -133,5 +135,5 @@ def test_leaves_that_do_not_fit_are_named():
     ],
 )
 def test_what_makes_no_sense_is_refused(build, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         build(gradients(0, 1, SHAPES)[0])

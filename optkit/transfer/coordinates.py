@@ -219,6 +219,11 @@ def _measure(
     trial: Trial, steps: int, seeds: Sequence[int]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Sizes of initial activations, of their changes after each step, and of updates."""
+    if not isinstance(trial, Trial):
+        raise TypeError(
+            "build must return an optkit.transfer.Trial(init, tx, loss, batch, activations) for a "
+            f"width, and returned {trial!r}"
+        )
     tx = optax.with_extra_args_support(trial.tx)
 
     def scalar(params: PyTree, batch: Any) -> jax.Array:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, get_args
 
+import jax
 import numpy as np
 
 from optkit.tree import (
@@ -66,6 +67,14 @@ def growths(
     Raises:
       ValueError: leaves differ in path or rank; a leaf can be read in two ways.
     """
+    for name, tree in (("base", base), ("params", params), ("wider", wider)):
+        odd = [leaf for leaf in jax.tree.leaves(tree) if not hasattr(leaf, "shape")]
+        if any(not isinstance(leaf, int | float) for leaf in odd):
+            raise TypeError(
+                f"{name} must be a tree of arrays or shapes, and has {type(odd[0]).__name__} in "
+                "it: of a model give its parameters, such as jax.eval_shape(model.init, key, x) or "
+                "nnx.state(model, nnx.Param)"
+            )
     held = {path: tuple(np.shape(leaf)) for path, leaf in leaves_with_paths(base)}
     seen = held if wider is None else dict(_shapes(wider))
     named = leaves_with_paths(params)

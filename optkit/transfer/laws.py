@@ -152,8 +152,14 @@ class Laws(Mapping[str, LeafLaw]):
           kinds.
 
         Raises:
+          TypeError: ``build`` is no function, or what it returns no transformation.
           ValueError: at init a leaf that the table does not have, or of another shape.
         """
+        if not callable(build):
+            raise TypeError(
+                f"build must be a function from a leaf's factors to its optimizer, and is of type "
+                f"{type(build).__name__}: lambda f: optkit.adamw(1e-3 * f.learning_rate)"
+            )
         groups: dict[tuple[float, ...], list[str]] = {}
         for path, law in self.items():
             groups.setdefault(law.rates, []).append(path)

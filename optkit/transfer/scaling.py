@@ -62,6 +62,11 @@ def scale_leaves(
     pairs: tuple[tuple[Selector, Scalar], ...] = ()
     if not isinstance(factors, Laws):
         given: Any = factors.items() if isinstance(factors, Mapping) else factors
+        if not isinstance(factors, Mapping | list | tuple):
+            raise TypeError(
+                f"factors={factors!r} must be laws of optkit.transfer, or map selectors to "
+                'numbers, such as {"up": 0.25}; for one factor on all leaves there is optax.scale'
+            )
         pairs = tuple(given)
         for pattern, number in pairs:
             check_number(f"the factor of {pattern!r}", number, low=0.0)

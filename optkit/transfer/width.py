@@ -50,8 +50,10 @@ def mup(
       base: parameters, or shapes, of the model that was tuned.
       params: those of the model to be trained, of the same depth.
       output: how output leaves are kept in size.
-      optimizer: "adam", and what gives updates whose size is not the gradient's (Lion, Adafactor
-        without relative steps); SGD has another table, which is not here.
+      optimizer: "adam", whose table also serves other methods with updates whose size is not the
+        gradient's (Lion, Adafactor without relative steps). SGD has another one, which is not here,
+        and so has Muon: its updates of hidden matrices take one rate at all widths once they are
+        scaled by ``sqrt(fan_out/fan_in)``, so route those to it without a factor.
       wider: shapes of any other width, which tell what grows where ``params`` is the base itself.
       rules: your own ``(selector, kind)``, tried first.
       roles: your own ``(pattern, role)`` rules.

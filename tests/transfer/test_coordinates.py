@@ -99,6 +99,8 @@ def test_slopes_are_those_of_powers() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two"):
         transfer.coordinate_check(lambda w: build(w, "mup"), (8, 8))
+    with pytest.raises(TypeError, match=r"must return an optkit\.transfer\.Trial"):
+        transfer.coordinate_check(lambda w: 3, (16, 32))
 
     def other(width: int) -> transfer.Trial:
         trial = build(width, "standard")

@@ -87,6 +87,8 @@ def test_what_cannot_be_read_is_refused_by_name() -> None:
         )
     with pytest.raises(ValueError, match=r"'norm/scale'.*2 of its axes grow"):
         transfer.mup({"norm": {"scale": jnp.ones((2, 3))}}, {"norm": {"scale": jnp.ones((4, 6))}})
+    with pytest.raises(TypeError, match="params must be a tree of arrays or shapes"):
+        transfer.mup(small, lambda x: x)
     with pytest.raises(ValueError, match="another rank"):
         transfer.mup({"w": jnp.ones(2)}, {"w": jnp.ones((2, 2))})
     with pytest.raises(ValueError, match="SGD"):
@@ -154,6 +156,10 @@ def test_scale_leaves_refuses_what_it_cannot_do() -> None:
         optkit.scale_leaves(optax.adam(0.1), laws)
     with pytest.raises(ValueError, match="below 0"):
         optkit.scale_leaves(optax.adam(0.1), {"up": -1.0})
+    with pytest.raises(TypeError, match=r"factors=2\.0 must be laws"):
+        optkit.scale_leaves(optax.adam(0.1), 2.0)
+    with pytest.raises(TypeError, match="build must be a function from a leaf's factors"):
+        transfer.mup(shapes(8), shapes(16)).route(optkit.adamw(0.1))
     with pytest.raises(ValueError, match="names no leaf"):
         optkit.scale_leaves(optax.adam(0.1), {"upp": 1.0}).init({"up": jnp.ones(2)})
 
