@@ -124,9 +124,10 @@ class Kronecker:
             return flat, _norm(x, order)
 
         done = self._mapped(work, given, roots, [(x, None) for x in given])
-        return [y.reshape(x.shape) for x, (y, _) in zip(given, done, strict=True)], [
-            norm for _, norm in done
-        ]
+        out = [y.reshape(x.shape) for x, (y, _) in zip(given, done, strict=True)]
+        if any(mesh_of(x) is not None for x in given):
+            return out, self.norms(out)  # summed where the blocks lie, not sent one by one
+        return out, [norm for _, norm in done]
 
     def norms(self, blocks: Blocks) -> list[Any]:
         """Norms of blocks ``(*batch, [blocks])``; None of those without factors."""
