@@ -73,8 +73,8 @@ STEP = {
     **_of("soap", all_to_all=32, all_gather=12),
     # And parameters, since what it is put around decays them.
     **_of("in_rotated_basis", all_to_all=38, all_gather=12),
-    # Gradients, directions, factors and roots; the maximum and the sum of norms of all layers; layers
-    # whose roots have a turn each, on all devices.
+    # Gradients, directions, factors and roots; a maximum and a sum for the norms of all layers;
+    # layers whose roots have a turn each, on all devices.
     **_of("shampoo", all_to_all=13, all_gather=17, all_reduce=2),
     **_of(
         "scale_by_shampoo scale_by_shampoo_google shampoo_google",
