@@ -57,7 +57,7 @@ def observed(factory: Factory, told: bool) -> Factory:
     return cast(Factory, build)
 
 
-# What recipes have built, by the identity of its init.
+# What recipes have built, by the identity of its update.
 _RECIPES: weakref.WeakKeyDictionary[Callable[..., Any], str] = weakref.WeakKeyDictionary()
 
 
@@ -67,7 +67,7 @@ def remembered(factory: Factory) -> Factory:
     @functools.wraps(factory)
     def build(*args: Any, **kwargs: Any) -> Any:
         tx = factory(*args, **kwargs)
-        _RECIPES[tx.init] = factory.__name__
+        _RECIPES[tx.update] = factory.__name__
         return tx
 
     return cast(Factory, build)
@@ -75,7 +75,7 @@ def remembered(factory: Factory) -> Factory:
 
 def recipe_of(tx: Any) -> str | None:
     """Returns the name of the recipe that built a transformation, a whole optimizer; else None."""
-    return _RECIPES.get(tx.init)
+    return _RECIPES.get(tx.update)
 
 
 def cached_factory(factory: Factory) -> Factory:
