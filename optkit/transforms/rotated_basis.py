@@ -11,6 +11,7 @@ from optkit.catalogue import StateBytes, register
 from optkit.linalg.eigenbasis import Refresh
 from optkit.transforms.base import (
     Transformation,
+    check_gradients,
     check_transformation,
     keep_dtypes,
     update_inner,
@@ -218,6 +219,7 @@ def in_rotated_basis(
     def update_fn(
         updates: PyTree, state: RotatedBasisState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, RotatedBasisState]:
+        check_gradients(updates, params)
         layout, plan = asked.read(updates)
         tensors = layout.split(jax.tree.map(upcast, updates))
         old = unpacked(layout, plan, state.kronecker.statistics)

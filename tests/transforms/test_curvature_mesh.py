@@ -40,10 +40,11 @@ def compiled(name: str, count: int, spread: bool) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_replica_repeats_the_work_of_another(name: str) -> None:
-    alone, _ = compiled(name, DEVICES, spread=False)
+    # Of all layers one device works on in a loop, whose body the compiler counts once.
+    half, _ = compiled(name, DEVICES // 2, spread=False)
     parts, state = compiled(name, DEVICES, spread=True)
-    whole, each = (program.cost_analysis()["flops"] for program in (alone, parts))
-    assert each <= 1.25 * whole / DEVICES
+    alone, each = (program.cost_analysis()["flops"] for program in (half, parts))
+    assert each <= 1.25 * 2 * alone / DEVICES
     for match in optkit.tree.match_state(state, {f"layer{i}": {"kernel": 0} for i in range(8)}):
         if match.is_factor:
             assert match.leaf.sharding.shard_shape(match.leaf.shape)[0] == SIDE // DEVICES
