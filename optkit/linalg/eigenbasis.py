@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.linalg.norms import to_unit_peak
+from optkit.linalg.subspace import reflections
 
 Refresh = Literal["qr", "eigh"]
 # What is below this share of the largest is rounding, whose directions mean nothing.
@@ -74,8 +75,8 @@ def refreshed_eigenbasis(
     p = jnp.matmul(y, q, precision="highest")
     order = jnp.argsort(-jnp.sum(q * p, axis=-2), axis=-1).astype(jnp.int32)
     if method == "qr":
-        new, r = jnp.linalg.qr(jnp.take_along_axis(p, order[..., None, :], axis=-1))
-        new = _completed(new, jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
+        new, sizes = _qr(jnp.take_along_axis(p, order[..., None, :], axis=-1))
+        new = _completed(new, sizes)
     else:
         new = _eigenvectors(y)
     good = jnp.all(jnp.isfinite(new), axis=(-2, -1))
@@ -92,6 +93,12 @@ def _eigenvectors(a: jax.Array) -> jax.Array:
     return _completed(lax.rev(vectors, (a.ndim - 1,)), lax.rev(values, (a.ndim - 2,)))
 
 
+def _qr(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns Q, and what of each column is orthogonal to those before it."""
+    reflectors, factors, diagonal = reflections(x)
+    return lax.linalg.householder_product(reflectors, factors), jnp.abs(diagonal[..., 0, :])
+
+
 def _completed(q: jax.Array, sizes: jax.Array) -> jax.Array:
     """Orthonormal columns, those of no size replaced by the projections of unit vectors."""
     # (NaN counts as seen, so that a factorisation that failed is not hidden.)
@@ -106,7 +113,7 @@ def _completed(q: jax.Array, sizes: jax.Array) -> jax.Array:
         # Those that stay come first, so that the others are orthogonal to all of them.
         front = jnp.argsort(~seen, axis=-1, stable=True)
         mixed = jnp.where(seen[..., None, :], q, others)
-        new = jnp.linalg.qr(jnp.take_along_axis(mixed, front[..., None, :], axis=-1))[0]
+        new, _ = _qr(jnp.take_along_axis(mixed, front[..., None, :], axis=-1))
         back = jnp.take_along_axis(new, jnp.argsort(front, axis=-1)[..., None, :], axis=-1)
         return jnp.where(seen[..., None, :], q, back)
 

@@ -146,7 +146,7 @@ def _as_batch(x: jax.Array, like: jax.Array) -> jax.Array:
     return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
-def _reflect(y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def reflections(y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns reflectors below R in one array (..., n, r), their factors, and R's diagonal."""
     # Not the finished Q and R: their lowering fails in jax 0.10 for batches on Explicit axes.
     reflectors, factors = jnp.linalg.qr(y, mode="raw")
@@ -156,7 +156,7 @@ def _reflect(y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _householder_qr(y: jax.Array, cut: float) -> tuple[jax.Array, jax.Array]:
     """As ``_cholesky_qr``, for columns that end at ``cut``."""
-    reflectors, factors, own = _reflect(y)
+    reflectors, factors, own = reflections(y)
     basis = lax.linalg.householder_product(reflectors, factors)
 
     def in_turn() -> tuple[jax.Array, jax.Array]:
@@ -226,7 +226,7 @@ def _sketched_qr(
     y: jax.Array, sketch: jax.Array, cut: float, precision: lax.PrecisionLike
 ) -> tuple[jax.Array, jax.Array]:
     """As ``_cholesky_qr``, after a division by the R of the sketched panel."""
-    r, _, own = _reflect(jnp.matmul(sketch, y, precision=precision))
+    r, _, own = reflections(jnp.matmul(sketch, y, precision=precision))
     r = r[..., : y.shape[-1], :]
     # Dividing by a huge number makes a dependent column zero and leaves the others as they are.
     null = jnp.abs(own) <= cut
