@@ -1,16 +1,14 @@
 """Learning rates over a run, how they carry over to large ones, and how masks close over a run."""
 
 from optkit.schedules.courses import (
-    branch,
     constant,
     cosine,
     inverse_sqrt,
     linear,
     power,
     slow_start_fast_decay,
-    wsd,
-    wsd_s,
 )
+from optkit.schedules.cycles import branch, wsd, wsd_s
 from optkit.schedules.egg import egg_alpha
 from optkit.schedules.files import load, save
 from optkit.schedules.hyperp import (

@@ -70,10 +70,10 @@ def hyperp_learning_rate(
         ("tokens", tokens, base_tokens),
         ("batch", batch, base_batch),
     ):
-        start = _positive(f"base_{name}", start)
-        ratios[name] = 1.0 if value is None else _positive(name, value) / start
+        start = positive(f"base_{name}", start)
+        ratios[name] = 1.0 if value is None else positive(name, value) / start
     return (
-        _positive("base", base)
+        positive("base", base)
         * ratios["depth"] ** -0.5
         * ratios["tokens"] ** token_exponent
         * ratios["batch"] ** batch_exponent
@@ -103,7 +103,7 @@ def hyperp_fitted_learning_rate(tokens: float) -> float:
     Reference:
       Ren et al., arXiv 2603.28743.
     """
-    return FIT_FACTOR * _positive("tokens", tokens) ** FIT_EXPONENT
+    return FIT_FACTOR * positive("tokens", tokens) ** FIT_EXPONENT
 
 
 def hyperp_residual_scale(depth: int) -> float:
@@ -130,10 +130,11 @@ def hyperp_residual_scale(depth: int) -> float:
     Reference:
       Ren et al., arXiv 2603.28743.
     """
-    return 1.0 / math.sqrt(2.0 * _positive("depth", depth))
+    return 1.0 / math.sqrt(2.0 * positive("depth", depth))
 
 
-def _positive(name: str, value: float) -> float:
+def positive(name: str, value: float) -> float:
+    """Returns a positive, finite number as a float, or raises ValueError."""
     if isinstance(value, bool | str) or not value > 0 or math.isinf(value):
         raise ValueError(f"{name}={value!r} must be a positive, finite number")
     return float(value)

@@ -154,12 +154,19 @@ def test_powers_fall_as_they_say():
     assert root[64] == pytest.approx(0.5) and root[6400] == pytest.approx(0.05)
 
 
-@given(rise=st.integers(1, 59), low=st.floats(0.01, 1.0), factor=st.floats(0.1, 1.0))
-def test_slow_start_rises_and_then_falls_without_a_jump(rise, low, factor):
-    rate = schedules.slow_start_fast_decay(0.5, 60, rise=rise, low=low, factor=factor)
+@given(
+    rise=st.integers(1, 59),
+    low=st.floats(0.01, 1.0),
+    factor=st.floats(0.1, 1.0),
+    shape=st.sampled_from(["exponential", "linear"]),
+)
+def test_slow_start_rises_and_then_falls_without_a_jump(rise, low, factor, shape):
+    rate = schedules.slow_start_fast_decay(0.5, 60, rise=rise, low=low, factor=factor, shape=shape)
     got = values(rate, 60)
     assert got[0] == pytest.approx(0.5 * low, rel=1e-5) and got.max() == pytest.approx(0.5)
-    assert np.all(np.diff(got[: rise + 1]) >= -1e-7) and np.all(np.diff(got[rise:]) <= 1e-7)
+    course = np.geomspace if shape == "exponential" else np.linspace
+    np.testing.assert_allclose(got[: rise + 1], course(0.5 * low, 0.5, rise + 1), rtol=2e-5)
+    assert np.all(np.diff(got[rise:]) <= 1e-7)
     # An epoch is 6 steps.
     if rise + 6 <= 60:
         assert got[rise + 6] == pytest.approx(0.5 * factor, rel=1e-4)
