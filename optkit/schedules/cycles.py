@@ -52,7 +52,7 @@ def cycle(
     skip_zero: bool = False,
     begin: float = 0.0,
 ) -> list[Phase]:
-    """Returns rise from ``begin``, stable phase and fall of a cycle; None falls for all the rest."""
+    """Returns rise from ``begin``, stable phase and fall of a cycle; None falls for the rest."""
     rise = steps_of("warmup", warmup, steps)
     fall = steps - rise if decay is None else steps_of("decay", decay, steps)
     if rise + fall > steps:
