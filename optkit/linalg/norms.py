@@ -5,6 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+# Squares of larger entries, summed up, leave float32.
+LARGEST = 1e15
+
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """Returns the dtype in which sums over `dtype` are taken: float32 at least.

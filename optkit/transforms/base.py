@@ -228,6 +228,15 @@ def unzip(structure_of: PyTree, pairs: PyTree, count: int) -> tuple[PyTree, ...]
     return tuple(structure.unflatten([pair[i] for pair in flat]) for i in range(count))
 
 
+def branch(
+    due: jax.Array, then: Callable[..., Any], otherwise: Callable[..., Any], *of: Any
+) -> Any:
+    """``lax.cond`` that runs as Python where the answer is known: an eager one compiles anew."""
+    if isinstance(due, jax.core.Tracer):
+        return jax.lax.cond(due, then, otherwise, *of)
+    return then(*of) if bool(due) else otherwise(*of)
+
+
 def keep_dtypes(new: PyTree, old: PyTree) -> PyTree:
     """Returns a new state in the dtypes of the old one.
 

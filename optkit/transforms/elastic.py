@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import register
+from optkit.linalg.norms import LARGEST
 from optkit.transforms.base import (
     Transformation,
     check_same_leaves,
@@ -20,7 +21,6 @@ from optkit.transforms.hyperparams import (
     recorded,
     value_at,
 )
-from optkit.transforms.row_moment import LARGEST
 from optkit.tree import PyTree, accumulator_dtype, upcast, zeros_like_params
 
 

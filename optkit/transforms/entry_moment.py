@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from optkit import linalg
 from optkit.catalogue import register
+from optkit.linalg.norms import LARGEST
 from optkit.transforms.base import Transformation, map_leaves, unzip
 from optkit.transforms.hyperparams import (
     Scalar,
@@ -18,7 +19,7 @@ from optkit.transforms.hyperparams import (
     recorded,
     value_at,
 )
-from optkit.transforms.row_moment import LARGEST, Rescale
+from optkit.transforms.row_moment import Rescale
 from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike, map_groups, upcast, zeros_like_params
 
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.curvature import Estimate, hutchinson
-from optkit.transforms.base import check_same_leaves, map_leaves
-from optkit.transforms.low_rank.subspace import branch
+from optkit.transforms.base import branch, check_same_leaves, map_leaves
 from optkit.tree import PyTree, upcast
 from optkit.tree.sharding import place_like
 

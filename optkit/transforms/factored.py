@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import StateBytes, register
+from optkit.linalg.norms import LARGEST
 from optkit.transforms.base import Transformation, check_gradients, map_leaves, map_updates
 from optkit.transforms.hyperparams import (
     Scalar,
@@ -25,8 +26,6 @@ Factoring = Literal["hf", "torch"]
 FACTORED = StateBytes(
     4, lambda rows, columns: 4 * (rows + columns - rows * columns), "4 (rows + columns)"
 )
-# Squares of larger entries would overflow.
-_LARGEST = 1e15
 _TORCH_EPS = float(jnp.finfo(jnp.float32).eps)
 
 
@@ -124,7 +123,7 @@ class Factors:
 
 def squares(g: jax.Array) -> jax.Array:
     """Squares that do not overflow: larger entries count as 1e15."""
-    return jnp.square(jnp.clip(g, -_LARGEST, _LARGEST))
+    return jnp.square(jnp.clip(g, -LARGEST, LARGEST))
 
 
 def mean_of(q: jax.Array, axis: int) -> jax.Array:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optkit.linalg.norms import LARGEST
 from optkit.transforms.hyperparams import Scalar
-from optkit.transforms.kronecker import LARGEST, weights_sum
+from optkit.transforms.kronecker import weights_sum
 from optkit.tree import BlockLayout, PyTree, upcast, zeros_like_params
 
 Magnitude = Literal[

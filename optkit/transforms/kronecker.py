@@ -5,6 +5,7 @@ parameter. On a mesh factors and roots lie spread over the devices (by layers wh
 else by rows), and are moved to whole matrices where a method works on them.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -16,22 +17,19 @@ from jax.sharding import PartitionSpec
 
 from optkit.linalg import apply_along, inverse_root, tensor_gram
 from optkit.linalg.kronecker import scaled_within
-from optkit.linalg.norms import norm_over
+from optkit.linalg.norms import LARGEST, norm_over
+from optkit.transforms.base import branch
 from optkit.transforms.hyperparams import Scalar, debias
+from optkit.transforms.tensor_groups import multiple, run_tensors
 from optkit.tree import BlockLayout, MatrixFunction, PyTree, map_groups
 from optkit.tree.dtypes import accumulator_dtype
 from optkit.tree.sharding import (
-    factor_beside,
     factor_spec,
     mesh_of,
     place,
     place_factor,
-    place_statistic,
     spec_of,
 )
-
-# Sums of products of larger entries leave float32.
-LARGEST = 1e15
 
 Lists = list[list[Any]]
 Blocks = Sequence[jax.Array]
@@ -76,9 +74,12 @@ class Kronecker:
         leaves = self.layout.leaf_of(params)
 
         def made(value: Scalar) -> tuple[PyTree, ...]:
+            def eye(leaf: Any, n: int) -> jax.Array:
+                return value * jnp.eye(n, dtype=accumulator_dtype(leaf))
+
             return self.layout.pack(
                 [
-                    [_multiple(leaf, batch, sizes[axis], value) for axis in axes]
+                    [multiple(leaf, batch, eye(leaf, sizes[axis])) for axis in axes]
                     for leaf, (batch, sizes), axes in zip(
                         leaves, self.layout.blocks, self.axes, strict=True
                     )
@@ -105,26 +106,22 @@ class Kronecker:
     def grams(self, grads: Blocks) -> Lists:
         """Second moments of blocks along each axis that has a factor."""
 
-        def work(axes: Axes, sizes: tuple[int, ...], g: jax.Array) -> tuple[jax.Array, ...]:
-            bounded = scaled_within(g, LARGEST, len(sizes))
-            return tuple(tensor_gram(bounded, axis, len(sizes)) for axis in axes)
+        def work(axes: Axes, order: int, g: jax.Array) -> tuple[jax.Array, ...]:
+            bounded = scaled_within(g, LARGEST, order)
+            return tuple(tensor_gram(bounded, axis, order) for axis in axes)
 
-        empty: Lists = [[] for _ in self.axes]
-        return self._mapped(work, grads, empty, [[] for _ in self.axes])
+        return self._mapped(work, grads, None, [() for _ in self.axes], results=0)
 
     def applied(self, given: Blocks, roots: Lists) -> tuple[list[jax.Array], list[Any]]:
         """Blocks with the roots of their axes applied, and their norms; None of those without."""
 
-        def work(axes: Axes, sizes: tuple[int, ...], x: jax.Array, *own: jax.Array) -> Any:
-            order = len(sizes)
+        def work(axes: Axes, order: int, x: jax.Array, *own: jax.Array) -> tuple[jax.Array, ...]:
             for axis, root in zip(axes, own, strict=True):
                 x = apply_along(x, root, axis, order)
-            # As a matrix, which is moved back to where its block lies.
-            flat = x.reshape(*x.shape[: x.ndim - order], math.prod(sizes[:-1]), sizes[-1])
-            return flat, _norm(x, order)
+            return x, _norm(x, order)
 
-        done = self._mapped(work, given, roots, [(x, None) for x in given])
-        out = [y.reshape(x.shape) for x, (y, _) in zip(given, done, strict=True)]
+        done = self._mapped(work, given, roots, [(x, None) for x in given], results=1)
+        out = [x for x, _ in done]
         if any(mesh_of(x) is not None for x in given):
             return out, self.norms(out)  # summed where the blocks lie, not sent one by one
         return out, [norm for _, norm in done]
@@ -132,46 +129,37 @@ class Kronecker:
     def norms(self, blocks: Blocks) -> list[Any]:
         """Norms of blocks ``(*batch, [blocks])``; None of those without factors."""
 
-        def work(axes: Axes, sizes: tuple[int, ...], x: jax.Array) -> jax.Array:
+        def work(axes: Axes, order: int, x: jax.Array) -> tuple[jax.Array]:
             del axes
-            return _norm(x, len(sizes))
+            return (_norm(x, order),)
 
-        idle = [None for _ in self.axes]
-        return self._mapped(work, blocks, [[] for _ in self.axes], idle, move=False)
+        idle = [(None,) for _ in self.axes]
+        return [x for (x,) in self._mapped(work, blocks, None, idle, results=0, move=False)]
 
     def _mapped(
         self,
-        work: Callable[..., Any],
+        work: Callable[..., tuple[jax.Array, ...]],
         blocks: Blocks,
-        others: Lists,
+        others: Lists | None,
         idle: Sequence[Any],
+        *,
+        results: int,
         move: bool = True,
     ) -> list[Any]:
-        """Works on blocks of one shape together; ``idle`` is the result where no axis is chosen.
-
-        Vectors and tensors travel as matrices.
-        """
+        """Works on blocks of one shape together; ``idle`` is the result where no axis is chosen."""
         out, kinds = list(idle), dict[Any, list[int]]()
         for group, ((_, sizes), axes) in enumerate(zip(self.layout.blocks, self.axes, strict=True)):
             if axes:
                 kinds.setdefault((sizes, axes), []).append(group)
         for (sizes, axes), members in kinds.items():
-            order, flat = len(sizes), (math.prod(sizes[:-1]), sizes[-1])
-
-            def on_matrices(
-                x: jax.Array, *own: jax.Array, sizes: Any = sizes, axes: Axes = axes
-            ) -> Any:
-                return work(axes, sizes, x.reshape(*x.shape[:-2], *sizes), *own)
-
             given = [blocks[i] for i in members]
-            if order != 2:
-                given = [x.reshape(*x.shape[: x.ndim - order], *flat) for x in given]
-            own = [[_beside(x, y) for y in others[i]] for i, x in zip(members, given, strict=True)]
-            columns = [list(column) for column in zip(*own, strict=True)]
-            done = map_groups(
-                MatrixFunction(on_matrices, spread=True),
-                given,
-                *columns,
+            beside: Any = [] if others is None else zip(*(others[i] for i in members), strict=True)
+            done = run_tensors(
+                functools.partial(work, axes, len(sizes)),
+                sizes,
+                [given],
+                [list(map(functools.partial(_beside, len(sizes)), given, own)) for own in beside],
+                results=results,
                 group_bytes=self.group_bytes,
                 move=move,
             )
@@ -232,12 +220,11 @@ def _norm(x: jax.Array, order: int) -> jax.Array:
     return jnp.squeeze(norm_over(x, inside), inside)
 
 
-def _beside(x: jax.Array, root: jax.Array) -> jax.Array:
+def _beside(order: int, x: jax.Array, root: jax.Array) -> jax.Array:
     """A root where its blocks lie, if those are layers on devices of an Explicit mesh."""
-    spec = spec_of(x)
-    if spec is None or not any(tuple(spec)[: x.ndim - 2]):
-        return root
-    return place_statistic(root, x)
+    mesh, spec = mesh_of(x), spec_of(x)
+    layers = () if spec is None else tuple(spec)[: x.ndim - order]
+    return place(root, mesh, PartitionSpec(*layers)) if any(layers) else root
 
 
 def new_factors(factors: Lists, grams: Lists, decay: Scalar) -> Lists:
@@ -262,14 +249,6 @@ def weights_sum(decay: Scalar, steps: jax.Array) -> Scalar:
         safe = jnp.where(decay == 1.0, 0.5, decay)
         return jnp.where(decay == 1.0, 1.0, debias(safe, steps))
     return 1.0 if decay == 1.0 else debias(decay, steps)
-
-
-def _multiple(leaf: Any, batch: tuple[int, ...], n: int, value: Scalar) -> jax.Array:
-    dtype = accumulator_dtype(leaf)
-    zeros = factor_beside(leaf, (*batch, n, n), dtype)
-    if isinstance(value, int | float) and value == 0:
-        return zeros
-    return zeros + value * jnp.eye(n, dtype=dtype).reshape((1,) * len(batch) + (n, n))
 
 
 class RootOf(NamedTuple):
@@ -300,44 +279,42 @@ class RootOf(NamedTuple):
         return root
 
 
-def cond(due: jax.Array, yes: Callable[..., Any], no: Callable[..., Any], *args: Any) -> Any:
-    """``jax.lax.cond``; outside of a program the branch itself, which would compile anew."""
-    if isinstance(due, jax.core.Tracer):
-        return jax.lax.cond(due, yes, no, *args)
-    return (yes if due else no)(*args)
-
-
 def refresh(
     kronecker: Kronecker,
+    state: KroneckerState,
     factors: Lists,
-    roots: Lists,
     root_of: RootOf,
     scale: Scalar,
     *,
     due: jax.Array,
     turn: jax.Array | None,
     every: int,
-) -> tuple[Lists, jax.Array]:
-    """Returns the roots after an update, and how many of them failed.
+) -> tuple[Lists, KroneckerState, jax.Array]:
+    """Returns the roots of new factors, the state with both, and how many roots failed.
 
-    With a ``turn`` those whose turn it is, which costs the same at each update; else all of them
-    where ``due``, and nothing elsewhere.
+    With a ``turn`` the roots whose turn it is are new, which costs the same at each update; else
+    all of them where ``due``, and none elsewhere.
     """
-    if not any(kronecker.axes):
-        return roots, jnp.zeros((), jnp.int32)
-    if turn is not None:
-        turned, failures = kronecker.in_turn(factors, roots, root_of, scale, turn, every)
-        return kronecker.placed(turned, roots), failures
+    old, roots = map(kronecker.lists, state)
 
     def anew(factors: Lists, roots: Lists) -> tuple[Lists, jax.Array]:
-        new, failed = kronecker.refreshed(factors, roots, root_of, scale)
+        if turn is None:
+            new, failed = kronecker.refreshed(factors, roots, root_of, scale)
+        else:
+            new, failed = kronecker.in_turn(factors, roots, root_of, scale, turn, every)
         return kronecker.placed(new, roots), failed
 
     def as_it_was(factors: Lists, roots: Lists) -> tuple[Lists, jax.Array]:
         del factors
         return kronecker.placed(roots, roots), jnp.zeros((), jnp.int32)
 
-    return cond(due, anew, as_it_was, factors, roots)
+    if not any(kronecker.axes):
+        new, failed = as_it_was(factors, roots)
+    elif turn is not None:
+        new, failed = anew(factors, roots)
+    else:
+        new, failed = branch(due, anew, as_it_was, factors, roots)
+    return new, KroneckerState(kronecker.pack(factors, old), kronecker.layout.pack(new)), failed
 
 
 def _apart(x: jax.Array) -> list[jax.Array]:

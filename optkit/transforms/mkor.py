@@ -13,6 +13,7 @@ from optkit.curvature import Estimate
 from optkit.linalg import RankOneMode
 from optkit.transforms.base import (
     Transformation,
+    branch,
     check_gradients,
     check_transformation,
     update_inner,
@@ -33,7 +34,6 @@ from optkit.transforms.layer_inverses import (
     RestoreNorm,
     build_rules,
 )
-from optkit.transforms.low_rank.subspace import branch
 from optkit.transforms.noise import Key, check_seed, fresh_key
 from optkit.tree import Dims, PyTree, RuleLike, Selector
 

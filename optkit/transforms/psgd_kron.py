@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import StateBytes, register
-from optkit.transforms.base import Transformation, map_leaves
+from optkit.transforms.base import Transformation, branch, map_leaves
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_choice,
@@ -19,7 +19,6 @@ from optkit.transforms.hyperparams import (
     recorded,
     value_at,
 )
-from optkit.transforms.low_rank.subspace import branch
 from optkit.transforms.noise import Key, check_seed, fresh_key, normal_like
 from optkit.transforms.psgd_factors import MemorySave, PsgdFactors, diagonal_axes
 from optkit.transforms.psgd_step import direction, fitted, psgd_update_probability
@@ -228,7 +227,7 @@ def scale_by_psgd_kron(
                 coin = jax.random.uniform(coined) < balance_probability
             step = functools.partial(fitted, rate=rate, coin=coin, precision=precision)
             done = map_tensors(
-                step, layout.views, [source, drawn], old, group_bytes, idle=_unfitted
+                step, layout.views, [source, drawn], old, group_bytes, idle=_unfitted, results=0
             )
             failed = sum((jnp.sum(x[-1]) for x in done), jnp.zeros(()))
             new = [
@@ -244,7 +243,7 @@ def scale_by_psgd_kron(
         new, failed = branch(due, fit, lambda wide, tensors, old: (old, none), wide, tensors, old)
         towards = functools.partial(direction, most=max_update_rms, precision=precision)
         done = map_tensors(
-            towards, layout.views, [tensors], new, group_bytes, idle=lambda x, _: (x,)
+            towards, layout.views, [tensors], new, group_bytes, idle=lambda x, _: (x,), results=1
         )
         out = layout.merge([x[0] for x in done])
         out = jax.tree.map(lambda u, g: u.astype(g.dtype), out, updates)

@@ -11,6 +11,7 @@ from optkit.catalogue import StateBytes, register
 from optkit.linalg.eigenbasis import Refresh
 from optkit.transforms.base import (
     Transformation,
+    branch,
     check_gradients,
     check_transformation,
     keep_dtypes,
@@ -24,7 +25,6 @@ from optkit.transforms.hyperparams import (
     recorded,
     value_at,
 )
-from optkit.transforms.low_rank.subspace import branch
 from optkit.transforms.rotated_steps import (
     Following,
     Options,

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from optkit.linalg.eigenbasis import Refresh, eigenbasis
 from optkit.linalg.kronecker import scaled_within, tensor_gram
-from optkit.transforms.low_rank.subspace import branch
+from optkit.linalg.norms import LARGEST
+from optkit.transforms.base import branch
 from optkit.transforms.rotated_units import Factors, Moments, Plan, refresh_units, sizes_of
-from optkit.transforms.row_moment import LARGEST
 from optkit.transforms.tensor_groups import map_tensors
 from optkit.tree import AxisLayout, Dims, MatrixFunction, PyTree, RuleLike, map_groups, merge_dims
 from optkit.tree.sharding import place_factor
@@ -89,6 +89,7 @@ def grown_statistics(plan: Plan, tensors: list[jax.Array], old: Factors, decay: 
         [old[i] for i in of],
         plan.group_bytes,
         idle=lambda _, own: own,
+        results=0,
         kinds=[(len(sizes_of(plan.views[i])), plan.axes[i]) for i in of],
     )
     out = list(old)

@@ -85,6 +85,7 @@ class Plan:
             factors,
             self.group_bytes,
             idle=lambda x, _: (x,),
+            results=1,
             kinds=kinds,
         )
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.catalogue import StateBytes, register
+from optkit.linalg.norms import LARGEST
 from optkit.transforms.base import Transformation, check_same_leaves
 from optkit.transforms.hyperparams import (
     Scalar,
@@ -22,8 +23,6 @@ from optkit.tree.sharding import place_statistic
 
 Rescale = Literal["frobenius", "match_rms", "none"]
 Axis = Literal["out", "in", "long", "short"]
-# Squares of larger entries, summed up, leave float32.
-LARGEST = 1e15
 
 
 class ScaleByRowMomentState(NamedTuple):

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 
 from optkit.catalogue import StateBytes, register
 from optkit.linalg import RootMethod
-from optkit.transforms.base import Transformation, check_gradients, check_same_leaves, map_leaves
+from optkit.transforms.base import (
+    Transformation,
+    check_gradients,
+    check_same_leaves,
+    keep_dtypes,
+    map_leaves,
+)
 from optkit.transforms.grafting import (
     Magnitude,
     Per,
@@ -170,14 +176,8 @@ def scale_by_shampoo(
     root_b2 = b2 if graft_b2 is None else graft_b2
     check_number("graft_b2", root_b2, low=0.0, high=1.0)
     check_choice("graft", graft, ("none", "sgd", "adagrad", "rmsprop", "adam"))
-    check_options(refresh_every, block_size, method, exponent)
     first = refresh_every if start is None else start
-    check_static_int("start", first)
-    if stagger and first < refresh_every:
-        raise ValueError(
-            f"start={first}: with stagger=True a root has had its turn after refresh_every="
-            f"{refresh_every} updates; give at least that"
-        )
+    check_options(refresh_every, block_size, method, exponent, first, stagger, counted_from=1)
     numbers: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "graft_eps": graft_eps}
     numbers |= {} if b3 is None else {"b3": b3}
     numbers |= {} if graft_b2 is None else {"graft_b2": graft_b2}
@@ -223,32 +223,29 @@ def scale_by_shampoo(
         moments = next_moments(graft, grads, state.moment, decay_v)
         lengths = magnitudes(graft, given, moments, decay_v, now["graft_eps"], s)
 
-        factors, roots = map(kronecker.lists, state.kronecker)
         grams = kronecker.grams(kronecker.layout.split(grads))
-        after = new_factors(factors, grams, decay)
+        after = new_factors(kronecker.lists(state.kronecker.factors), grams, decay)
         options: dict[str, Any] = {
             "method": method,
             "eps": now["eps"],
             "ridge": ridge,
             "tolerance": tolerance,
         }
-        new, failed = refresh(
+        roots, factors, failed = refresh(
             kronecker,
+            state.kronecker,
             after,
-            roots,
             RootOf(exponent, options),
             weights_sum(decay, s) if bias_correction else 1.0,
             due=(s == first) | ((s > first) & (s % refresh_every == 0)),
             turn=state.count % refresh_every if stagger else None,
             every=refresh_every,
         )
-        out = direction(kronecker, moved, whole, lengths, new, graft, s >= first, "block", updates)
-        kept = jax.tree.map(lambda m, old: m.astype(old.dtype), filtered, state.momentum)
-        moments = jax.tree.map(lambda v, old: v.astype(old.dtype), moments, state.moment)
+        started = s >= first
+        out = direction(kronecker, moved, whole, lengths, roots, graft, started, "block", updates)
+        m, v = keep_dtypes((filtered, moments), (state.momentum, state.moment))
         record = recorded(state.count, **numbers)
-        packed = KroneckerState(kronecker.pack(after, factors), kronecker.pack(new, roots))
-        failures = state.failures + failed
-        return out, ScaleByShampooState(s, failures, kept, moments, packed, record)
+        return out, ScaleByShampooState(s, state.failures + failed, m, v, factors, record)
 
     return Transformation(init_fn, update_fn)
 
@@ -286,11 +283,25 @@ def direction(
 
 
 def check_options(
-    refresh_every: int, block_size: int, method: RootMethod, exponent: float | None
+    refresh_every: int,
+    block_size: int,
+    method: RootMethod,
+    exponent: float | None,
+    start: int,
+    stagger: bool,
+    *,
+    counted_from: int,
 ) -> None:
-    """Raises for options out of range that both dialects have."""
+    """Raises for options out of range that both dialects have; they count updates differently."""
     check_static_int("refresh_every", refresh_every)
     check_static_int("block_size", block_size)
     check_choice("method", method, get_args(RootMethod))
     if exponent is not None:
         check_number("exponent", exponent, low=0.0)
+    check_static_int("start", start, low=counted_from)
+    least = refresh_every - 1 + counted_from
+    if stagger and start < least:
+        raise ValueError(
+            f"start={start}: with stagger=True every root has had its turn after refresh_every="
+            f"{refresh_every} updates; give at least {least}"
+        )

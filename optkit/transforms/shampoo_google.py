@@ -12,8 +12,10 @@ from optkit.linalg import RootMethod
 from optkit.linalg.roots import GROWTH, TRIES
 from optkit.transforms.base import (
     Transformation,
+    branch,
     check_gradients,
     check_same_leaves,
+    keep_dtypes,
     map_leaves,
     need_params,
 )
@@ -38,7 +40,6 @@ from optkit.transforms.kronecker import (
     KroneckerState,
     Lists,
     RootOf,
-    cond,
     new_factors,
     refresh,
 )
@@ -177,15 +178,9 @@ def scale_by_shampoo_google(
     check_choice("graft", graft, _GRAFTS)
     check_choice("merging", merging, get_args(Merging))
     check_choice("sides", sides, get_args(Sides))
-    check_options(refresh_every, block_size, method, exponent)
+    check_options(refresh_every, block_size, method, exponent, start, stagger, counted_from=0)
     for name, number in {"statistics_every": statistics_every, "tries": tries}.items():
         check_static_int(name, number)
-    check_static_int("start", start, low=0)
-    if stagger and start < refresh_every - 1:
-        raise ValueError(
-            f"start={start}: with stagger=True a root has had its turn after refresh_every="
-            f"{refresh_every} updates; give at least {refresh_every - 1}"
-        )
     numbers: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps}
     numbers |= {"graft_eps": graft_eps, "weight_decay": weight_decay}
     decays = not (isinstance(weight_decay, int | float) and weight_decay == 0)
@@ -233,7 +228,7 @@ def scale_by_shampoo_google(
         if statistics_every == 1 or not any(kronecker.axes):
             return grown(factors)
         same = lambda factors: kronecker.placed(factors, factors)  # noqa: E731
-        return cond(t % statistics_every == 0, grown, same, factors)
+        return branch(t % statistics_every == 0, grown, same, factors)
 
     def update_fn(
         updates: PyTree,
@@ -251,8 +246,8 @@ def scale_by_shampoo_google(
         moments = next_moments(graft, given, state.moment, now["b2"])
         lengths = magnitudes(graft, given, moments, now["b2"], now["graft_eps"], t + 1)
 
-        factors, roots = map(kronecker.lists, state.kronecker)
-        after = statistics(kronecker, factors, grads, t, now["b2"])
+        held = kronecker.lists(state.kronecker.factors)
+        after = statistics(kronecker, held, grads, t, now["b2"])
         options: dict[str, Any] = {
             "method": method,
             "tolerance": tolerance,
@@ -260,17 +255,17 @@ def scale_by_shampoo_google(
             "growth": GROWTH,
         }
         options |= {"ridge" if relative else "eps": now["eps"]}
-        new, failed = refresh(
+        roots, factors, failed = refresh(
             kronecker,
+            state.kronecker,
             after,
-            roots,
             RootOf(exponent, options),
             1.0,
             due=t % refresh_every == 0,
             turn=t % refresh_every if stagger else None,
             every=refresh_every,
         )
-        steps = direction(kronecker, grads, 1.0, lengths, new, graft, True, "tensor", grads)
+        steps = direction(kronecker, grads, 1.0, lengths, roots, graft, True, "tensor", grads)
         if decays:
             own = wide(need_params(params, "weight_decay of scale_by_shampoo_google"))
             wd = now["weight_decay"]
@@ -291,17 +286,11 @@ def scale_by_shampoo_google(
             return (w * last + b * long if nesterov else long).astype(g.dtype)
 
         result = jax.tree.map(out, grown, short, steps, lengths, updates)
-        ms, mg, moment = [
-            jax.tree.map(lambda x, old: x.astype(old.dtype), tree, old)
-            for tree, old in (
-                (grown, state.momentum),
-                (short, state.graft_momentum),
-                (moments, state.moment),
-            )
-        ]
-        packed = KroneckerState(kronecker.pack(after, factors), kronecker.pack(new, roots))
+        m, a, v = keep_dtypes(
+            (grown, short, moments), (state.momentum, state.graft_momentum, state.moment)
+        )
         record = recorded(t, **numbers)
         failures = state.failures + failed
-        return result, ScaleByShampooGoogleState(t + 1, failures, ms, mg, moment, packed, record)
+        return result, ScaleByShampooGoogleState(t + 1, failures, m, a, v, factors, record)
 
     return Transformation(init_fn, update_fn)

@@ -20,6 +20,7 @@ def map_tensors(
     group_bytes: int | None,
     *,
     idle: Callable[[jax.Array, Factors], tuple[jax.Array, ...]],
+    results: int,
     kinds: Sequence[Hashable] | None = None,
 ) -> list[tuple[jax.Array, ...]]:
     """Applies a function to each leaf's tensors and factors.
@@ -29,12 +30,13 @@ def map_tensors(
 
     Args:
       function: of tensors ``(*batch, *axes)`` and factors ``(*batch, ...)``; returns a tuple of
-        arrays that have the batch axes, first of them those with the tensor's own axes.
+        arrays that have the batch axes.
       views: how each leaf is read.
       tensors: lists of a tensor a leaf, as many as the function takes.
       factors: the factors of each leaf.
       group_bytes: bytes of one stack.
       idle: what it returns for an empty tensor and its factors.
+      results: how many of them, the first ones, have the tensors' own axes.
       kinds: of each leaf, what ``function`` returns the function for; None where it is one for all.
 
     Returns:
@@ -56,9 +58,11 @@ def map_tensors(
     for (axes, _, _, kind), members in groups.items():
         columns = [[t[i] for i in members] for t in tensors]
         rows = [list(column) for column in zip(*(factors[i] for i in members), strict=True)]
-        done = _run(_of(function, kind), axes, columns, rows, group_bytes)
-        for index, results in zip(members, done, strict=True):
-            out[index] = results
+        done = run_tensors(
+            _of(function, kind), axes, columns, rows, results=results, group_bytes=group_bytes
+        )
+        for index, own in zip(members, done, strict=True):
+            out[index] = own
     return out
 
 
@@ -66,34 +70,46 @@ def _of(function: Any, kind: Hashable | None) -> Function:
     return function if kind is None else function(kind)
 
 
-def _run(
+def run_tensors(
     function: Function,
     axes: tuple[int, ...],
-    tensors: list[list[jax.Array]],
-    factors: list[list[jax.Array]],
+    tensors: Sequence[Sequence[jax.Array]],
+    factors: Sequence[Sequence[jax.Array]],
+    *,
+    results: int,
     group_bytes: int | None,
+    move: bool = True,
 ) -> list[tuple[jax.Array, ...]]:
-    """One group; tensors of more than two axes travel as matrices."""
+    """Applies a function to tensors of one shape, ``axes`` behind any batch.
+
+    Args:
+      function: as that of ``map_tensors``.
+      axes: their sizes; tensors of other than two travel as matrices.
+      tensors: lists of a tensor each, as many as the function takes.
+      factors: lists of a factor each.
+      results: how many of the function's results, the first ones, have these axes.
+      group_bytes: bytes of one stack.
+      move: see ``optkit.tree.map_groups``.
+
+    Returns:
+      What the function returns for each.
+    """
     rank, many = len(axes), len(tensors)
-    if rank == 2:
-        work = MatrixFunction(function, spread=True)
-        return map_groups(work, tensors[0], *tensors[1:], *factors, group_bytes=group_bytes)
 
     def as_matrix(x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[: x.ndim - rank], -1, axes[-1])
+        return x if rank == 2 else x.reshape(*x.shape[: x.ndim - rank], -1, axes[-1])
 
     def on_matrices(*args: jax.Array) -> tuple[jax.Array, ...]:
-        lead = args[0].shape[:-2]
-        given = [x.reshape(*lead, *axes) for x in args[:many]]
+        given = [x.reshape(*x.shape[:-2], *axes) for x in args[:many]]
         done = function(*given, *args[many:])
-        return tuple(as_matrix(y) if y.shape == (*lead, *axes) else y for y in done)
+        return (*map(as_matrix, done[:results]), *done[results:])
 
     first, *more = [[as_matrix(x) for x in own] for own in tensors]
     work = MatrixFunction(on_matrices, spread=True)
-    done = map_groups(work, first, *more, *factors, group_bytes=group_bytes)
+    done = map_groups(work, first, *more, *factors, group_bytes=group_bytes, move=move)
     return [
-        tuple(y.reshape(x.shape) if y.shape == flat.shape else y for y in results)
-        for x, flat, results in zip(tensors[0], first, done, strict=True)
+        (*(y.reshape(x.shape) for y in own[:results]), *own[results:])
+        for x, own in zip(tensors[0], done, strict=True)
     ]
 
 

@@ -1,6 +1,7 @@
 """SOAP against its definition in float64, and the laws of working in a rotated basis."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -230,3 +231,23 @@ def test_what_cannot_be_carried_is_named() -> None:
         optkit.soap(merge_small_dims=True)
     with pytest.raises(ValueError, match="transport='turn' is not one of"):
         optkit.in_rotated_basis(optkit.scale_by_adam(), transport={"mu": "turn"})
+
+
+@pytest.mark.parametrize("recipe", [optkit.soap, optkit.psgd_kron, optkit.shampoo])
+def test_an_axis_of_one_entry_keeps_the_state_and_soaps_updates(recipe: Any) -> None:
+    """With it a factor has the shape of the tensor as a matrix, and is none for all that."""
+    first = {optkit.soap: {"first_step": "step"}, optkit.psgd_kron: {"update_probability": 1.0}}
+    given = first.get(recipe, {"refresh_every": 1, "preconditioned": "*", "dims": "tensor"})
+    given |= {} if recipe is optkit.shampoo else {"axes": "all"}
+    g = jax.random.normal(jax.random.key(0), (4, 4))
+    updates = []
+    for shape in ((4, 4), (1, 4, 4)):
+        tx = recipe(0.1, weight_decay=0.0, **given)
+        params = {"w": g.reshape(shape)}
+        probes = {} if recipe is not optkit.psgd_kron else {"probes": params, "balance": False}
+        u, state = tx.update(params, before := tx.init(params), params, **probes)
+        sizes = [[x.shape for x in jax.tree.leaves(s)] for s in (before, state)]
+        assert sizes[0] == sizes[1]
+        updates.append(u["w"].reshape(4, 4))
+    if recipe is optkit.soap:  # whose other factors do not see the one of one number
+        np.testing.assert_allclose(updates[1], updates[0], rtol=1e-4, atol=1e-6)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optkit.transforms.base import Transformation, keep_dtypes
+from optkit.transforms.base import Transformation, branch, keep_dtypes
 from optkit.transforms.hyperparams import check_choice
 from optkit.transforms.low_rank.options import Subspace
 from optkit.transforms.low_rank.refresh import InForce
-from optkit.transforms.low_rank.subspace import Bases, Subspaces, branch
+from optkit.transforms.low_rank.subspace import Bases, Subspaces
 from optkit.tree import PyTree, accumulator_dtype, map_with_path, match_state
 from optkit.tree.sharding import projected_spec, zeros_beside
 

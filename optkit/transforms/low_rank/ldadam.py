@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from optkit.catalogue import StateBytes, register
 from optkit.linalg.bases import leading_basis, random_basis, tracked_basis
-from optkit.transforms.base import Transformation, check_gradients, map_leaves
+from optkit.linalg.norms import LARGEST
+from optkit.transforms.base import Transformation, branch, check_gradients, map_leaves
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_choice,
@@ -19,7 +20,6 @@ from optkit.transforms.hyperparams import (
     value_at,
 )
 from optkit.transforms.low_rank.projection import Rank, check_rank, rank_of
-from optkit.transforms.low_rank.subspace import branch
 from optkit.tree import (
     Dims,
     MatrixLayout,
@@ -33,7 +33,6 @@ from optkit.tree import (
 from optkit.tree.sharding import place_statistic
 
 Tracking = Literal["power_iteration", "svd"]
-_LARGEST = 1e15
 
 
 class ScaleByLdadamState(NamedTuple):
@@ -100,7 +99,7 @@ def _step(
     spread = v / c2 - jnp.square(m / c1)
     variance = c2 * (product(jnp.square(cosines), spread) + jnp.square(carried / c1))
     v = jnp.where(later, jnp.abs(variance), v)
-    seen = jnp.clip(low, -_LARGEST, _LARGEST)
+    seen = jnp.clip(low, -LARGEST, LARGEST)
     m = b1 * carried + (1.0 - b1) * seen
     v = b2 * v + (1.0 - b2) * jnp.square(seen)
     root = jnp.sqrt(v / debias(b2, count + 1)) + eps

@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec, auto_axes
 
 from optkit.linalg.bases import subspace_gradient
 from optkit.transforms.adam import scale_by_adam
-from optkit.transforms.base import Transformation, keep_dtypes
+from optkit.transforms.base import Transformation, branch, keep_dtypes
 from optkit.transforms.low_rank.options import Subspace
 from optkit.transforms.low_rank.refresh import InForce
-from optkit.transforms.low_rank.subspace import Held, Subspaces, branch
+from optkit.transforms.low_rank.subspace import Held, Subspaces
 from optkit.transforms.step import descend
 from optkit.tree import PyTree
 from optkit.tree.sharding import place_statistic, spec_of

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from optkit.linalg.bases import leading_basis, random_basis, randomized_basis, tracked_basis
+from optkit.transforms.base import branch
 from optkit.transforms.low_rank.lazy import refreshed_memory
 from optkit.transforms.low_rank.projection import Projector, sides_of
 from optkit.transforms.low_rank.stored import write_basis
-from optkit.transforms.low_rank.subspace import Bases, Held, Subspaces, branch
+from optkit.transforms.low_rank.subspace import Bases, Held, Subspaces
 from optkit.transforms.stored_leaves import renewed
 from optkit.tree import PyTree, map_groups
 from optkit.tree.sharding import place_statistic

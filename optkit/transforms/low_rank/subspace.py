@@ -19,15 +19,6 @@ from optkit.tree.sharding import place_statistic, zeros_beside
 Bases = list[tuple[jax.Array, ...]]  # of each part, one basis a projected side
 
 
-def branch(
-    due: jax.Array, then: Callable[..., Any], otherwise: Callable[..., Any], *of: Any
-) -> Any:
-    """``lax.cond`` that runs as Python where the answer is known: an eager one compiles anew."""
-    if isinstance(due, jax.core.Tracer):
-        return jax.lax.cond(due, then, otherwise, *of)
-    return then(*of) if bool(due) else otherwise(*of)
-
-
 class Held(NamedTuple):
     """What one part keeps from step to step."""
 
