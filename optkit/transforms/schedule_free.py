@@ -1,5 +1,6 @@
 """Schedule-Free learning around any optimizer: steps at one sequence, an average of it for use."""
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from optkit.transforms.base import (
     check_transformation,
     keep_dtypes,
     need_params,
+    unzip,
     update_inner,
 )
 from optkit.transforms.hyperparams import (
@@ -51,6 +53,32 @@ def _lead(y: jax.Array, z: jax.Array, x: Any, b1: Any) -> jax.Array:
     if _is_masked(x):
         return (upcast(y) - upcast(z)) / b1
     return upcast(x) - upcast(z)
+
+
+def _averaged(
+    g: jax.Array,
+    y: jax.Array,
+    z: jax.Array,
+    x: Any,
+    u: jax.Array,
+    *,
+    share: Any,
+    mix: Any,
+    last_mix: jax.Array,
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Returns the step of ``y``, and ``z`` and ``x`` after it, from the inner step ``u`` of ``z``.
+
+    ``share`` is that of the new ``z`` in the average, ``mix`` that of the average in the new ``y``,
+    ``last_mix`` in the old one.
+    """
+    lead = _lead(y, z, x, last_mix)
+    new_z, new_lead = upcast(z) + u, (1.0 - share) * (lead - u)
+    if _is_masked(x):
+        # new_z + mix*new_lead - y in terms that are small: a step may be far below y's ulp.
+        step = (1.0 - mix * (1.0 - share)) * u + ((mix - last_mix) - mix * share) * lead
+        return step.astype(g.dtype), new_z.astype(z.dtype), x
+    step = new_z + mix * new_lead - upcast(y)
+    return step.astype(g.dtype), new_z.astype(z.dtype), (new_z + new_lead).astype(x.dtype)
 
 
 def _is_zero(b1: Any) -> bool:
@@ -150,34 +178,28 @@ def schedule_free(
             return _is_zero(b1) or p.dtype.itemsize < accumulator_dtype(p, state_dtype).itemsize
         return keep_average
 
-    def copied(p: jax.Array, dtype: Any = None) -> jax.Array:
-        return jnp.copy(p).astype(accumulator_dtype(p, dtype))
-
     def numbers(count: jax.Array) -> dict[str, jax.Array]:
         values: dict[str, Any] = {_RATE: learning_rate, _MIX: b1}
         return recorded(count, **values)
 
     def init_fn(params: PyTree) -> ScheduleFreeState:
         count, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-        z = jax.tree.map(lambda p: copied(p, state_dtype), params)
-        x = jax.tree.map(
-            lambda p: copied(p, state_dtype) if kept(p) else optax.MaskedNode(), params
-        )
+        z = jax.tree.map(lambda p: jnp.copy(p).astype(accumulator_dtype(p, state_dtype)), params)
+        x = jax.tree.map(lambda p, z: jnp.copy(z) if kept(p) else optax.MaskedNode(), params, z)
         mix = jnp.array(value_at(b1, count), jnp.float32)
-        wide = jax.tree.map(upcast, params)
-        state = inner.init(wide)
+        state = inner.init(jax.tree.map(upcast, params))
         return ScheduleFreeState(count, mix, zero, jnp.copy(zero), z, x, state, numbers(count))
 
     def weights(state: ScheduleFreeState) -> tuple[jax.Array, jax.Array, Any]:
-        """Returns the largest learning rate, the sum of the weights and the share of the new z."""
+        """Returns the sum of the weights, the largest learning rate and the share of the new z."""
         rate = jnp.asarray(value_at(learning_rate, state.count), jnp.float32)
         largest = jnp.maximum(state.max_learning_rate, rate)
         n = (state.count + 1).astype(jnp.float32)
         weight = n**weight_power * largest**weight_lr_power
         total = state.weight_sum + weight
         if average_decay is not None:
-            return largest, total, 1.0 - average_decay
-        return largest, total, jnp.where(total > 0, weight / jnp.where(total > 0, total, 1.0), 0.0)
+            return total, largest, 1.0 - average_decay
+        return total, largest, jnp.where(total > 0, weight / jnp.where(total > 0, total, 1.0), 0.0)
 
     def update_fn(
         updates: PyTree, state: ScheduleFreeState, params: PyTree | None = None, **extra_args: Any
@@ -187,36 +209,15 @@ def schedule_free(
         seen = jax.tree.map(upcast, params if decay_at == "y" else state.z)
         up = jax.tree.map(upcast, updates)
         steps, inner_state = update_inner(inner, up, state.inner, seen, extra_args)
-        largest, total, c = weights(state)
+        total, largest, share = weights(state)
         mix = value_at(b1, state.count)
-
-        def leaf(g: jax.Array, y: jax.Array, z: jax.Array, x: Any, u: jax.Array) -> Any:
-            lead = _lead(y, z, x, state.b1)
-            new_z, new_lead = upcast(z) + u, (1.0 - c) * (lead - u)
-            if _is_masked(x):
-                # new_z + mix*new_lead - y in terms that are small: a step may be far below y's ulp.
-                step = (1.0 - mix * (1.0 - c)) * u + ((mix - state.b1) - mix * c) * lead
-                return step.astype(g.dtype), new_z.astype(z.dtype), x
-            step = new_z + mix * new_lead - upcast(y)
-            return step.astype(g.dtype), new_z.astype(z.dtype), (new_z + new_lead).astype(x.dtype)
-
-        structure: Any = jax.tree.structure(updates)
-        trees = (updates, params, state.z, state.x, steps)
-        flat = [structure.flatten_up_to(tree) for tree in trees]
-        done = [leaf(*leaves) for leaves in zip(*flat, strict=True)]
-        out, z, x = (jax.tree.unflatten(structure, [d[i] for d in done]) for i in range(3))
-        new_mix = jnp.asarray(mix, jnp.float32)
-        new = ScheduleFreeState(
-            state.count + 1,
-            new_mix,
-            total,
-            largest,
-            z,
-            x,
-            keep_dtypes(inner_state, state.inner),
-            numbers(state.count),
-        )
-        return out, new
+        leaf = functools.partial(_averaged, share=share, mix=mix, last_mix=state.b1)
+        # An average that is not kept, a masked node, stands where a leaf does.
+        moved = jax.tree.map(leaf, updates, params, state.z, state.x, steps)
+        out, z, x = unzip(updates, moved, 3)
+        held = keep_dtypes(inner_state, state.inner)
+        mix, record = jnp.asarray(mix, jnp.float32), numbers(state.count)
+        return out, ScheduleFreeState(state.count + 1, mix, total, largest, z, x, held, record)
 
     return Transformation(init_fn, update_fn)
 
