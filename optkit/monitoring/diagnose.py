@@ -1,7 +1,8 @@
 """A wrapper that measures every few steps and changes nothing."""
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,15 @@ from optkit.transforms.base import (
     update_inner,
 )
 from optkit.transforms.hyperparams import check_static_int
-from optkit.tree import MatrixLayout, PyTree, RuleLike, leaves_with_paths, map_groups, upcast
+from optkit.tree import (
+    MatrixLayout,
+    MatrixView,
+    PyTree,
+    RuleLike,
+    leaves_with_paths,
+    map_groups,
+    upcast,
+)
 from optkit.tree.sharding import place_like, place_statistic, zeros_beside
 
 _SIZES = ("gradient_rms", "update_rms", "weight_rms")
@@ -46,12 +55,40 @@ def _only(tree: PyTree, keep: Sequence[bool]) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(tree), kept)
 
 
-def _rms(x: jax.Array) -> jax.Array:
-    """Of a whole leaf, a float32 scalar."""
-    if not x.size:
-        return jnp.zeros(())
-    norm = norm_over(upcast(x), tuple(range(jnp.ndim(x)))) / math.sqrt(x.size)
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """Of a whole leaf, a float32 scalar; 0 of an empty one."""
+    norm = norm_over(upcast(x), tuple(range(jnp.ndim(x)))) / math.sqrt(max(1, x.size))
     return norm.reshape(()).astype(jnp.float32)
+
+
+class _Matrices(NamedTuple):
+    """The hidden matrices among the leaves of a tree."""
+
+    keep: list[bool]  # which leaves they are
+    only: PyTree  # they alone, masked nodes elsewhere
+    layout: MatrixLayout
+
+    @staticmethod
+    def of(params: PyTree, roles: tuple[RuleLike, ...]) -> "_Matrices":
+        keep = matrices_of(params, roles)
+        only = _only(params, keep)
+        return _Matrices(keep, only, MatrixLayout(only, None, roles))
+
+    def split(self, tree: PyTree) -> list[jax.Array]:
+        """Returns those of a tree like the parameters."""
+        return [upcast(x) for x in self.layout.split(_only(tree, self.keep))]
+
+    def among(self, tree: PyTree, packed: PyTree, rest: Callable[[Any], jax.Array]) -> PyTree:
+        """Returns a tree like another one: of matrices what is packed, of the rest a function."""
+        own = iter(self.layout.structure.flatten_up_to(packed))
+        pairs = zip(jax.tree.leaves(tree), self.keep, strict=True)
+        leaves = [next(own) if on else rest(x) for x, on in pairs]
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+    def zeros(self, shape_of: Callable[[MatrixView], tuple[int, ...]]) -> PyTree:
+        """Returns float32 zeros for each matrix, packed."""
+        fresh = self.layout.zeros(self.only, shape_of)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), fresh)
 
 
 @register(
@@ -121,14 +158,11 @@ def diagnose(
     roles = tuple(roles)
 
     def init_fn(params: PyTree) -> DiagnoseState:
-        keep = matrices_of(params, roles)
-        hidden = _only(params, keep)
-        layout = MatrixLayout(hidden, None, roles)
-        scalars = jax.tree.map(lambda p: zeros_beside(p, (), jnp.float32), params)
-        number = _float32(layout.zeros(hidden, lambda view: ()))
-        sides = _float32(layout.zeros(hidden, lambda view: (min(view.fan_in, view.fan_out),)))
-        values = {name: _merge(scalars, number, keep) for name in _SIZES}
-        values |= {name: number for name in _MATRIX}
+        found = _Matrices.of(params, roles)
+        number = found.zeros(lambda view: ())
+        sides = found.zeros(lambda view: (min(view.fan_in, view.fan_out),))
+        sizes = found.among(params, number, lambda p: zeros_beside(p, (), jnp.float32))
+        values = dict.fromkeys(_SIZES, sizes) | dict.fromkeys(_MATRIX, number)
         if spectrum:
             values["spectrum"] = sides
         # No two leaves of fresh state may share a buffer.
@@ -136,36 +170,18 @@ def diagnose(
         return DiagnoseState(inner.init(params), jnp.zeros((), jnp.int32), values, sides)
 
     def measure(grads: PyTree, out: PyTree, params: PyTree, vectors: PyTree) -> tuple[Any, Any]:
-        keep = matrices_of(params, roles)
-        hidden = _only(params, keep)
-        layout = MatrixLayout(hidden, None, roles)
-        trees = [_only(tree, keep) for tree in (grads, out)]
-        parts = [[upcast(x) for x in layout.split(tree)] for tree in (hidden, *trees)]
-        starts = layout.unpack(vectors)
-
-        def work(p: jax.Array, g: jax.Array, u: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
-            area = math.sqrt(p.shape[-1] * p.shape[-2])
-            norms = [jnp.squeeze(norm_over(x, (-2, -1)), (-2, -1)) for x in (g, u, p)]
-            sigma, v = top_singular(p, v.astype(p.dtype), iterations=iterations)
-            ratio = norms[2] / jnp.where(sigma > 0, sigma, 1.0)
-            found = (*(norm / area for norm in norms), sigma, ratio * ratio, v)
-            return tuple(place_statistic(x.astype(jnp.float32), p) for x in found)
-
-        done = map_groups(work, *parts, starts, move=False)
-        columns = [
-            _filled([found[index] for found in done], starts, vector=index == 5)
-            for index in range(6)
-        ]
-        values = {}
-        for name, tree, column in zip(_SIZES, (grads, out, params), columns[:3], strict=True):
-            rest = _only(tree, [not on for on in keep])
-            values[name] = _merge(jax.tree.map(_rms, rest), layout.pack(column), keep)
-        values |= {
-            name: layout.pack(column) for name, column in zip(_MATRIX, columns[3:5], strict=True)
-        }
+        found = _Matrices.of(params, roles)
+        layout, matrices = found.layout, found.split(params)
+        others = found.split(grads), found.split(out), layout.unpack(vectors)
+        work = functools.partial(_of_matrices, iterations=iterations)
+        done = map_groups(work, matrices, *others, move=False)
+        *columns, vectors = (layout.pack([each[index] for each in done]) for index in range(6))
+        values = dict(zip((*_SIZES, *_MATRIX), columns, strict=True))
+        for name, tree in zip(_SIZES, (grads, out, params), strict=True):
+            values[name] = found.among(tree, values[name], root_mean_square)
         if spectrum:
-            values["spectrum"] = layout.pack(map_groups(_singular_values, parts[0]))
-        return values, layout.pack(columns[5])
+            values["spectrum"] = layout.pack(map_groups(_singular_values, matrices))
+        return values, vectors
 
     def update_fn(
         updates: PyTree, state: DiagnoseState, params: PyTree | None = None, **extra_args: Any
@@ -187,36 +203,20 @@ def diagnose(
     return Transformation(init_fn, update_fn)
 
 
-def _float32(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-
-def _filled(column: list[jax.Array], starts: list[jax.Array], *, vector: bool) -> list[jax.Array]:
-    """Zeros for matrices without entries, which ``map_groups`` leaves as they are."""
-    shapes = [start.shape if vector else start.shape[:-1] for start in starts]
-    return [
-        x if x.shape == shape else jnp.zeros(shape, jnp.float32)
-        for x, shape in zip(column, shapes, strict=True)
-    ]
+def _of_matrices(
+    p: jax.Array, g: jax.Array, u: jax.Array, v: jax.Array, *, iterations: int
+) -> tuple[jax.Array, ...]:
+    """Of each matrix three sizes, the top singular value, the stable rank and the vector."""
+    area = math.sqrt(p.shape[-1] * p.shape[-2])
+    norms = [jnp.squeeze(norm_over(x, (-2, -1)), (-2, -1)) for x in (g, u, p)]
+    sigma, v = top_singular(p, v.astype(p.dtype), iterations=iterations)
+    ratio = norms[2] / jnp.where(sigma > 0, sigma, 1.0)
+    found = (*(norm / area for norm in norms), sigma, ratio * ratio, v)
+    return tuple(place_statistic(x.astype(jnp.float32), p) for x in found)
 
 
 def _singular_values(x: jax.Array) -> jax.Array:
     return jnp.linalg.svd(x, compute_uv=False).astype(jnp.float32)
-
-
-def _merge(one: PyTree, other: PyTree, keep: Sequence[bool]) -> PyTree:
-    """Takes what ``other`` has in place of the leaves that are kept there, and else ``one``'s.
-
-    Either may have masked nodes where the other has leaves; ``other`` tuples, of fused leaves.
-    """
-    empty = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-    structure: Any = jax.tree.structure(one, is_leaf=empty)
-    pairs = zip(structure.flatten_up_to(one), structure.flatten_up_to(other), strict=True)
-    flags = iter(keep)
-    # Masked in both: a leaf that another transformation serves.
-    return structure.unflatten(
-        [x if empty(x) and empty(y) else y if next(flags) else x for x, y in pairs]
-    )
 
 
 def _states(node: Any) -> Iterator[DiagnoseState]:

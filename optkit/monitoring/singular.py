@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from optkit.linalg.norms import norm_over
+from optkit.linalg.norms import norm_over, unit_over
 from optkit.tree import (
     MATRIX_ROLES,
     MatrixLayout,
@@ -45,18 +45,13 @@ def top_singular(a: jax.Array, v: jax.Array, *, iterations: int = 4) -> tuple[ja
     v = jnp.where(cold, jnp.broadcast_to(start, v.shape), v)
     w_norm = jnp.zeros((*v.shape[:-1], 1), a.dtype)
     for _ in range(iterations):
-        v = _unit(v)
-        w = jnp.sum(unit * v[..., :, None], axis=-2)
+        w = jnp.sum(unit * unit_over(v, (-1,))[..., :, None], axis=-2)
         w_norm = norm_over(w, (-1,))
-        v = jnp.sum(unit * _unit(w)[..., None, :], axis=-1)
+        w = w / jnp.where(w_norm > 0, w_norm, 1.0)
+        v = jnp.sum(unit * w[..., None, :], axis=-1)
     sigma = jnp.squeeze(w_norm, -1) * jnp.squeeze(size, (-2, -1))
     fine = jnp.isfinite(sigma) & (sigma > 0)
-    return sigma, jnp.where(fine[..., None], _unit(v), 0.0)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    norm = norm_over(x, (-1,))
-    return x / jnp.where(norm > 0, norm, 1.0)
+    return sigma, jnp.where(fine[..., None], unit_over(v, (-1,)), 0.0)
 
 
 def matrices_of(tree: PyTree, roles: tuple[RuleLike, ...] = ()) -> list[bool]:
