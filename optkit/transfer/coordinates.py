@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optkit.monitoring.diagnose import root_mean_square
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree import PyTree, leaves_with_paths, upcast
 
@@ -211,10 +211,6 @@ def coordinate_check(
     return Coordinates(widths, steps, still, moving, updates, tolerance)
 
 
-def _rms(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.mean(jnp.square(upcast(x)))) if x.size else jnp.zeros(())
-
-
 def _measure(
     trial: Trial, steps: int, seeds: Sequence[int]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -241,11 +237,11 @@ def _measure(
             updates, state = tx.update(grads, state, params, value=value)
             params = optax.apply_updates(params, updates)
             now = trial.activations(params, first)
-            moved = {name: _rms(upcast(now[name]) - upcast(a)) for name, a in begin.items()}
-            return (params, state), (moved, jax.tree.map(_rms, updates))
+            moved = {n: root_mean_square(upcast(now[n]) - upcast(a)) for n, a in begin.items()}
+            return (params, state), (moved, jax.tree.map(root_mean_square, updates))
 
         _, (moved, updates) = jax.lax.scan(step, (params, tx.init(params)), batches)
-        return jax.tree.map(_rms, begin), moved, updates
+        return jax.tree.map(root_mean_square, begin), moved, updates
 
     each = []
     for seed in seeds:

@@ -12,6 +12,7 @@ from optkit.tree import (
     MATRIX_ROLES,
     PyTree,
     Role,
+    RoleRule,
     RuleLike,
     Selector,
     leaves_with_paths,
@@ -75,49 +76,43 @@ def growths(
                 "it: of a model give its parameters, such as jax.eval_shape(model.init, key, x) or "
                 "nnx.state(model, nnx.Param)"
             )
-    held = {path: tuple(np.shape(leaf)) for path, leaf in leaves_with_paths(base)}
-    seen = held if wider is None else dict(_shapes(wider))
-    named = leaves_with_paths(params)
+    held, here = _shapes(base), _shapes(params)
+    seen = held if wider is None else _shapes(wider)
     for selector, wanted in rules:
         if wanted not in get_args(Kind):
             known = ", ".join(get_args(Kind))
             raise ValueError(f"rule {selector!r} -> {wanted!r}: kinds are {known}")
         check_selects("rules", selector, params, roles)
-    _check_same(held, dict(_shapes(params)), "base")
-    _check_same(seen, dict(_shapes(params)), "wider")
-    # The axes that grow between base and params, or between either and a third model.
-    still = all(held[path] == tuple(np.shape(leaf)) for path, leaf in named)
-    still = still and all(held[path] == seen[path] for path in held)
+    _check_same(held, here, "base")
+    _check_same(seen, here, "wider")
+    still = is_still(base, params, wider)
     out = []
     kind: Kind
-    for path, leaf in named:
-        shape = tuple(np.shape(leaf))
+    for path, leaf in leaves_with_paths(params):
+        old, shape, other = held[path], here[path], seen[path]
         forced = next((k for s, k in rules if selects(s, path, leaf, roles)), None)
-        sides = _sides(path, leaf, roles)
-        grow = [
-            {axis for axis in side if len({held[path][axis], shape[axis], seen[path][axis]}) > 1}
-            for side in sides
-        ]
-        role = rule_of(path, leaf, roles).role
+        rule = rule_of(path, leaf, roles)
+        sides = _sides(path, leaf, rule)
         if forced is not None:
             kind = forced
         elif still:
-            kind = _by_role(role)
+            kind = _by_role(rule.role)
         else:
-            kind = _kind(path, shape, held[path], role, *grow)
-        out.append(Growth(path, shape, kind, _width(kind, shape, held[path], *sides)))
+            # The axes that grow between base and params, or between either and a third model.
+            grow = [{a for a in side if len({old[a], shape[a], other[a]}) > 1} for side in sides]
+            kind = _kind(path, shape, old, rule.role, *grow)
+        out.append(Growth(path, shape, kind, _width(kind, shape, old, *sides)))
     return out
 
 
-def is_still(found: Sequence[Growth], base: PyTree, wider: PyTree | None) -> bool:
-    """Tells whether nothing said which axes grow."""
-    held = dict(_shapes(base))
-    seen = held if wider is None else dict(_shapes(wider))
-    return all(held[g.path] == g.shape == seen[g.path] for g in found)
+def is_still(base: PyTree, params: PyTree, wider: PyTree | None) -> bool:
+    """Tells whether nothing says which axes grow."""
+    held = _shapes(base)
+    return held == _shapes(params) and (wider is None or held == _shapes(wider))
 
 
-def _shapes(tree: PyTree) -> list[tuple[str, Shape]]:
-    return [(path, tuple(np.shape(leaf))) for path, leaf in leaves_with_paths(tree)]
+def _shapes(tree: PyTree) -> dict[str, Shape]:
+    return {path: tuple(np.shape(leaf)) for path, leaf in leaves_with_paths(tree)}
 
 
 def _check_same(held: dict[str, Shape], here: dict[str, Shape], what: str) -> None:
@@ -135,10 +130,9 @@ def _check_same(held: dict[str, Shape], here: dict[str, Shape], what: str) -> No
             )
 
 
-def _sides(path: str, leaf: object, roles: Sequence[RuleLike]) -> tuple[Shape, Shape, Shape]:
+def _sides(path: str, leaf: object, rule: RoleRule) -> tuple[Shape, Shape, Shape]:
     """Axes of inputs, of outputs, and of stacks of matrices."""
     rank = np.ndim(leaf)  # type: ignore[arg-type]  # an array or its shape
-    rule = rule_of(path, leaf, roles)
     if rule.role in MATRIX_ROLES and rank >= 2:
         view = matrix_view(leaf, rule.dims, path=path, role=rule.role)
         return view.in_axes, view.out_axes, view.batch_axes

@@ -1,6 +1,5 @@
 """What a law of transfer says of each leaf: a table that prints, multiplies and builds routes."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -14,7 +13,6 @@ from optkit.transforms.recording import RouteRecord, present
 from optkit.transforms.route import build_route
 from optkit.tree import PyTree, leaves_with_paths
 
-_NUMBERS = ("learning_rate", "weight_decay", "init", "forward", "eps")
 _HEADS = {
     "width": "width",
     "learning_rate": "lr",
@@ -23,6 +21,7 @@ _HEADS = {
     "forward": "forward",
     "eps": "eps",
 }
+_FACTORS = [name for name in _HEADS if name != "width"]
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,17 @@ class Laws(Mapping[str, LeafLaw]):
         self.notes = tuple(dict.fromkeys(notes))
 
     @classmethod
-    def of(cls, params: PyTree, *, notes: Sequence[str] = (), learning_rate: float = 1.0) -> "Laws":
-        """Returns a table with one factor on the learning rate for all leaves of a tree."""
+    def of(
+        cls,
+        params: PyTree,
+        *,
+        notes: Sequence[str] = (),
+        learning_rate: float | Callable[[str, Any], float] = 1.0,
+    ) -> "Laws":
+        """Returns a table of factors on the learning rate: one for all, or by (path, leaf)."""
+        factor = learning_rate if callable(learning_rate) else lambda path, leaf: learning_rate
         named = leaves_with_paths(params)
-        rows = [LeafLaw(path, np.shape(x), learning_rate=learning_rate) for path, x in named]
-        return cls(rows, notes)
+        return cls([LeafLaw(p, np.shape(x), learning_rate=factor(p, x)) for p, x in named], notes)
 
     def __getitem__(self, path: str) -> LeafLaw:
         if path not in self._leaves:
@@ -215,7 +220,7 @@ def tell(params: PyTree, said: Callable[[str, Any], str]) -> None:
 def _product(one: LeafLaw, other: LeafLaw) -> LeafLaw:
     kind = one.kind or other.kind
     width = one.width if one.kind else other.width
-    numbers = {name: getattr(one, name) * getattr(other, name) for name in _NUMBERS}
+    numbers = {name: getattr(one, name) * getattr(other, name) for name in _FACTORS}
     return replace(one, kind=kind, width=width, **numbers)
 
 
@@ -236,10 +241,3 @@ def _names(groups: Sequence[Sequence[LeafLaw]]) -> list[str]:
         same = sum(name == base or name.startswith(f"{base}#") for name in names)
         names.append(f"{base}#{same + 1}" if same else base)
     return names
-
-
-def positive(name: str, value: Any) -> float:
-    """Returns a positive, finite number as a float, or raises ValueError."""
-    if isinstance(value, bool | str) or not value > 0 or math.isinf(value):
-        raise ValueError(f"{name}={value!r} must be a positive, finite number")
-    return float(value)

@@ -1,13 +1,13 @@
 """Factors that are not about width: HyperP's, LoRA+'s, and which weights decay how much."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from optkit.lora.naming import Patterns, words_of
-from optkit.schedules.hyperp import hyperp_learning_rate, hyperp_residual_scale
-from optkit.transfer.laws import Laws, LeafLaw, positive
+from optkit.schedules.hyperp import hyperp_learning_rate, hyperp_residual_scale, positive
+from optkit.transfer.laws import Laws, LeafLaw
 from optkit.transforms.hyperparams import check_number
 from optkit.tree import (
     PyTree,
@@ -122,16 +122,11 @@ def lora_plus(
     words = words_of(b)
     check_selects("b", tuple(words), params)
 
-    def fast(path: str, leaf: object) -> bool:
-        is_vector = np.ndim(leaf) < 2  # type: ignore[arg-type]  # an array or its shape
-        return any(matches(word, path) for word in words) or (vectors and is_vector)
+    def factor(path: str, leaf: Any) -> float:
+        fast = any(matches(word, path) for word in words) or (vectors and np.ndim(leaf) < 2)
+        return ratio if fast else 1.0
 
-    return Laws(
-        [
-            LeafLaw(path, np.shape(leaf), learning_rate=ratio if fast(path, leaf) else 1.0)
-            for path, leaf in leaves_with_paths(params)
-        ]
-    )
+    return Laws.of(params, learning_rate=factor)
 
 
 def data_limited_decay(weight_decay: float = 0.1, *, factor: float = _DATA_LIMITED) -> float:

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optkit.monitoring.diagnose import root_mean_square
 from optkit.monitoring.singular import top_singular_values
+from optkit.schedules.hyperp import positive
 from optkit.transfer.kinds import Growth, KindRule, growths, is_still
-from optkit.transfer.laws import Laws, LeafLaw, positive
+from optkit.transfer.laws import Laws, LeafLaw
 from optkit.transforms.hyperparams import check_choice, check_number
 from optkit.tree import PyTree, RuleLike, Selector, leaves_with_paths, selects, upcast
 from optkit.tree.selection import check_selects
@@ -154,7 +156,7 @@ def weight_decay_transfer(
     """
     check_number("exponent", exponent)
     found = growths(base, params, wider=wider, rules=rules, roles=roles)
-    if not rules and is_still(found, base, wider):
+    if not rules and is_still(base, params, wider):
         raise ValueError(
             "base and params have the same shapes, so that nothing tells a first layer from a "
             "hidden one; give wider=, the shapes of the model at any other width"
@@ -201,16 +203,12 @@ def depth_mup(params: PyTree, *, depth: int, base_depth: int, branches: Selector
     """
     check_selects("branches", branches, params)
     factor = math.sqrt(positive("base_depth", base_depth) / positive("depth", depth))
-    rows = [
-        LeafLaw(
-            path,
-            np.shape(leaf),
-            learning_rate=factor if selects(branches, path, leaf) else 1.0,
-        )
-        for path, leaf in leaves_with_paths(params)
-    ]
     note = f"the output of each residual branch is to be multiplied by {factor:.4g}"
-    return Laws(rows, (note,) if factor != 1.0 else ())
+    return Laws.of(
+        params,
+        learning_rate=lambda path, leaf: factor if selects(branches, path, leaf) else 1.0,
+        notes=(note,) if factor != 1.0 else (),
+    )
 
 
 def match_init(params: PyTree, base: PyTree, laws: Laws) -> PyTree:
@@ -245,7 +243,7 @@ def match_init(params: PyTree, base: PyTree, laws: Laws) -> PyTree:
         law = laws[path]
         if law.kind not in ("input", "hidden", "output") or not p.size:
             return p
-        now, before = (jnp.sqrt(jnp.mean(jnp.square(upcast(x)))) for x in (p, held[path]))
+        now, before = (root_mean_square(x) for x in (p, held[path]))
         factor = law.init * before / jnp.where(now > 0, now, 1.0)
         return (upcast(p) * factor).astype(p.dtype)
 
