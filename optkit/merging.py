@@ -246,21 +246,24 @@ def merge_checkpoints(
         )
     chosen = _weights(weights, len(checkpoints))
     first_name = _called(checkpoints[0], 0)
-    first: Any = None
+    like: Any = None  # the first tree's shapes and dtypes
+    wanted: Leaves = {}
     totals: Leaves = {}
     for index, (checkpoint, weight) in enumerate(zip(checkpoints, chosen, strict=True)):
         tree = _read(checkpoint)
         leaves = dict(leaves_with_paths(tree))
         if index == 0:
-            first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-        _check(dict(leaves_with_paths(first)), leaves, _called(checkpoint, index), first_name)
+            # JAX's dtypes: NumPy's numbers of 64 bits may be more than it keeps.
+            like = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree
+            )
+            wanted = dict(leaves_with_paths(like))
+        _check(wanted, leaves, _called(checkpoint, index), first_name)
         # What has no weight may hold what is not finite.
         if not isinstance(weight, jax.Array) and weight == 0:
             continue
         for path, x in leaves.items():
             totals[path] = _added(path, totals.get(path), x, weight)
-    merged = [
-        jnp.asarray(totals[path]).astype(like.dtype) for path, like in leaves_with_paths(first)
-    ]
-    structure: Any = jax.tree.structure(first)
+    merged = [jnp.asarray(totals[path]).astype(leaf.dtype) for path, leaf in wanted.items()]
+    structure: Any = jax.tree.structure(like)
     return jax.tree.unflatten(structure, merged)

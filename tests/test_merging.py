@@ -93,6 +93,13 @@ def test_dtypes_stay_and_weights_may_be_traced():
         optkit.merge_checkpoints([run[0], run[1] | {"n": jnp.int32(4)}])
 
 
+def test_numbers_of_python_and_64_bits_of_numpy_merge():
+    run = [{"scale": x, "w": np.full(2, x), "n": np.arange(2)} for x in (1.0, 2.0)]
+    got = optkit.merge_checkpoints(run)
+    assert float(got["scale"]) == 1.5 and got["w"].tolist() == [1.5, 1.5]
+    assert {x.dtype for x in got.values()} == {jnp.dtype("float32"), jnp.dtype("int32")}
+
+
 def test_files_and_trees_merge_with_each_other(tmp_path):
     one, two = gradients(3, 2, SHAPES)
     low = jnp.asarray(two["bias"], jnp.bfloat16)

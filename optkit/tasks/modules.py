@@ -29,7 +29,7 @@ def functional(
       >>> sorted(init(jax.random.key(0)))
       ['bias', 'kernel']
     """
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    graph = _graph(build)
 
     @jax.jit
     def init(key: jax.Array) -> Params:
@@ -56,12 +56,16 @@ def observed(build: Callable[[nnx.Rngs], nnx.Module]) -> Callable[..., dict[str,
       >>> sorted(observed(make)(init(jax.random.key(0)), jax.numpy.ones((1, 2))))
       ['', 'layers/0']
     """
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
     def activations(params: Params, *inputs: Any) -> dict[str, jax.Array]:
+        graph = _graph(build)  # here, since few tasks are ever looked into
         return nnx_activations(nnx.merge(graph, nnx.restore_int_paths(params)), *inputs)
 
     return activations
+
+
+def _graph(build: Callable[[nnx.Rngs], nnx.Module]) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))[0]
 
 
 def _string_keys(tree: Any) -> Any:

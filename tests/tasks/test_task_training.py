@@ -70,6 +70,8 @@ def test_step_reports_loss_and_gradient_norm(task: tasks.Task) -> None:
     assert set(metrics) == {"loss", "gradient_norm", "gradient_norm_l1", "error"}
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
+    sizes = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient))
+    np.testing.assert_allclose(metrics["gradient_norm_l1"], sizes, rtol=1e-5)
 
 
 def keeps_params() -> optax.GradientTransformation:
