@@ -108,7 +108,7 @@ Decay = Annotated[
         min=0.0, help="The fall of wsd: share of the run, or steps above 1.", show_default="0.1"
     ),
 ]
-Cycles = Annotated[int | None, typer.Option(min=1, help="Of wsd_s.", show_default="1")]
+Cycles = Annotated[int | None, typer.Option(min=1, help="Cycles of wsd_s.", show_default="1")]
 Seconds = Annotated[
     float | None, typer.Option(min=0.01, help="Training seconds after which each run ends.")
 ]

@@ -200,10 +200,10 @@ def load_config(path: Path | None) -> dict[str, Any]:
     """Reads a TOML or JSON configuration file and check its keys.
 
     Keys: ``task``, ``steps``, ``seconds``, ``seed``, ``seeds``, ``schedule``, ``warmup``,
-    ``final``, ``eval_every``, ``log_every``, ``checkpoint_every``, ``diagnose``, ``out``, the table
-    for ``optkit evolve`` ``population``, ``generations``, ``optimizer`` and ``learning_rate``, the
-    table ``task_options``, and ``methods``: either a table of tables (``[methods.muon]`` with
-    hyperparameters) or a list of ``METHOD:name=value,...`` words.
+    ``final``, ``decay``, ``cycles``, ``eval_every``, ``log_every``, ``checkpoint_every``, ``keep``,
+    ``diagnose``, ``out``, for ``optkit evolve`` ``population``, ``generations``, ``optimizer`` and
+    ``learning_rate``, the table ``task_options``, and ``methods``: either a table of tables
+    (``[methods.muon]`` with hyperparameters) or a list of ``METHOD:name=value,...`` words.
 
     Args:
       path: the file, by its suffix ``.toml`` or ``.json``; ``None`` gives an empty configuration.

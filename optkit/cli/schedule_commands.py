@@ -1,6 +1,5 @@
 """``optkit schedule``: draw the courses of learning rates, and refine one from a run's log."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,13 +7,14 @@ import numpy as np
 import typer
 
 from optkit import schedules
+from optkit.cli.chart import drawing, picture
 from optkit.cli.console import say
 from optkit.cli.errors import CommandError, message_of, require_extra
 from optkit.cli.logs import read_log, write_text
 from optkit.cli.parsing import parse_method
 from optkit.cli.report import document
 from optkit.cli.results import Curve, Panel
-from optkit.cli.schedules import read_schedule
+from optkit.cli.schedules import KEYS, read_schedule
 from optkit.cli.training import LOG_NAME
 
 __all__ = ["schedule_app"]
@@ -23,7 +23,7 @@ schedule_app = typer.Typer(
     help="Draw courses of the learning rate, or refine one from a run's log.", no_args_is_help=True
 )
 _NORMS = {"adam": "gradient_norm_l1", "sgd": "gradient_norm"}
-_KEYS = {"warmup", "final", "decay", "cycles"}
+_KEYS = {*KEYS} - {"schedule"}
 
 
 def _read(word: str, steps: int) -> schedules.Schedule:
@@ -60,8 +60,6 @@ def plot(
     if out.suffix not in (".png", ".svg", ".html"):
         raise CommandError(f"--out {out} must end in .png, .svg or .html")
     require_extra(["matplotlib"], purpose="a picture")
-    from optkit.cli.chart import drawing, picture
-
     curves = tuple(_curve(word, _read(word, steps), steps) for word in words)
     panel = Panel("Learning rates", "steps", "share of the peak", curves, None)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +72,7 @@ def plot(
 
 
 def _norms(log: Path, key: str) -> np.ndarray:
-    """Returns the norms of all steps of a log; steps that it leaves out are interpolated."""
+    """Returns the norms of all steps of a log, NaN where it has none, which refinement skips."""
     if not log.is_file():
         raise CommandError(
             f"{log} is no log: give the log.jsonl of `optkit train` or its directory"
@@ -85,13 +83,10 @@ def _norms(log: Path, key: str) -> np.ndarray:
         raise CommandError(f"{log}: no log of `optkit train` ({message_of(error)})") from error
     if len(rows) < 2:
         raise CommandError(f"{log} has {len(rows)} rows with {key}; a schedule needs at least 2")
-    at = np.array([row["step"] - 1 for row in rows])
-    # JSON has no infinity: the log says null, and refinement skips it.
-    found = np.array([math.nan if row[key] is None else row[key] for row in rows], np.float64)
-    good = np.isfinite(found)
-    if not good.any():
-        raise CommandError(f"{log}: no {key} is finite")
-    return np.interp(np.arange(at[-1] + 1), at[good], found[good])
+    at = [row["step"] - 1 for row in rows]
+    norms = np.full(at[-1] + 1, np.nan)
+    norms[at] = np.array([row[key] for row in rows], np.float64)  # null, for what is infinite: NaN
+    return norms
 
 
 @schedule_app.command("refine")

@@ -5,13 +5,14 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import optkit
 from optkit import schedules
 from optkit.cli.errors import CommandError
-from optkit.cli.hyperparameters import build
+from optkit.cli.hyperparameters import bind, build, rates_of
 from optkit.cli.logs import read_log
 from optkit.cli.schedules import RateSchedule, read_schedule
 from optkit.cli.settings import TrainRequest
@@ -98,7 +99,7 @@ def test_without_a_schedule_the_rate_stays_a_plain_number():
 def test_every_learning_rate_of_a_method_follows():
     entry = optkit.catalogue.get("muon")
     params = {"up": {"kernel": np.ones((3, 4), np.float32), "bias": np.ones(4, np.float32)}}
-    params = jax.tree.map(jax.numpy.asarray, params)
+    params = jax.tree.map(jnp.asarray, params)
     given = {"learning_rate": 0.5, "adam_learning_rate": 0.25}
     tx = build(entry, given, RateSchedule(kind="linear", warmup=2, final=0.5), 6)
     state, update = tx.init(params), jax.jit(tx.update)
@@ -114,8 +115,13 @@ def test_every_learning_rate_of_a_method_follows():
 
 @pytest.mark.parametrize("entry", optkit.catalogue.entries(kind="recipe"), ids=lambda e: e.name)
 def test_every_recipe_takes_a_schedule(entry):
-    tx = build(entry, entry.example, FALLING, STEPS)
-    jax.eval_shape(tx.init, {"up": {"kernel": jax.ShapeDtypeStruct((3, 4), jax.numpy.float32)}})
+    state = build(entry, entry.example, FALLING, STEPS).init({"up": {"kernel": jnp.ones((3, 4))}})
+    found = optkit.hyperparams(state)
+    rates = [float(found[name]) for name in found if name.endswith("learning_rate")]
+    given = rates_of(entry, bind(entry, entry.example)).values()
+    assert given or entry.hyperparameters()["learning_rate"].default is None
+    for peak in given:
+        assert pytest.approx(peak / FALLING.warmup) in rates, "the warm-up's first step"
 
 
 @pytest.mark.parametrize(
