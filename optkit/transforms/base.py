@@ -229,7 +229,7 @@ def unzip(structure_of: PyTree, pairs: PyTree, count: int) -> tuple[PyTree, ...]
 
 
 def branch(
-    due: jax.Array, then: Callable[..., Any], otherwise: Callable[..., Any], *of: Any
+    due: jax.Array | bool, then: Callable[..., Any], otherwise: Callable[..., Any], *of: Any
 ) -> Any:
     """``lax.cond`` that runs as Python where the answer is known: an eager one compiles anew."""
     if isinstance(due, jax.core.Tracer):

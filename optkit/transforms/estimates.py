@@ -76,7 +76,7 @@ def choose_estimate(
 
 
 def follow_if_due(
-    due: jax.Array,
+    due: jax.Array | bool,
     held: PyTree,
     estimate: Any,
     params: PyTree | None,

@@ -62,6 +62,31 @@ def _scaled(tree: PyTree, scale: PyTree, invert: bool) -> jax.Array:
     return global_norm(map_leaves(leaf, tree, scale))
 
 
+def _gradient_of(loss: Callable[[PyTree], Any] | None) -> Callable[[PyTree], PyTree]:
+    if loss is None:
+        raise ValueError(
+            "scale_by_oasis needs the loss of this batch: call tx.update(grads, state, params, "
+            "value_fn=lambda p: loss_fn(p, batch)), of which it makes Hutchinson's estimate and "
+            "the gradient at the last parameters; or give prev_grad=jax.grad(...) and curvature=, "
+            "or build it with adaptive=False"
+        )
+    return jax.grad(loss_of(loss, (), False))
+
+
+def _changes(
+    grads: PyTree, params: PyTree, last: PyTree, scale: PyTree, prev_grad: Any, *, fresh: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Scaled norms of what parameters moved, and of what gradients turned, in the last step."""
+    if callable(prev_grad):
+        # At first nothing has been left behind yet.
+        back = lambda p, old: jnp.where(fresh, p, old.astype(p.dtype))  # noqa: E731
+        prev_grad = prev_grad(map_leaves(back, params, last))
+    before = cut(prev_grad, grads, "prev_grad")
+    dw = map_leaves(lambda p, old: upcast(p) - upcast(old), params, last)
+    dg = map_leaves(lambda g, old: upcast(g) - place_like(upcast(old), g), grads, before)
+    return _scaled(dw, scale, False), _scaled(dg, scale, True)
+
+
 def _next_step(
     count: jax.Array, held: tuple[jax.Array, jax.Array], moved: jax.Array, turned: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -160,39 +185,21 @@ def scale_by_oasis(
     check_static_int("every", every)
     check_seed(key)
     has_momentum = isinstance(b1, jax.Array) or b1 != 0
-    own_curvature, own_value_fn = curvature, value_fn
+    own, own_value_fn = curvature, value_fn
 
     def record(count: jax.Array) -> dict[str, jax.Array]:
         return recorded(count, b1=b1, b2=b2, alpha=alpha, first_step=first_step)
 
     def init_fn(params: PyTree) -> ScaleByOasisState:
         count, one = jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32)
-        return ScaleByOasisState(
-            count,
-            zeros_like_params(params, state_dtype),
-            zeros_like_params(params, state_dtype) if has_momentum else None,
-            zeros_like_params(params, state_dtype) if adaptive else None,
-            one * value_at(first_step, count) if adaptive else one,
-            jnp.ones((), jnp.float32),
-            fresh_key(key),
-            record(count),
+        d, m, last = (
+            zeros_like_params(params, state_dtype) if kept else None
+            for kept in (True, has_momentum, adaptive)
         )
-
-    def lengthened(
-        updates: PyTree, state: ScaleByOasisState, params: PyTree, scale: PyTree, prev_grad: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        """Line 2."""
-        if callable(prev_grad):
-            here = state.count == 0  # nothing has been left behind yet
-            back = map_leaves(
-                lambda p, old: jnp.where(here, p, old.astype(p.dtype)), params, state.last
-            )
-            prev_grad = prev_grad(back)
-        before = cut(prev_grad, updates, "prev_grad")
-        dw = map_leaves(lambda p, old: upcast(p) - upcast(old), params, state.last)
-        dg = map_leaves(lambda g, old: upcast(g) - place_like(upcast(old), g), updates, before)
-        moved, turned = _scaled(dw, scale, False), _scaled(dg, scale, True)
-        return _next_step(state.count, (state.step_size, state.growth), moved, turned)
+        eta = one * value_at(first_step, count) if adaptive else one
+        return ScaleByOasisState(
+            count, d, m, last, eta, jnp.copy(one), fresh_key(key), record(count)
+        )
 
     def update_fn(
         updates: PyTree,
@@ -208,17 +215,13 @@ def scale_by_oasis(
         params = need_params(params, "scale_by_oasis")
         check_gradients(updates, params)
         loss = own_value_fn if value_fn is None else value_fn
-        if adaptive and prev_grad is None and loss is None:
-            raise ValueError(
-                "scale_by_oasis needs the loss of this batch: call tx.update(grads, state, params, "
-                "value_fn=lambda p: loss_fn(p, batch)), of which it makes Hutchinson's estimate "
-                "and the gradient at the last parameters; or give prev_grad=jax.grad(...) and "
-                "curvature=, or build it with adaptive=False"
-            )
-        estimate = choose_estimate("scale_by_oasis", curvature, own_curvature, loss)
+        before = prev_grad
+        if adaptive and prev_grad is None:
+            before = _gradient_of(loss)
+        estimate = choose_estimate("scale_by_oasis", curvature, own, loss)
         count = state.count
         held = follow_if_due(
-            jnp.asarray(True) if every == 1 else count % every == 0,
+            every == 1 or count % every == 0,
             state.curvature,
             estimate,
             params,
@@ -230,14 +233,12 @@ def scale_by_oasis(
         )
         least, b = value_at(alpha, count), value_at(b1, count)
         scale = jax.tree.map(lambda d: jnp.maximum(jnp.abs(upcast(d)), least), held)
-        eta, growth = state.step_size, state.growth
+        eta, growth, last = state.step_size, state.growth, state.last
         if adaptive:
             first = jnp.where(count == 0, value_at(first_step, count), eta).astype(jnp.float32)
-            before = prev_grad
-            if prev_grad is None and loss is not None:
-                before = jax.grad(loss_of(loss, (), False))
-            state = state._replace(step_size=first)
-            eta, growth = lengthened(updates, state, params, scale, before)
+            norms = _changes(updates, params, last, scale, before, fresh=count == 0)
+            eta, growth = _next_step(count, (first, growth), *norms)
+            last = map_leaves(lambda p, old: upcast(p).astype(old.dtype), params, last)
 
         def leaf(g: jax.Array, d: jax.Array, *m: jax.Array) -> tuple[jax.Array, ...]:
             wide = upcast(g)
@@ -246,13 +247,9 @@ def scale_by_oasis(
 
         buffers = (state.momentum,) if has_momentum else ()
         out, *means = unzip(updates, map_leaves(leaf, updates, scale, *buffers), 1 + len(buffers))
-        last = state.last
-        if adaptive:
-            last = map_leaves(lambda p, old: upcast(p).astype(old.dtype), params, state.last)
-        new = ScaleByOasisState(
-            count + 1, held, means[0] if means else None, last, eta, growth, state.key,
-            record(count),
-        )  # fmt: skip
-        return out, new
+        mean = means[0] if means else None
+        return out, ScaleByOasisState(
+            count + 1, held, mean, last, eta, growth, state.key, record(count)
+        )
 
     return Transformation(init_fn, update_fn)

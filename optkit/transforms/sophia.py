@@ -42,6 +42,16 @@ class ScaleBySophiaState(NamedTuple):
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
 
 
+def _divisor(curved: jax.Array, least: Scalar, mode: str) -> jax.Array:
+    return jnp.maximum(curved, 0.0) + least if mode == "add" else jnp.maximum(curved, least)
+
+
+def _clipped(m: jax.Array, under: jax.Array, limit: Scalar) -> tuple[jax.Array, jax.Array]:
+    """Quotients no larger than the limit, and which are smaller: compared before they overflow."""
+    inside = jnp.abs(m) < limit * under
+    return jnp.where(inside, m / under, jnp.sign(m) * limit), inside
+
+
 def _share(inside: PyTree) -> jax.Array:
     """The share of true entries in a tree."""
     leaves = [x for x in jax.tree.leaves(inside) if x.size]
@@ -142,6 +152,7 @@ def scale_by_sophia(
     check_choice("refresh", refresh, ("before", "after"))
     check_choice("eps_mode", eps_mode, ("max", "add"))
     check_seed(key)
+    own = curvature
 
     def record(count: jax.Array) -> dict[str, jax.Array]:
         return recorded(count, b1=b1, b2=b2, gamma=gamma, eps=eps, clip=most)
@@ -151,15 +162,6 @@ def scale_by_sophia(
         m, h = (zeros_like_params(params, state_dtype) for _ in range(2))
         rate = jnp.zeros((), jnp.float32) if monitor else None
         return ScaleBySophiaState(count, m, h, fresh_key(key), rate, record(count))
-
-    def clipped(m: jax.Array, h: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-        least, limit = value_at(eps, count), value_at(most, count)
-        curved = value_at(gamma, count) * upcast(h)
-        add = eps_mode == "add"
-        under = jnp.maximum(curved, 0.0) + least if add else jnp.maximum(curved, least)
-        # Compared before the division, which may overflow.
-        inside = jnp.abs(m) < limit * under
-        return jnp.where(inside, m / under, jnp.sign(m) * limit), inside
 
     def update_fn(
         updates: PyTree,
@@ -174,34 +176,29 @@ def scale_by_sophia(
         check_gradients(updates, params)
         count = state.count
         estimate = choose_estimate("scale_by_sophia", curvature, own, value_fn)
-        due = (count >= first) & ((count - first) % every == 0)
-
-        def refreshed(held: PyTree) -> PyTree:
-            return follow_if_due(
-                due,
-                held,
-                estimate,
-                params,
-                jax.random.fold_in(state.key, count),
-                decay=value_at(b2, count),
-                like=updates,
-                name="scale_by_sophia",
-            )
-
-        b = value_at(b1, count)
+        held = follow_if_due(
+            (count >= first) & ((count - first) % every == 0),
+            state.curvature,
+            estimate,
+            params,
+            jax.random.fold_in(state.key, count),
+            decay=value_at(b2, count),
+            like=updates,
+            name="scale_by_sophia",
+        )
+        acting = held if refresh == "before" else state.curvature
+        b, share, least = value_at(b1, count), value_at(gamma, count), value_at(eps, count)
         weight: Scalar = debias(b, count + 1) if debias_momentum else 1.0
-        h = refreshed(state.curvature) if refresh == "before" else state.curvature
+        limit = value_at(most, count)
 
         def leaf(g: jax.Array, m: jax.Array, h: jax.Array) -> tuple[jax.Array, ...]:
             new = b * upcast(m) + (1.0 - b) * upcast(g)
-            u, inside = clipped(new / weight, h, count)
+            under = _divisor(share * upcast(h), least, eps_mode)
+            u, inside = _clipped(new / weight, under, limit)
             return u.astype(g.dtype), new.astype(m.dtype), inside
 
-        out, momentum, inside = unzip(updates, map_leaves(leaf, updates, state.momentum, h), 3)
-        h = refreshed(h) if refresh == "after" else h
+        out, momentum, inside = unzip(updates, map_leaves(leaf, updates, state.momentum, acting), 3)
         rate = _share(inside) if monitor else None
-        new = ScaleBySophiaState(count + 1, momentum, h, state.key, rate, record(count))
-        return out, new
+        return out, ScaleBySophiaState(count + 1, momentum, held, state.key, rate, record(count))
 
-    own = curvature
     return Transformation(init_fn, update_fn)
