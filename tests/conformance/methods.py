@@ -149,6 +149,8 @@ BASES: dict[str, Callable[[], optax.GradientTransformation]] = {
     "matrix": lambda: optkit.muon(RATE),
     "optax": lambda: optax.adam(RATE),
 }
+# Their inner transformation points along the gradient, as no whole optimizer does.
+TAKE_DIRECTIONS = ("cautious", "sign_from_grad")
 TRACES: collections.Counter = collections.Counter()
 
 
@@ -164,6 +166,12 @@ def step(tx: optax.GradientTransformation, state: Any, params: Any, grads: Any) 
 def update(tx: optax.GradientTransformation, grads: Any, state: Any, params: Any) -> tuple:
     """One compiled update that donates nothing."""
     return tx.update(grads, state, params)
+
+
+@functools.cache
+def turned_round(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same object for the same optimizer, so that what is built around it is cached too."""
+    return optax.chain(tx, optax.scale(-1.0))
 
 
 def takes_schedule(parameter: inspect.Parameter) -> bool:
@@ -214,6 +222,8 @@ class Method:
             given.setdefault("learning_rate", RATE)
         if self.entry.kind != "wrapper":
             return self.entry.factory(**given)
+        if self.entry.name in TAKE_DIRECTIONS:
+            inner = turned_round(inner)
         if "transformations" in self.hyperparameters:
             given.setdefault("transformations", {"inner": inner, "other": inner})
             given.setdefault("rules", [("bias", "other"), ("**", "inner")])
