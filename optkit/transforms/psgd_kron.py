@@ -31,7 +31,7 @@ from optkit.tree import (
     upcast,
     zeros_like_params,
 )
-from optkit.tree.sharding import place_like
+from optkit.tree.sharding import place_factor, place_like
 
 FACTOR_BYTES = StateBytes(4, lambda m, n: 4 * (m * m + n * n), "4 (rows^2 + columns^2)")
 
@@ -220,7 +220,9 @@ def scale_by_psgd_kron(
         def fit(wide: PyTree, tensors: Any, old: Any) -> Any:
             source = tensors if momentum_into_precond_update else layout.split(wide)
             drawn = layout.split(normal_like(wide, state.key, state.count, probes))
-            drawn = [place_like(v, x) for v, x in zip(drawn, source, strict=True)]
+            # Spread as factors before they lie as the gradient does: the numbers of all leaves
+            # are drawn together, and each leaf's would travel by themselves.
+            drawn = [place_like(place_factor(v, x), x) for v, x in zip(drawn, source, strict=True)]
             coin = balance
             if coin is None:
                 coined = jax.random.fold_in(jax.random.fold_in(state.key, state.count), 1)

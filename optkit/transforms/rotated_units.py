@@ -15,7 +15,7 @@ from optkit.transforms.hyperparams import check_choice
 from optkit.transforms.low_rank.inner import LINEAR_NAMES, SQUARE_NAMES
 from optkit.transforms.tensor_groups import map_tensors
 from optkit.tree import AxisView, MatrixFunction, PyTree, map_groups, match_state, upcast
-from optkit.tree.sharding import place_like
+from optkit.tree.sharding import place_factor, place_like
 
 Move = Literal["rotate", "permute", "keep"]
 Factors = list[tuple[jax.Array, ...]]  # of each leaf, one array an axis that has a factor
@@ -227,12 +227,12 @@ def refresh_units(
         return fresh, jnp.matmul(fresh.mT, q, precision=plan.precision), order, good
 
     work = MatrixFunction(step, spread=True)
-    for q, turn, order, good in map_groups(
-        work, list(statistics), list(basis), group_bytes=plan.group_bytes
-    ):
+    done = map_groups(work, list(statistics), list(basis), group_bytes=plan.group_bytes)
+    for was, (q, turn, order, good) in zip(basis, done, strict=True):
         new.append(q)
-        turns.append(turn)
-        orders.append(order)
+        # Or each is moved by itself from where the work was done.
+        turns.append(place_factor(turn, was))
+        orders.append(place_factor(order, was))
         failed += jnp.sum(~good).astype(jnp.int32)
     out = dict(held)
     for move, parts in (("rotate", turns), ("permute", orders)):

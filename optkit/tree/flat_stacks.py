@@ -182,11 +182,12 @@ class _Stack:
         wire = self.function.wire or columns[0][0].dtype
         first = [self._widened(own[0].astype(wire)) for own in columns]
         stacks = [_join(first), *(_join(each) for each in list(zip(*columns, strict=True))[1:])]
-        if not self.spread.explicit and not self.function.spread:
+        if not self.spread.explicit:
             # Or the compiler splits statistics by rows before it stacks them, and exchanges each.
+            # Factors lie spread already, a matrix a layer.
             stacks[1:] = [
                 x
-                if x.shape == stacks[0].shape
+                if x.shape == stacks[0].shape or (self.function.spread and x.ndim == 3)
                 else place(x, self.spread.mesh, PartitionSpec(*(None,) * x.ndim))
                 for x in stacks[1:]
             ]

@@ -68,11 +68,11 @@ STEP = {
     # Norms of gradients, updates and weights, and products with a vector.
     **_of("diagnose", all_reduce=5),
     # Matrices, probes and factors where these are fitted; matrices and factors for the update.
-    **_of("psgd_kron scale_by_psgd_kron", all_to_all=12, all_gather=4),
+    **_of("psgd_kron scale_by_psgd_kron", all_to_all=13, all_gather=4),
     # Gradients, directions, statistics and bases; what a refresh turns or orders, for each side.
-    **_of("soap", all_to_all=32, all_gather=12),
+    **_of("soap", all_to_all=35, all_gather=11),
     # And parameters, since what it is put around decays them.
-    **_of("in_rotated_basis", all_to_all=38, all_gather=12),
+    **_of("in_rotated_basis", all_to_all=41, all_gather=11),
     # Gradients, directions, factors and roots; a maximum and a sum for the norms of all layers;
     # layers whose roots have a turn each, on all devices.
     **_of("shampoo", all_to_all=13, all_gather=17, all_reduce=2),

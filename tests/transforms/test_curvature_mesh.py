@@ -51,7 +51,7 @@ def test_no_replica_repeats_the_work_of_another(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_more_layers_need_no_more_exchanges() -> None:
-    # SOAP's and PSGD's grow with the layers: what they turn is moved leaf by leaf.
-    few, many = (collectives(compiled("shampoo", DEVICES * k, spread=True)[0]) for k in (1, 2))
+@pytest.mark.parametrize("name", METHODS)
+def test_more_layers_need_no_more_exchanges(name: str) -> None:
+    few, many = (collectives(compiled(name, DEVICES * k, spread=True)[0]) for k in (1, 2))
     assert few == many
