@@ -1,7 +1,8 @@
 """Inverse factors of layers: which leaves are layers, how factors follow, what they do."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -49,22 +50,40 @@ class _Layer(NamedTuple):
     view: MatrixView
 
 
-class LayerInverses(NamedTuple):
-    """The rules by which inverse factors of layers follow statistics, and precondition."""
+@dataclass(frozen=True, kw_only=True)
+class LayerInverses:
+    """The rules by which inverse factors of layers follow statistics, and precondition.
 
-    mode: RankOneMode
-    decay: ScalarOrSchedule
-    every: int
-    warmup_steps: int
-    clip: float
-    threshold: float
-    blend: float | None
-    restore_norm: RestoreNorm
-    layers: Selector
-    bias: Bias
-    dims: Dims
-    roles: tuple[RuleLike, ...]
-    state_dtype: Any
+    The options are those of ``mkor``.
+    """
+
+    mode: RankOneMode = "code"
+    decay: ScalarOrSchedule = 0.95
+    every: int = 10
+    warmup_steps: int = 0
+    clip: float = 100.0
+    threshold: float = 2.0
+    blend: float | None = None
+    restore_norm: RestoreNorm = "sum"
+    layers: Selector = LAYERS
+    bias: Bias = "bias"
+    dims: Dims = None
+    roles: Sequence[RuleLike] = ()
+    state_dtype: Any = None
+
+    def __post_init__(self) -> None:
+        """Raises unless the options are in range."""
+        check_choice("mode", self.mode, get_args(RankOneMode))
+        check_choice("restore_norm", self.restore_norm, get_args(RestoreNorm))
+        check_number("decay", self.decay, low=1e-6, high=1.0)
+        check_static_int("every", self.every)
+        check_static_int("warmup_steps", self.warmup_steps, low=0)
+        for name, value in (("clip", self.clip), ("threshold", self.threshold)):
+            check_static_number(name, value)
+            check_number(name, value, low=1e-30, infinite=True)
+        if self.blend is not None:
+            check_static_number("blend", self.blend)
+            check_number("blend", self.blend, low=0.0, high=1.0)
 
     def find(self, tree: PyTree) -> list[_Layer]:
         """Returns the layers of a tree, their biases and how their kernels are matrices."""
@@ -263,37 +282,3 @@ def _means(statistics: Any, layers: list[_Layer]) -> dict[str, LayerMeans]:
             )
         out[layer.path] = LayerMeans(a, d)
     return out
-
-
-def build_rules(
-    *,
-    mode: RankOneMode = "code",
-    decay: ScalarOrSchedule = 0.95,
-    every: int = 10,
-    warmup_steps: int = 0,
-    clip: float = 100.0,
-    threshold: float = 2.0,
-    blend: float | None = None,
-    restore_norm: RestoreNorm = "sum",
-    layers: Selector = LAYERS,
-    bias: Bias = "bias",
-    dims: Dims = None,
-    roles: Sequence[RuleLike] = (),
-    state_dtype: Any = None,
-) -> LayerInverses:
-    """Checks the options of ``mkor``."""
-    check_choice("mode", mode, ("code", "exact", "paper"))
-    check_choice("restore_norm", restore_norm, ("sum", "layer", "none"))
-    check_number("decay", decay, low=1e-6, high=1.0)
-    check_static_int("every", every)
-    check_static_int("warmup_steps", warmup_steps, low=0)
-    for name, value in (("clip", clip), ("threshold", threshold)):
-        check_static_number(name, value)
-        check_number(name, value, low=1e-30, infinite=True)
-    if blend is not None:
-        check_static_number("blend", blend)
-        check_number("blend", blend, low=0.0, high=1.0)
-    return LayerInverses(
-        mode, decay, every, warmup_steps, clip, threshold, blend, restore_norm, layers, bias,
-        dims, tuple(roles), state_dtype,
-    )  # fmt: skip

@@ -32,7 +32,6 @@ from optkit.transforms.layer_inverses import (
     Bias,
     LayerInverses,
     RestoreNorm,
-    build_rules,
 )
 from optkit.transforms.noise import Key, check_seed, fresh_key
 from optkit.tree import Dims, PyTree, RuleLike, Selector
@@ -71,7 +70,7 @@ def mkor_core(
     **options: Any,
 ) -> Transformation:
     """``mkor`` whose update takes ``active`` too: whether factors follow and precondition."""
-    rules: LayerInverses = build_rules(**options)
+    rules = LayerInverses(**options)
     check_seed(key)
     own, inner = statistics, check_transformation("inner", inner)
 
@@ -86,7 +85,7 @@ def mkor_core(
         params: PyTree | None = None,
         *,
         statistics: Any = None,
-        active: jax.Array | None = None,
+        active: jax.Array | bool = True,
         **extra_args: Any,
     ) -> tuple[PyTree, MkorState]:
         check_gradients(updates, params)
@@ -101,17 +100,13 @@ def mkor_core(
 
         moved = updates
         if jax.tree.leaves(state.right):
-            due = rules.due(count)
-            due = due if active is None else due & active
+            due = rules.due(count) & active
             trees = rules.place(branch(due, refreshed, lambda trees: trees, trees), updates)
 
             def preconditioned(g: PyTree) -> PyTree:
                 return rules.precondition(g, trees[0], trees[1])
 
-            if active is None:
-                moved = preconditioned(updates)
-            else:
-                moved = branch(active, preconditioned, lambda g: g, updates)
+            moved = branch(active, preconditioned, lambda g: g, updates)
         out, inner_state = update_inner(inner, moved, state.inner, params, extra_args)
         new = recorded(count, decay=rules.decay)
         return out, MkorState(count + 1, *trees, state.key, inner_state, new)
