@@ -16,6 +16,7 @@ from benchmarks.common import table, versions
 from optkit import tasks
 from optkit.tasks.bytelm import windows
 from optkit.tasks.corpus import standard_library
+from optkit.transforms.schedule_free import evaluation_params
 
 Batch = Any
 Params = Any
@@ -135,7 +136,10 @@ class Curves:
 
 
 class Trainer:
-    """Trains one method at any rate and seed with a single compilation."""
+    """Trains one method at any rate and seed with a single compilation.
+
+    Losses are those of the weights for use: of a schedule-free run, of its average.
+    """
 
     def __init__(
         self,
@@ -172,7 +176,8 @@ class Trainer:
             def stretch(carry: Any, batches: Batch) -> tuple[Any, Any]:
                 (state, params), _ = jax.lax.scan(step, carry, batches)
                 extra = probe(state, params) if probe else {}
-                return (state, params), (problem.loss(params, problem.held_out), extra)
+                judged = evaluation_params(state, params)
+                return (state, params), (problem.loss(judged, problem.held_out), extra)
 
             parts = jax.tree.map(lambda x: x.reshape(evaluations, -1, *x.shape[1:]), batches)
             return jax.lax.scan(stretch, (tx.init(params), params), parts)[1]

@@ -11,7 +11,6 @@ import numpy as np
 
 import optkit
 from benchmarks.claims.engine import (
-    SEARCH,
     Curves,
     Outcome,
     Setting,
@@ -29,23 +28,19 @@ WITHIN = 1.01  # of the cosine's loss
 
 
 def free_run(problem: Any, steps: int, lengths: int, warmup: int, setting: Setting) -> Curves:
-    """Returns the run at the rate whose average is best; evaluated at y, with x as a probe."""
+    """Returns the run at the rate whose average is best; evaluated at x, with y as a probe."""
 
     def probe(state: Any, params: Any) -> dict[str, Any]:
-        average = optkit.schedule_free_eval_params(state, params)
-        return {"average": problem.loss(average, problem.held_out)}
+        del state
+        return {"y": problem.loss(params, problem.held_out)}
 
-    trainer = Trainer(
+    return Trainer(
         problem,
         lambda rate: optkit.schedule_free_adamw(rate, b1=0.95, warmup_steps=warmup),
         steps=steps,
         evaluations=lengths,
         probe=probe,
-    )
-    rates = FREE_RATES[: setting.pick(None, 1)]
-    found = [trainer.curves([rate], SEARCH).probes["average"][0, 0, -1] for rate in rates]
-    best = rates[int(np.nanargmin(np.where(np.isfinite(found), found, np.inf)))]
-    return trainer.curves([best], setting.seeds)
+    ).tuned(FREE_RATES[: setting.pick(None, 1)], setting)
 
 
 def experiment(setting: Setting) -> Outcome:
@@ -59,14 +54,14 @@ def experiment(setting: Setting) -> Outcome:
         course = schedules.cosine(1.0, steps, warmup=warmup, final=0.1, skip_zero=True)
         trainer = Trainer(problem, following(course), steps=steps, evaluations=1)
         tuned = trainer.tuned(COSINE_RATES[: setting.pick(None, 1)], setting)
-        cosine, average = tuned.held_out[0, :, -1], free.probes["average"][0, :, index]
+        cosine, average = tuned.held_out[0, :, -1], free.held_out[0, :, index]
         ratios.append(float(average.mean() / cosine.mean()))
         rows.append(
             (
                 str(steps),
                 f"{number(free.rates[0])}, {number(tuned.rates[0])}",
                 spread(average / np.log(2)),
-                spread(free.held_out[0, :, index] / np.log(2)),
+                spread(free.probes["y"][0, :, index] / np.log(2)),
                 spread(cosine / np.log(2)),
                 f"{ratios[-1]:.4f}",
             )
