@@ -1,6 +1,7 @@
 """optkit: the optimizers of the last years as parts that snap into any Optax chain."""
 
 from optkit import (
+    aggregate,
     aot,
     catalogue,
     codecs,
@@ -8,6 +9,7 @@ from optkit import (
     distributed,
     evolution,
     fast_weights,
+    federated,
     kernels,
     linalg,
     lora,
@@ -62,6 +64,7 @@ from optkit.evolution import (
 from optkit.evolution.integer import egg
 from optkit.evolution.search import cma_es, sep_cma_es, xnes
 from optkit.fast_weights import lact
+from optkit.federated import federated_round, server_step
 from optkit.linalg import decayed_mask
 from optkit.lora import adalora, scale_by_lora_pro
 from optkit.masks import update_mask
@@ -305,6 +308,7 @@ __all__ = [
     "adamw_kahan",
     "adaptive_memory",
     "add_masked_decay",
+    "aggregate",
     "alignment_brake",
     "altlora",
     "altlora_plus",
@@ -369,6 +373,8 @@ __all__ = [
     "export_state",
     "extrapolate",
     "fast_weights",
+    "federated",
+    "federated_round",
     "fira",
     "freeze",
     "frugal",
@@ -506,6 +512,7 @@ __all__ = [
     "scion_init",
     "select_submatrix",
     "sep_cma_es",
+    "server_step",
     "sgdp",
     "sgld",
     "shampoo",

@@ -108,7 +108,9 @@ def list_methods(
     ] = "*",
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only methods with this tag.")] = None,
-    kind: Annotated[str | None, typer.Option(help="recipe, part, wrapper or strategy.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="recipe, part, wrapper, strategy or aggregate.")
+    ] = None,
 ) -> None:
     """List the catalogued methods."""
     everything = optkit.catalogue.entries()

@@ -1,0 +1,137 @@
+"""The server's side of a round: an aggregate feeds any optimizer as a gradient does."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optkit.aggregate import Aggregate, Aggregated
+from optkit.transforms.base import Transformation, check_transformation
+from optkit.tree import PyTree
+
+
+class ServerState(NamedTuple):
+    """State of a ``Server``."""
+
+    aggregate: PyTree
+    optimizer: PyTree
+    rounds: jax.Array  # int32 scalar, those that moved
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Server:
+    """What ``optkit.server_step`` returns.
+
+    Attributes:
+      aggregate: its aggregate.
+      optimizer: its optimizer.
+    """
+
+    aggregate: Aggregate
+    optimizer: Transformation
+
+    def init(self, params: PyTree, clients: int) -> ServerState:
+        """Returns the state before the first round.
+
+        Args:
+          params: the server's parameters.
+          clients: how many clients there are in all.
+
+        Returns:
+          ``ServerState``.
+        """
+        state = self.aggregate.init(params, clients)
+        return ServerState(state, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def step(
+        self,
+        params: PyTree,
+        state: ServerState,
+        displacement: PyTree,
+        *,
+        client: Any = None,
+        weight: Any = None,
+        present: Any = None,
+    ) -> tuple[PyTree, ServerState]:
+        """Moves the parameters by what clients report; jit it.
+
+        Args:
+          params: the server's parameters.
+          state: ``ServerState``.
+          displacement: tree of arrays (C, ...), where clients started minus where they ended.
+          client: int (C,), who they are.
+          weight: (C,).
+          present: bool (C,).
+
+        Returns:
+          New parameters and state.
+        """
+        out = self.aggregate.apply(
+            displacement, state.aggregate, client=client, weight=weight, present=present
+        )
+        return self.move(params, state, out)
+
+    def move(
+        self, params: PyTree, state: ServerState, out: Aggregated
+    ) -> tuple[PyTree, ServerState]:
+        """Steps along what an aggregate gave; nothing but its memory changes in an empty round.
+
+        Args:
+          params: the server's parameters.
+          state: ``ServerState``.
+          out: the round.
+
+        Returns:
+          New parameters and state.
+        """
+
+        def moved() -> tuple[PyTree, PyTree]:
+            updates, optimizer = self.optimizer.update(out.direction, state.optimizer, params)
+            return optax.apply_updates(params, updates), optimizer
+
+        params, optimizer = lax.cond(out.moved, moved, lambda: (params, state.optimizer))
+        return params, ServerState(out.state, optimizer, state.rounds + out.moved)
+
+
+def server_step(aggregate: Aggregate, tx: optax.GradientTransformation) -> Server:
+    """Makes a server of an aggregate and any optimizer, to which it is a gradient.
+
+    1. ``D = aggregate(what clients report)``; a round without reports ends here.
+    2. ``x <- x + tx(D)``.
+
+    ``optax.sgd(1.0)`` after ``aggregate.mean()`` is FedAvg, ``optax.sgd(1.0, momentum=0.9)``
+    FedAvgM, ``optax.adam(0.1, 0.9, 0.99, eps=1e-3)`` FedAdam with Adam's correction of its bias
+    (``optkit.fedopt`` has the paper's and Flower's forms).
+
+    Args:
+      aggregate: of ``optkit.aggregate``.
+      tx: an optimizer.
+
+    Returns:
+      An ``optkit.federated.Server``. State bytes: those of both.
+
+    Raises:
+      TypeError: something else in the place of either.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optkit
+      >>> server = optkit.server_step(optkit.aggregate.mean(), optax.sgd(1.0))
+      >>> params = jnp.array([10.0])
+      >>> state = server.init(params, clients=2)
+      >>> ended = jnp.array([[8.0], [6.0]])
+      >>> server.step(params, state, params - ended, weight=[1, 3])[0].tolist()
+      [6.5]
+
+    Reference:
+      Reddi et al., Adaptive Federated Optimization, arXiv 2003.00295.
+    """
+    given: Any = aggregate
+    if not isinstance(given, Aggregate):
+        raise TypeError(
+            f"aggregate={aggregate!r} must be what a factory of optkit.aggregate returns, such as "
+            "optkit.aggregate.mean()"
+        )
+    return Server(aggregate, check_transformation("tx", tx))
