@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from optkit._calls import cached_factory, observed, remembered
 from optkit.spmd import guarded
 
-Kind = Literal["recipe", "part", "wrapper", "strategy", "aggregate"]
+Kind = Literal["recipe", "part", "wrapper", "strategy", "aggregate", "outer"]
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
@@ -92,8 +92,9 @@ class Entry:
       factory: builds the transformation; ``learning_rate`` first for recipes, the inner
         transformation first for wrappers.
       kind: recipe (a whole optimizer), part (a link of a chain), wrapper (takes an inner one),
-        strategy (a first link that is fed with fitnesses instead of gradients) or aggregate (of
-        many clients' directions, in ``optkit.aggregate``).
+        strategy (a first link that is fed with fitnesses instead of gradients), aggregate (of
+        many clients' directions, in ``optkit.aggregate``) or outer (sets the parameters of
+        replicas that work on their own for many steps).
       family: what it is about: matrix, sign, adaptive, accumulator, direction, safety, ...
       paper: its source, None for plumbing.
       state_bytes: bytes per float32 parameter by role, ``"*"`` for the roles not named; a
@@ -172,7 +173,7 @@ def register(
     built anew, the step would compile anew.
 
     Args:
-      kind: recipe, part, wrapper, strategy or aggregate.
+      kind: recipe, part, wrapper, strategy, aggregate or outer.
       family: what it is about.
       state_bytes: bytes per float32 parameter by role.
       chain: its links in one line.
@@ -191,7 +192,7 @@ def register(
         told = kind == "wrapper" and family != "routing"
         if told or kind == "recipe":
             factory = observed(factory, told)
-        if kind not in ("strategy", "aggregate"):
+        if kind not in ("strategy", "aggregate", "outer"):
             factory = guarded(factory)
         if kind == "recipe":
             factory = remembered(factory)
@@ -253,7 +254,7 @@ def entries(
 
     Args:
       pattern: wildcard on the name.
-      kind: recipe, part, wrapper, strategy or aggregate.
+      kind: recipe, part, wrapper, strategy, aggregate or outer.
       family: exact family.
       tag: a tag that must be there.
 

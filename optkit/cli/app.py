@@ -109,7 +109,7 @@ def list_methods(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only methods with this tag.")] = None,
     kind: Annotated[
-        str | None, typer.Option(help="recipe, part, wrapper, strategy or aggregate.")
+        str | None, typer.Option(help="recipe, part, wrapper, strategy, aggregate or outer.")
     ] = None,
 ) -> None:
     """List the catalogued methods."""

@@ -25,7 +25,7 @@ __all__ = [
     "state_text",
 ]
 
-_KINDS = ("recipe", "wrapper", "part", "strategy", "aggregate")
+_KINDS = ("recipe", "wrapper", "part", "strategy", "aggregate", "outer")
 _WIDE = 100  # columns from which on `optkit list` shows the papers
 
 

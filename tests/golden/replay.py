@@ -158,6 +158,7 @@ def replay(file: Path) -> Result:
         cases_namo_mars,
         cases_noise,
         cases_normalized,
+        cases_outer,
         cases_projections,
         cases_q_galore,
         cases_randomized,

@@ -1,0 +1,114 @@
+"""DiLoCo: replicas work on their own, and an optimizer steps along how far they went."""
+
+from typing import Any, NamedTuple
+
+import optax
+
+from optkit.catalogue import register
+from optkit.distributed.workers import AxisName
+from optkit.outer.base import OuterStep, averaging
+from optkit.transforms.base import check_transformation
+from optkit.tree import PyTree
+
+
+class DilocoState(NamedTuple):
+    """State of ``diloco``; common to all replicas but for what ``mean`` keeps of each."""
+
+    anchor: PyTree  # like one replica's parameters, float32 or better
+    optimizer: PyTree  # of the outer optimizer
+    mean: PyTree  # of the transformation that averages; None without
+
+
+def default_outer() -> optax.GradientTransformation:
+    """The paper's outer optimizer: Nesterov's momentum."""
+    return optax.sgd(0.7, momentum=0.9, nesterov=True)
+
+
+@register(
+    kind="outer",
+    family="communication",
+    paper=(
+        "DiLoCo: Distributed Low-Communication Training of Language Models",
+        "2311.08105",
+        2023,
+    ),
+    state_bytes={"*": 8},
+    tags=("local steps", "data parallel", "outer optimizer", "low communication"),
+    chain="mean(x - x_i) > outer_tx > x; x_i <- x",
+)
+def diloco(
+    outer_tx: optax.GradientTransformation | None = None,
+    *,
+    axis_name: AxisName = None,
+    wire_dtype: Any = None,
+    mean: optax.GradientTransformation | None = None,
+) -> OuterStep:
+    """Replicas that meet every few hundred steps: an optimizer steps along how far they went.
+
+    After H steps of its own (``optkit.local_rounds``) by an inner optimizer, whose state is neither
+    read nor changed, each replica has gone from ``x`` to ``x_i``:
+
+    1. ``D = mean(x - x_i)`` over replicas, the one exchange;
+    2. ``x <- x + outer_tx(D)``: an optimizer, to which D is a gradient;
+    3. ``x_i <- x`` for all of them, in their dtype: equal bit for bit.
+
+    ``optax.sgd(1.0)`` for the outer optimizer is federated averaging, ``optax.sgd(lr,
+    momentum=mu)`` the heavy ball that the code of NoLoCo compares with under the name of DiLoCo.
+
+    Call ``step`` by the host every H steps, jitted on its own: ``lax.cond`` in the inner step
+    becomes, under ``jax.vmap``, an exchange at each of them. On a mesh whose axes are of type Auto
+    give ``jax.jit`` the ``out_shardings`` of stacked parameters: nothing else tells the compiler
+    to keep replicas apart.
+
+    Args:
+      outer_tx: any optimizer, of which one state is kept for all replicas; ``optax.sgd(0.7,
+        momentum=0.9, nesterov=True)`` by default.
+      axis_name: the replicas' axis of a mesh or of ``jax.vmap``, for ``init`` and ``step`` of one
+        replica's parameters inside of it (``optkit.on_replicas``). None: parameters are stacked
+        along a leading axis, and one that is sharded is averaged by the compiler's collective.
+      wire_dtype: what displacements are sent in, such as ``"bfloat16"``; their own by default.
+      mean: instead of the plain mean, a transformation that averages over ``axis_name``, such as
+        ``optkit.compressed_mean(codec, axis_name)`` or ``optkit.powersgd_mean(axis_name)``; its
+        errors stay with each replica.
+
+    Returns:
+      An ``optkit.outer.OuterStep``. State bytes: 4 per parameter of one replica for x, those of the
+      outer optimizer (4 by default), and those of ``mean``.
+
+    Raises:
+      TypeError: no optimizer; in init, parameters that are no floats.
+      ValueError: ``mean`` without ``axis_name`` or with ``wire_dtype``; in init and step leading
+        axes that differ, parameters of other shapes.
+      NameError: used outside of its axis.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optkit
+      >>> outer = optkit.diloco(optax.sgd(0.5))
+      >>> params = optkit.replicas(jnp.array([10.0]), 2)
+      >>> state = outer.init(params)
+      >>> worked = jnp.array([[8.0], [4.0]])
+      >>> outer.step(worked, state)[0].tolist()
+      [[8.0], [8.0]]
+
+    Reference:
+      Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models, arXiv
+      2311.08105; compared with PrimeIntellect-ai/OpenDiloco@a5b7236 (train_diloco_torch.py). For
+      parameters of 16 bits x is kept in float32, and a replica starts at x as they can say it.
+    """
+    given = default_outer() if outer_tx is None else outer_tx
+    outer = check_transformation("outer_tx", given)
+    average = averaging("diloco", axis_name, wire_dtype, mean)
+    lanes = average.lanes
+
+    def init(params: PyTree) -> DilocoState:
+        anchor = lanes.first(params)
+        return DilocoState(anchor, outer.init(anchor), average.init(anchor))
+
+    def step(params: PyTree, state: DilocoState) -> tuple[PyTree, DilocoState]:
+        anchor = state.anchor
+        moved, kept = average(lanes.displacement(anchor, params), state.mean, anchor)
+        updates, optimizer = outer.update(moved, state.optimizer, anchor)
+        anchor = optax.apply_updates(anchor, updates)
+        return lanes.lead(anchor, params), DilocoState(anchor, optimizer, kept)
+
+    return OuterStep(init, step)

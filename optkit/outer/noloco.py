@@ -1,0 +1,163 @@
+"""NoLoCo: replicas of which pairs meet, and none waits for all."""
+
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optkit.catalogue import register
+from optkit.distributed.workers import AxisName
+from optkit.outer.base import Lanes, OuterStep, fine
+from optkit.outer.groupings import Grouping, check_grouping, group_mean, groupings, switch
+from optkit.transforms.base import check_same_leaves, prng_key
+from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
+from optkit.tree import PyTree, compute_dtype, upcast
+
+
+class NolocoState(NamedTuple):
+    """State of ``noloco``, of each replica its own; stacked as its parameters are."""
+
+    # Optax's name for it; that tuples have a method `count` does not matter here.
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished outer steps
+    anchor: PyTree  # like params, float32 or better
+    momentum: PyTree  # like it
+
+
+@register(
+    kind="outer",
+    family="communication",
+    paper=(
+        "NoLoCo: No-all-reduce Low Communication Training Method for Large Models",
+        "2506.10911",
+        2025,
+    ),
+    state_bytes={"*": 8},
+    tags=("local steps", "gossip", "outer optimizer", "low communication", "decentralised"),
+    chain="d <- alpha d + beta mean(theta - phi) - gamma (phi - mean(phi)) in pairs; phi += d",
+)
+def noloco(
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.7,
+    gamma: float | None = None,
+    group: int = 2,
+    axis_name: AxisName = None,
+    key: int | jax.Array = 0,
+) -> OuterStep:
+    """Replicas that meet in random pairs every few dozen steps, with no exchange among all.
+
+    Replica i has parameters theta_i, which an inner optimizer has moved for H steps, an anchor
+    phi_i and a momentum d_i. At each outer step replicas are divided into groups; over i's:
+
+    1. ``d_i <- alpha*d_i + beta*mean(theta - phi) - gamma*(phi_i - mean(phi))``;
+    2. ``phi_i <- phi_i + d_i``; ``theta_i <- phi_i``.
+
+    Replicas stay different, and the last term of 1 pulls them together. With gamma = beta it is
+    ``alpha*d_i + beta*(mean(theta) - phi_i)``, and only theta is sent: half as much. Groups of all
+    replicas give DiLoCo with a heavy ball.
+
+    Which of ``optkit.outer.groupings`` it is, is drawn from the key and the number of the step, the
+    same on all replicas. ``step(params, state, groups=...)`` takes one instead, static integers: a
+    program of its own with a single exchange in it. Under ``jax.vmap`` a drawn one costs all of
+    them; there and in tests give groups.
+
+    Stacked along a sharded axis, pairs of a power of 2 of replicas are sent directly; of other
+    numbers and of larger groups the compiler gathers all: give those an ``axis_name``.
+
+    Args:
+      alpha: of the momentum.
+      beta: the outer learning rate.
+      gamma: how hard replicas are pulled together; beta by default, as in the authors' code. The
+        paper bounds it. Not above alpha replicas drift apart, which is warned of; well above 1 they
+        diverge.
+      group: how many meet.
+      axis_name: see ``optkit.diloco``.
+      key: seed or PRNG key of the groups.
+
+    Returns:
+      An ``optkit.outer.OuterStep``, whose ``step`` also takes ``groups=``, indices of replicas
+      (replicas/group, group). State bytes: 8 per parameter of each replica.
+
+    Raises:
+      ValueError: a number out of range; in init and step ``group`` does not divide the replicas,
+        leading axes that differ, groups that are no division of them.
+      NameError: used outside of its axis.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> outer = optkit.noloco(alpha=0.0, beta=0.5)
+      >>> params = optkit.replicas(jnp.zeros(1), 4)
+      >>> state = outer.init(params)
+      >>> worked = jnp.array([[1.0], [2.0], [3.0], [6.0]])
+      >>> params, state = outer.step(worked, state, groups=[(0, 3), (1, 2)])
+      >>> params[:, 0].tolist()
+      [1.75, 1.25, 1.25, 1.75]
+
+    Reference:
+      Kolehmainen et al., NoLoCo, arXiv 2506.10911; gensyn-ai/noloco@a1b4a42
+      (sparse_optimizer_c.py), which has gamma = beta and sends anchors too, and draws any
+      permutation. The paper's own form of the last term and its bounds on gamma are not compared.
+      For parameters of 16 bits the anchor's finer digits are sent with them, in float32.
+    """
+    lanes = Lanes(axis_name, "noloco")
+    pull = beta if gamma is None else gamma
+    for name, value in (("alpha", alpha), ("beta", beta), ("gamma", pull)):
+        check_static_number(name, value)
+        check_number(name, value, low=0.0)
+    check_static_int("group", group, low=2)
+    if alpha >= pull:
+        warnings.warn(
+            f"noloco with alpha={alpha} and gamma={pull}: the momentum outweighs what pulls "
+            "replicas together, and they drift apart; give a larger gamma or a smaller alpha",
+            stacklevel=4,
+        )
+    first = prng_key(key)
+
+    def init(params: PyTree) -> NolocoState:
+        groupings(lanes.count(params), group)  # or it would fail after the first round
+        anchor = jax.tree.map(fine, params)
+        momentum = jax.tree.map(lambda p: jnp.zeros_like(p, compute_dtype(p)), params)
+        return NolocoState(jnp.zeros((), jnp.int32), anchor, momentum)
+
+    def in_group(params: PyTree, state: NolocoState, grouping: Grouping) -> PyTree:
+        def there(a: jax.Array, p: jax.Array) -> jax.Array:
+            held = compute_dtype(p) == p.dtype
+            return p if held else a + (upcast(p) - upcast(a.astype(p.dtype)))
+
+        theta = jax.tree.map(there, state.anchor, params)
+        if pull == beta:
+            return jax.tree.map(
+                lambda d, t, a: alpha * d + beta * (t - a),
+                state.momentum,
+                group_mean(theta, grouping, lanes),
+                state.anchor,
+            )
+        moved = jax.tree.map(lambda t, a: t - a, theta, state.anchor)
+        moved, centre = group_mean((moved, state.anchor), grouping, lanes)
+        return jax.tree.map(
+            lambda d, m, a, c: alpha * d + beta * m - pull * (a - c),
+            state.momentum,
+            moved,
+            state.anchor,
+            centre,
+        )
+
+    def step(
+        params: PyTree, state: NolocoState, groups: Iterable[Iterable[int]] | None = None
+    ) -> tuple[PyTree, NolocoState]:
+        count = lanes.count(params)
+        check_same_leaves(params, state.anchor, "state", shapes=True)
+        if groups is None:
+            ways = groupings(count, group)
+            drawn = jax.random.randint(jax.random.fold_in(first, state.count), (), 0, len(ways))
+        else:
+            ways, drawn = (check_grouping(groups, count),), state.count
+        momentum = switch(drawn, [partial(in_group, params, state, way) for way in ways])
+        anchor = jax.tree.map(jnp.add, state.anchor, momentum)
+        out = jax.tree.map(lambda a, p: a.astype(p.dtype), anchor, params)
+        return out, NolocoState(state.count + 1, anchor, momentum)
+
+    return OuterStep(init, step)
