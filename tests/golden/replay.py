@@ -163,6 +163,7 @@ def replay(file: Path) -> Result:
         cases_q_galore,
         cases_randomized,
         cases_rank_one,
+        cases_robust,
         cases_schedules,
         cases_shampoo,
         cases_sparse,
