@@ -16,6 +16,7 @@ from optkit import (
     masks,
     monitoring,
     outer,
+    privacy,
     schedules,
     transfer,
     transforms,
@@ -65,7 +66,13 @@ from optkit.evolution import (
 from optkit.evolution.integer import egg
 from optkit.evolution.search import cma_es, sep_cma_es, xnes
 from optkit.fast_weights import lact
-from optkit.federated import federated_round, server_step
+from optkit.federated import (
+    async_schedule,
+    async_weights,
+    convert_stale,
+    federated_round,
+    server_step,
+)
 from optkit.linalg import decayed_mask
 from optkit.lora import adalora, scale_by_lora_pro
 from optkit.masks import update_mask
@@ -331,6 +338,8 @@ __all__ = [
     "apply_delta_fixed",
     "ars",
     "ask_tell",
+    "async_schedule",
+    "async_weights",
     "auon",
     "averaged_params",
     "badam",
@@ -352,6 +361,7 @@ __all__ = [
     "codecs",
     "compressed_mean",
     "conducive_gradient",
+    "convert_stale",
     "curvature",
     "cwd_adamw",
     "cwd_lion",
@@ -476,6 +486,7 @@ __all__ = [
     "powersgd_mean",
     "predict_weights",
     "preflight",
+    "privacy",
     "project_away",
     "project_radial",
     "project_to_norm",

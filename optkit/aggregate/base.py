@@ -24,12 +24,15 @@ class Reports(NamedTuple):
       client: int32 (C,), who they are, from 0.
       weight: float32 (C,), such as their numbers of examples.
       present: bool (C,); what stands in the place of an absent one is not read.
+      staleness: int32 (C,), how many rounds ago they were sent the parameters they started from;
+        None for 0.
     """
 
     displacement: PyTree
     client: jax.Array
     weight: jax.Array
     present: jax.Array
+    staleness: jax.Array | None = None
 
 
 class Aggregated(NamedTuple):
@@ -83,6 +86,7 @@ class Aggregate:
         client: Any = None,
         weight: Any = None,
         present: Any = None,
+        staleness: Any = None,
     ) -> Aggregated:
         """Returns the direction of a round.
 
@@ -92,6 +96,7 @@ class Aggregate:
           client: int (C,), who they are; 0, 1, ... by default.
           weight: (C,) of any positive scale; equal by default.
           present: bool (C,); all by default.
+          staleness: int (C,), by how many rounds reports are late; 0 by default.
 
         Returns:
           ``Aggregated``.
@@ -99,11 +104,15 @@ class Aggregate:
         Raises:
           ValueError: leading axes that differ; names the leaf.
         """
-        return self.combine(state, reports(displacement, client, weight, present))
+        return self.combine(state, reports(displacement, client, weight, present, staleness))
 
 
 def reports(
-    displacement: PyTree, client: Any = None, weight: Any = None, present: Any = None
+    displacement: PyTree,
+    client: Any = None,
+    weight: Any = None,
+    present: Any = None,
+    staleness: Any = None,
 ) -> Reports:
     """Fills up what was not given, or raises ValueError where leading axes differ."""
     named = leaves_with_paths(displacement)
@@ -121,8 +130,14 @@ def reports(
         "client": jnp.arange(count, dtype=jnp.int32) if client is None else client,
         "weight": jnp.ones(count, jnp.float32) if weight is None else weight,
         "present": jnp.ones(count, bool) if present is None else present,
+        "staleness": jnp.zeros(count, jnp.int32) if staleness is None else staleness,
     }
-    kinds = {"client": jnp.int32, "weight": jnp.float32, "present": jnp.bool_}
+    kinds = {
+        "client": jnp.int32,
+        "weight": jnp.float32,
+        "present": jnp.bool_,
+        "staleness": jnp.int32,
+    }
     arrays = {name: jnp.asarray(value, kinds[name]) for name, value in filled.items()}
     for name, value in arrays.items():
         if value.shape != (count,):
@@ -197,8 +212,8 @@ def as_transform(aggregate: Aggregate, clients: int) -> Transformation:
       clients: how many there are, for its memory.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs``; ``update`` takes ``client``, ``weight`` and
-      ``present`` (see ``Aggregate.apply``). State bytes: those of the aggregate.
+      An ``optax.GradientTransformationExtraArgs``; ``update`` takes ``client``, ``weight``,
+      ``present`` and ``staleness`` (see ``Aggregate.apply``). State bytes: those of the aggregate.
 
     Example:
       >>> import jax.numpy as jnp, optax, optkit
@@ -217,10 +232,12 @@ def as_transform(aggregate: Aggregate, clients: int) -> Transformation:
         client: Any = None,
         weight: Any = None,
         present: Any = None,
+        staleness: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PyTree]:
         del params, extra_args
-        out = aggregate.apply(updates, state, client=client, weight=weight, present=present)
+        given = {"client": client, "weight": weight, "present": present, "staleness": staleness}
+        out = aggregate.apply(updates, state, **given)
         zeroed = jax.tree.map(lambda d: jnp.where(out.moved, d, 0.0), out.direction)
         return zeroed, out.state
 

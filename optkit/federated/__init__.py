@@ -1,6 +1,40 @@
 """Federated training: servers, whole rounds of clients, and what asynchrony asks for."""
 
+from optkit.aggregate.staleness import (
+    constant_staleness,
+    exponential_staleness,
+    polynomial_staleness,
+    threshold_staleness,
+)
+from optkit.federated.asynchrony import (
+    ParamsHistory,
+    convert_stale,
+    dc_asgd,
+    keep_params,
+    push_params,
+    stale_params,
+)
 from optkit.federated.rounds import RoundInfo, federated_round
 from optkit.federated.server import Server, ServerState, server_step
+from optkit.federated.timing import AsyncSchedule, async_schedule, async_weights
 
-__all__ = ["RoundInfo", "Server", "ServerState", "federated_round", "server_step"]
+__all__ = [
+    "AsyncSchedule",
+    "ParamsHistory",
+    "RoundInfo",
+    "Server",
+    "ServerState",
+    "async_schedule",
+    "async_weights",
+    "constant_staleness",
+    "convert_stale",
+    "dc_asgd",
+    "exponential_staleness",
+    "federated_round",
+    "keep_params",
+    "polynomial_staleness",
+    "push_params",
+    "server_step",
+    "stale_params",
+    "threshold_staleness",
+]

@@ -56,8 +56,8 @@ def federated_round(
       has_aux: see ``local``.
 
     Returns:
-      A function ``(params, state, data, *, client=None, weight=None, present=None) -> (params,
-      state, RoundInfo)``, data with a leading axis of clients, the others as in
+      A function ``(params, state, data, *, client=None, weight=None, present=None, staleness=None)
+      -> (params, state, RoundInfo)``, data with a leading axis of clients, the others as in
       ``Aggregate.apply``. Memory: ``chunk`` displacements and the aggregate's state, or all
       displacements where its ``fold`` is None.
 
@@ -97,8 +97,11 @@ def federated_round(
         client: Any = None,
         weight: Any = None,
         present: Any = None,
+        staleness: Any = None,
     ) -> tuple[PyTree, ServerState, RoundInfo]:
-        given = reports(data, client, weight, present)  # the leading axes, and what is missing
+        given = reports(
+            data, client, weight, present, staleness
+        )  # the leading axes, and what is missing
         count = given.client.shape[0]
         at_once = count if chunk is None else min(chunk, count)
         parts = jax.tree.map(lambda x: _chunks(x, at_once), given)

@@ -55,6 +55,7 @@ class Server:
         client: Any = None,
         weight: Any = None,
         present: Any = None,
+        staleness: Any = None,
     ) -> tuple[PyTree, ServerState]:
         """Moves the parameters by what clients report; jit it.
 
@@ -65,14 +66,15 @@ class Server:
           client: int (C,), who they are.
           weight: (C,).
           present: bool (C,).
+          staleness: int (C,), by how many rounds reports are late.
 
         Returns:
           New parameters and state.
         """
-        out = self.aggregate.apply(
-            displacement, state.aggregate, client=client, weight=weight, present=present
+        given = {"client": client, "weight": weight, "present": present, "staleness": staleness}
+        return self.move(
+            params, state, self.aggregate.apply(displacement, state.aggregate, **given)
         )
-        return self.move(params, state, out)
 
     def move(
         self, params: PyTree, state: ServerState, out: Aggregated
@@ -122,7 +124,7 @@ def server_step(aggregate: Aggregate, tx: optax.GradientTransformation) -> Serve
       >>> params = jnp.array([10.0])
       >>> state = server.init(params, clients=2)
       >>> ended = jnp.array([[8.0], [6.0]])
-      >>> server.step(params, state, params - ended, weight=[1, 3])[0].tolist()
+      >>> server.step(params, state, params[None] - ended, weight=[1, 3])[0].tolist()
       [6.5]
 
     Reference:

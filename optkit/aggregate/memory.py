@@ -1,0 +1,293 @@
+"""Aggregates that remember what each client sent last, for the rounds in which it is away."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optkit.aggregate.base import (
+    Aggregate,
+    Aggregated,
+    Fold,
+    Reports,
+    folded,
+    over_clients,
+    ratio,
+    weighted_sum,
+    zeros_for,
+)
+from optkit.aggregate.participation import (
+    Attendance,
+    Numbers,
+    Participation,
+    anyone,
+    attended,
+    check_longest,
+    fresh_attendance,
+    mark,
+    nobody,
+    own_numbers,
+    per_client,
+    probabilities,
+    rows_of,
+    shares_of,
+    unwrap,
+    wrap,
+)
+from optkit.catalogue import register
+from optkit.distributed.workers import AxisName, as_varying, check_axis_name
+from optkit.transforms.hyperparams import check_choice, check_number, check_static_number
+from optkit.tree import PyTree, accumulator_dtype
+from optkit.tree.sharding import history_spec, zeros_beside
+
+Form = Literal["unbiased", "participants"]
+
+
+class MemoryState(NamedTuple):
+    """State of ``fedvarp`` and ``fedstale``.
+
+    With ``axis_name`` both are those of the clients of a device, in an ``optkit.PerWorker``.
+    """
+
+    last: PyTree  # arrays (N, ...), float32: what each client sent last, at first zeros
+    attendance: Attendance | None  # None where probabilities are known
+
+
+class _Round(NamedTuple):
+    total: PyTree
+    weight: jax.Array
+    recalled: PyTree
+    last: PyTree
+    attendance: Attendance | None
+    seen: jax.Array
+
+
+def zeros_of_all(params: PyTree, clients: int) -> PyTree:
+    """Returns zeros (clients, ...) for each parameter."""
+
+    def leaf(p: Any) -> jax.Array:
+        shape = (clients, *jnp.shape(p))
+        return zeros_beside(p, shape, accumulator_dtype(p), lambda *known: history_spec(known[2]))
+
+    return jax.tree.map(leaf, params)
+
+
+def written(last: PyTree, given: Reports) -> PyTree:
+    """Returns the memory with what the present sent."""
+    rows = rows_of(given, count_rows(last))
+    return jax.tree.map(
+        lambda h, d: h.at[rows].set(d.astype(h.dtype), mode="drop"), last, given.displacement
+    )
+
+
+def count_rows(last: PyTree) -> int:
+    """Returns of how many clients a memory is."""
+    return int(jax.tree.leaves(last)[0].shape[0])
+
+
+def _recalling(
+    who: str,
+    beta: float,
+    form: Form,
+    shares: Numbers | None,
+    participation: Participation,
+    longest: int | None,
+    axis_name: AxisName,
+) -> Aggregate:
+    """Both forms with any weight of the memory."""
+    check_axis_name(axis_name)
+    check_longest(longest)
+    check_choice("form", form, ("unbiased", "participants"))
+    known = probabilities(participation)
+    given_shares = per_client("shares", shares)
+
+    def weights(attendance: Attendance | None, clients: int) -> jax.Array:
+        """What a report of each client counts: its share, over its probability."""
+        share = shares_of(given_shares, clients, axis_name)
+        if form == "participants":
+            return share
+        if attendance is not None:
+            return share * attendance.weight
+        if isinstance(known, float):
+            return share / known
+        return share / own_numbers("participation", known, clients, axis_name)
+
+    def init(params: PyTree, clients: int) -> MemoryState:
+        fresh = None if known is not None else fresh_attendance(clients)
+        weights(fresh, clients)  # their number is checked
+        last = wrap(zeros_of_all(params, clients), axis_name)
+        return MemoryState(last, None if fresh is None else wrap(fresh, axis_name))
+
+    def start(one: PyTree, state: MemoryState) -> _Round:
+        last = unwrap(state.last)
+        clients = count_rows(last)
+        recalled = weighted_sum(shares_of(given_shares, clients, axis_name), last)
+        nothing = as_varying(jnp.zeros(()), axis_name)
+        seen = nobody(clients, axis_name)
+        total = zeros_for(one, axis_name)
+        return _Round(total, nothing, recalled, last, unwrap(state.attendance), seen)
+
+    def add(carry: _Round, given: Reports) -> _Round:
+        clients = carry.seen.shape[0]
+        own = jnp.where(given.present, weights(carry.attendance, clients)[given.client], 0.0)
+        change = jax.tree.map(
+            lambda d, h: d - beta * h[given.client], given.displacement, carry.last
+        )
+        total = jax.tree.map(jnp.add, carry.total, weighted_sum(own, change))
+        return carry._replace(
+            total=total,
+            weight=carry.weight + jnp.sum(own),
+            last=written(carry.last, given),
+            seen=mark(carry.seen, given),
+        )
+
+    def finish(carry: _Round) -> Aggregated:
+        sums = (carry.total, carry.weight, carry.recalled)
+        total, weight, recalled = over_clients(sums, axis_name)
+        if form == "participants":
+            total = ratio(total, weight)
+        direction = jax.tree.map(lambda d, h: d + beta * h, total, recalled)
+        after = None
+        if carry.attendance is not None:
+            after = wrap(attended(carry.attendance, carry.seen, longest), axis_name)
+        state = MemoryState(wrap(carry.last, axis_name), after)
+        return Aggregated(direction, state, anyone(carry.seen, axis_name))
+
+    return folded(init, Fold(start, add, finish), axis_name, who)
+
+
+@register(
+    kind="aggregate",
+    family="federated",
+    paper=(
+        "FedVARP: Tackling the Variance Due to Partial Client Participation in Federated Learning",
+        "2207.14130",
+        2022,
+    ),
+    state_bytes={"*": 4},
+    tags=("federated", "memory", "variance reduction", "participation"),
+    chain="sum(a/p (D - h)) over the present + sum(a h) over all; h <- D",
+)
+def fedvarp(
+    *,
+    form: Form = "unbiased",
+    shares: Numbers | None = None,
+    participation: Participation = 1.0,
+    longest: int | None = None,
+    axis_name: AxisName = None,
+) -> Aggregate:
+    """What present clients send, corrected by what all sent last, against the noise of who comes.
+
+    1. ``D = sum(a_i/p_i*(D_i - h_i))`` over the present ``+ sum(a_i*h_i)`` over all ("unbiased"),
+       or ``D = sum(a_i*(D_i - h_i))/sum(a_i)`` over the present ``+ sum(a_i*h_i)`` over all
+       ("participants"), ``a_i`` the share of client i in all data and ``p_i`` the probability that
+       it takes part;
+    2. ``h_i <- D_i`` for the present.
+
+    Where every client sends the same in each round, the direction is the mean over all of them,
+    whoever comes, once all have come. A round without anybody moves nothing.
+
+    Args:
+      form: see above; "participants" needs no probabilities, and is unbiased where all ``p_i`` are
+        equal.
+      shares: (N,) of any positive scale, such as numbers of examples; equal if None. Weights of
+        single reports are not read: a client's share counts where it is absent too.
+      participation: ``p_i`` in (0, 1], one for all or (N,), or "estimated": as ``fedau`` does from
+        earlier rounds.
+      longest: see ``fedau``; for "estimated".
+      axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, the same number
+        on each device, where ``client`` counts from 0; None for all on a leading axis.
+
+    Returns:
+      An ``optkit.aggregate.Aggregate``. State bytes: 4 per parameter and client, and 12 a client
+      for "estimated"; clients can come in chunks. A client must not report twice in a round.
+
+    Raises:
+      ValueError: an option out of range.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> rule = optkit.aggregate.fedvarp(form="participants")
+      >>> state = rule.init(jnp.zeros(1), 2)
+      >>> sent = jnp.array([[2.0], [6.0]])
+      >>> for present in ([True, True], [True, False]):
+      ...   out = rule.apply(sent, state, present=present)
+      ...   state = out.state
+      ...   print(out.direction.tolist())
+      [4.0]
+      [4.0]
+
+    Reference:
+      Jhunjhunwala et al., arXiv 2207.14130, which is "participants" with equal shares; "unbiased"
+      is the form in the code of FedStale, arXiv 2405.04171.
+    """
+    return _recalling("fedvarp", 1.0, form, shares, participation, longest, axis_name)
+
+
+@register(
+    kind="aggregate",
+    family="federated",
+    paper=(
+        "FedStale: leveraging stale client updates in federated learning",
+        "2405.04171",
+        2024,
+    ),
+    state_bytes={"*": 4},
+    tags=("federated", "memory", "stale", "participation"),
+    chain="sum(a/p (D - beta h)) over the present + beta sum(a h) over all; h <- D",
+)
+def fedstale(
+    beta: float = 0.5,
+    *,
+    shares: Numbers | None = None,
+    participation: Participation = "estimated",
+    longest: int | None = None,
+    axis_name: AxisName = None,
+) -> Aggregate:
+    """Between a mean that forgets absent clients and one that recalls them at full weight.
+
+    1. ``D = sum(a_i/p_i*(D_i - beta*h_i))`` over the present ``+ beta*sum(a_i*h_i)`` over all,
+       ``a_i`` the share of client i in all data and ``p_i`` the probability that it takes part;
+    2. ``h_i <- D_i`` for the present.
+
+    ``beta = 0`` is the unbiased mean without a memory (``fedau``), ``beta = 1`` is ``fedvarp``.
+    What a client sent long ago is stale: the less alike participation is, and the noisier
+    gradients are, the smaller the best ``beta``. A round without anybody moves nothing.
+
+    Args:
+      beta: weight of the memory, in [0, 1].
+      shares: (N,) of any positive scale, such as numbers of examples; equal if None. Weights of
+        single reports are not read: a client's share counts where it is absent too.
+      participation: ``p_i`` in (0, 1], one for all or (N,), or "estimated": as ``fedau`` does from
+        earlier rounds, the paper's setting.
+      longest: see ``fedau``; for "estimated".
+      axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, the same number
+        on each device, where ``client`` counts from 0; None for all on a leading axis.
+
+    Returns:
+      An ``optkit.aggregate.Aggregate``. State bytes: 4 per parameter and client, and 12 a client
+      for "estimated"; clients can come in chunks. A client must not report twice in a round.
+
+    Raises:
+      ValueError: an option out of range.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> rule = optkit.aggregate.fedstale(0.5, participation=[1.0, 0.5])
+      >>> state = rule.init(jnp.zeros(1), 2)
+      >>> sent = jnp.array([[2.0], [6.0]])
+      >>> for present in ([True, True], [True, False]):
+      ...   out = rule.apply(sent, state, present=present)
+      ...   state = out.state
+      ...   print(out.direction.tolist())
+      [7.0]
+      [2.5]
+
+    Reference:
+      Rodio and Neglia, arXiv 2405.04171. The authors' server decays weights by 5e-4, and adds the
+      memory's part to its momentum where it has one; here neither, for whatever optimizer follows
+      gets the whole direction.
+    """
+    check_static_number("beta", beta)
+    check_number("beta", beta, low=0.0, high=1.0)
+    return _recalling("fedstale", beta, "unbiased", shares, participation, longest, axis_name)

@@ -1,0 +1,129 @@
+"""The cases of federated servers: recorded displacements in, the server's parameters out."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optkit
+from optkit.aggregate import Aggregate
+from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference
+
+
+def sent(golden: Golden, t: int, clients: int) -> dict[str, jax.Array]:
+    """What clients of a round sent, (N, ...); zeros for those that are not in the file."""
+    params = golden.tree("p0")
+    each = [golden.tree(f"d/{t}/{i}") for i in range(clients)]
+    return {
+        leaf: jnp.stack([jnp.asarray(one.get(leaf, np.zeros_like(p))) for one in each])
+        for leaf, p in params.items()
+    }
+
+
+def clients_of(golden: Golden) -> int:
+    numbers = golden.meta.get("clients", len(golden.hyper.get("n_samples", ())))
+    return int(numbers)
+
+
+def follow(
+    golden: Golden, rule: Aggregate, tx: optax.GradientTransformation, rounds: list[dict[str, Any]]
+) -> Iterator[Comparison]:
+    """Feeds the rounds to a server and compares its parameters after each."""
+    server = optkit.server_step(rule, tx)
+    params = {leaf: jnp.asarray(p) for leaf, p in golden.tree("p0").items()}
+    clients = clients_of(golden)
+    state = server.init(params, clients)
+    step = jax.jit(server.step)
+    for t, given in enumerate(rounds):
+        given = {name: jnp.asarray(value) for name, value in given.items()}
+        params, state = step(params, state, sent(golden, t, clients), **given)
+        want = golden.tree(f"p/{t}")
+        yield Comparison(max(difference(params[k], v) for k, v in want.items()), TOLERANCE)
+
+
+def attendance(golden: Golden) -> list[dict[str, Any]]:
+    table = golden.arrays["participation"] != 0
+    return [{"present": table[:, t]} for t in range(golden.steps)]
+
+
+def probabilities(golden: Golden) -> Any:
+    """As the code has them: the given ones over and over."""
+    if golden.hyper.get("estimate"):
+        return "estimated"
+    given = np.asarray(golden.hyper["participation_probs"], np.float64)
+    return tuple(np.resize(given, clients_of(golden)))
+
+
+@case("fedavg", "fedvarp", "fedstale")
+def stale(golden: Golden) -> Iterator[Comparison]:
+    hyper = golden.hyper
+    common = {"shares": tuple(hyper["n_samples"]), "participation": probabilities(golden)}
+    beta = hyper.get("beta") or 0.0
+    if beta == 1.0:
+        rule = optkit.aggregate.fedvarp(**common)
+    else:
+        rule = optkit.aggregate.fedstale(beta, **common)
+    yield from follow(golden, rule, optax.sgd(hyper["server_lr"]), attendance(golden))
+
+
+@case("fedvarp_participant_mean", "mifa", "fedau")
+def participants(golden: Golden) -> Iterator[Comparison]:
+    hyper, name = golden.hyper, golden.meta.get("method", golden.stem)
+    longest = hyper.get("K")
+    rule = {
+        "fedvarp_participant_mean": lambda: optkit.aggregate.fedvarp(form="participants"),
+        "mifa": optkit.aggregate.mifa,
+        "fedau": lambda: optkit.aggregate.fedau(None if longest is None else int(longest)),
+    }[name]()
+    yield from follow(golden, rule, optax.sgd(hyper["server_lr"]), attendance(golden))
+
+
+@case("fedavgm_flwr", "fedadam_flwr", "fedyogi_flwr", "fedadagrad_flwr")
+def flower(golden: Golden) -> Iterator[Comparison]:
+    hyper, name = golden.hyper, golden.meta.get("method", golden.stem)
+    if name == "fedavgm_flwr":
+        tx = optax.sgd(hyper["server_learning_rate"], momentum=hyper["server_momentum"])
+    else:
+        known = {"b1": "beta_1", "b2": "beta_2", "tau": "tau"}
+        options = {ours: hyper[theirs] for ours, theirs in known.items() if theirs in hyper}
+        rule = name.removeprefix("fed").removesuffix("_flwr")
+        tx = optkit.fedopt(hyper["eta"], rule=rule, dialect="flwr", **options)
+    weight = np.asarray(hyper["n_samples"], np.float32)
+    rounds = [{"weight": weight} for _ in range(golden.steps)]
+    yield from follow(golden, optkit.aggregate.mean(), tx, rounds)
+
+
+@case("fedfix", "fedasync_weighted", "fedbuff_weighted")
+def asynchronous(golden: Golden) -> Iterator[Comparison]:
+    hyper, clients = golden.hyper, clients_of(golden)
+    name, _, number = hyper["scheme"].partition("-")
+    scheme = {"FL": "sync", "Async": "async", "FedFix": "fedfix", "FedBuff": "fedbuff"}[name]
+    slower = float(hyper["time_scenario"].split("-")[1])
+    times = 1 - np.arange(clients) * slower / 100 / max(clients - 1, 1)
+    yield Comparison(difference(times, golden.arrays["tau"]), 1e-12)
+    options: dict[str, Any] = {}
+    if scheme == "fedfix":
+        options = {"interval": float(number)}
+    if scheme == "fedbuff":
+        options = {"count": int(number)}
+    plan = optkit.async_schedule(times, hyper["T_time"], scheme, **options)
+    recorded = golden.arrays["schedule"]
+    yield Comparison(difference(plan.version[: len(recorded)], recorded), 0.5)
+    identical = hyper.get("weights", "weight") == "identical"
+    if scheme == "fedbuff":
+        options["duration"] = hyper["T_time"]
+    weights = optkit.async_weights(
+        times, hyper["n_samples"], scheme, identical=identical, **options
+    )
+    yield Comparison(difference(weights, golden.arrays["agg_weights"]), 1e-12)
+    rule = optkit.aggregate.fedbuff(
+        1, reduce="sum", staleness_weight=optkit.federated.constant_staleness()
+    )
+    rounds = [
+        {"present": plan.present[t], "weight": weights, "staleness": plan.staleness[t]}
+        for t in range(golden.steps)
+    ]
+    yield from follow(golden, rule, optax.sgd(hyper["server_lr"]), rounds)
