@@ -39,10 +39,13 @@ def scores(
     size = candidates.shape[0]
     pairs = candidates[:, None] & candidates[None, :] & ~jnp.eye(size, dtype=bool)
     pairs &= ~jnp.isnan(distances)
+    # A last candidate has no others: it costs nothing, if it is finite.
+    readable = candidates & jnp.isfinite(jnp.diagonal(distances))
     ordered = jnp.sort(jnp.where(pairs, distances, jnp.inf), axis=1)
-    nearest = jnp.arange(size)[None, :] < jnp.maximum(count - hostile - 2, 1)
+    number = jnp.minimum(jnp.maximum(count - hostile - 2, 1), count - 1)
+    nearest = jnp.arange(size)[None, :] < number
     total = jnp.sum(jnp.where(nearest, ordered, 0.0), axis=1)
-    return jnp.where(candidates, total, jnp.inf)
+    return jnp.where(readable, total, jnp.inf)
 
 
 def _best(hostile: int, keep: int, dialect: Dialect, axis_name: AxisName, who: str) -> Aggregate:
