@@ -34,6 +34,7 @@ from optkit.optimizers.dion2 import dion2, dion3
 from optkit.optimizers.drop_muon import drop_muon
 from optkit.optimizers.eco import eco_adamw, eco_sgdm
 from optkit.optimizers.ewc_online import ewc_online
+from optkit.optimizers.fedopt import fedopt
 from optkit.optimizers.fira import (
     fira,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "eco_adamw",
     "eco_sgdm",
     "ewc_online",
+    "fedopt",
     "fira",
     "frugal",
     "galore_adafactor",
