@@ -54,6 +54,23 @@ def fine(x: jax.Array) -> jax.Array:
     return jnp.array(x, compute_dtype(x))
 
 
+def _summed(tree: PyTree, names: tuple[str, ...]) -> PyTree:
+    """Sums over named axes, in the arrays' dtypes.
+
+    XLA's compiler for CPUs aborts at sums in 16 bits while some axes of a mesh are not manual.
+    There they are summed in float32, after the same rounding of what is sent.
+    """
+
+    def wide(tree: PyTree) -> PyTree:
+        sums = lax.psum(jax.tree.map(upcast, tree), names)
+        return jax.tree.map(lambda s, x: s.astype(x.dtype), sums, tree)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if set(mesh.manual_axes) in (set(), set(mesh.axis_names)):
+        return lax.psum(tree, names)
+    return lax.platform_dependent(tree, cpu=wide, default=lambda tree: lax.psum(tree, names))
+
+
 @dataclasses.dataclass(frozen=True)
 class Lanes:
     """Where replicas are: along the leading axis of every array, or along named axes."""
@@ -151,7 +168,7 @@ class Lanes:
             sums = jax.tree.map(lambda x: lax.reduce(x, np.zeros((), x.dtype), lax.add, (0,)), sent)
             sizes = jax.tree.map(lambda x: x.shape[0], sent)
         else:
-            sums = lax.psum(sent, axes_of(self.axis_name))
+            sums = _summed(sent, axes_of(self.axis_name))
             sizes = jax.tree.map(lambda _: count_workers(self.axis_name), sent)
         return jax.tree.map(lambda s, n, x: s.astype(x.dtype) / n, sums, sizes, tree)
 
