@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.aggregate.base import one_of, over_clients, weighted_sum, zeros_for
+from optkit.aggregate.noisy import check_clip
 from optkit.aggregate.norms import cut_factors
-from optkit.aggregate.private import check_clip
 from optkit.distributed.workers import AxisName, as_varying, axes_of, check_axis_name, check_bound
 from optkit.spmd import varying
 from optkit.transforms.base import check_same_leaves

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optkit.aggregate.private import Recorded, check_clip, dp_centered_clipping, is_silent
+from optkit.aggregate.noisy import Recorded, check_clip, is_silent
+from optkit.aggregate.private import dp_centered_clipping
 from optkit.federated.server import ServerState, server_step
 from optkit.privacy.clipping import per_example_clip
 from optkit.transforms.hyperparams import (

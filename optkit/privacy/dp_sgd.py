@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optkit.aggregate.private import add_noise, check_noise, check_positive, is_silent
+from optkit.aggregate.noisy import add_noise, check_noise, check_positive, is_silent
 from optkit.distributed.workers import AxisName
 from optkit.privacy import accounting
 from optkit.privacy.clipping import per_example_clip
