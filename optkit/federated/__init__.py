@@ -14,12 +14,16 @@ from optkit.federated.asynchrony import (
     push_params,
     stale_params,
 )
+from optkit.federated.fedamd import FedAmd, FedAmdState, fedamd
+from optkit.federated.fedlex import fold_guidance, scale_by_tree
 from optkit.federated.rounds import RoundInfo, federated_round
 from optkit.federated.server import Server, ServerState, server_step
 from optkit.federated.timing import AsyncSchedule, async_schedule, async_weights
 
 __all__ = [
     "AsyncSchedule",
+    "FedAmd",
+    "FedAmdState",
     "ParamsHistory",
     "RoundInfo",
     "Server",
@@ -30,10 +34,13 @@ __all__ = [
     "convert_stale",
     "dc_asgd",
     "exponential_staleness",
+    "fedamd",
     "federated_round",
+    "fold_guidance",
     "keep_params",
     "polynomial_staleness",
     "push_params",
+    "scale_by_tree",
     "server_step",
     "stale_params",
     "threshold_staleness",

@@ -10,7 +10,7 @@ import optax
 
 import optkit
 from optkit.aggregate import Aggregate
-from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference
+from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference, trajectory
 
 # Of weights of some 3 that are averaged in float32.
 MEANS = 1e-6
@@ -156,3 +156,59 @@ def asynchronous(golden: Golden) -> Iterator[Comparison]:
         for t in range(golden.steps)
     ]
     yield from follow(golden, rule, optax.sgd(hyper["server_lr"]), rounds)
+
+
+@case("fedlex")
+def fedlex(golden: Golden) -> Iterator[Comparison]:
+    base = golden.tree("p0")
+    count = len({key.split("/")[1] for key in golden.arrays if key.startswith("scout/")})
+    scouts = {k: np.stack([golden.arrays[f"scout/{s}/{k}"] for s in range(count)]) for k in base}
+    kinds: dict[str, Any] = {"MinMax": "minmax", "RobustScaler": "robust"}
+    guidance = optkit.fold_guidance(scouts, base, kinds[golden.hyper["normalization"]])
+    for leaf, want in golden.tree("guidance").items():
+        size = max(1.0, float(np.max(np.abs(want))))  # a robust one is no fraction
+        yield Comparison(difference(guidance[leaf], want) / size, 1e-6)
+    tx = optax.chain(optkit.scale_by_tree(guidance), optax.adam(golden.hyper["lr"]))
+    yield from trajectory(golden, tx)
+
+
+@case("fedamd")
+def fedamd(golden: Golden) -> Iterator[Comparison]:
+    hyper, clients = golden.hyper, clients_of(golden)
+
+    def grad_fn(params: Any, batch: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            error = batch["x"] @ params["w"].T - batch["y"]
+            return jnp.mean(0.5 * jnp.sum(jnp.square(error), axis=-1))
+
+        return jax.grad(loss)(params)
+
+    first = [golden.tree(f"init/{i}") for i in range(clients)]
+    server = optkit.server_step(optkit.aggregate.mean(), optax.sgd(hyper["server_lr"]))
+    method = optkit.fedamd(grad_fn, hyper["lr"], server=server)
+    params = {k: jnp.asarray(v) for k, v in golden.tree("p0").items()}
+    stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
+    state = method.init(params, stack(first))
+    step = jax.jit(method.round)
+    for t in range(golden.steps):
+        # Who does not work with a batch is not in the file; what stands there is not read.
+        large = stack([golden.tree(f"big/{t}/{i}") or first[i] for i in range(clients)])
+        small = stack([mini_batches(golden, t, i) for i in range(clients)])
+        masks = {
+            "present": golden.arrays["participants"][t] != 0,
+            "anchor": golden.arrays["anchors"][t] != 0,
+        }
+        params, state = step(params, state, large, small, **masks)
+        want = golden.tree(f"p/{t}")
+        yield Comparison(max(difference(params[k], v) for k, v in want.items()), TOLERANCE)
+
+
+def mini_batches(golden: Golden, t: int, client: int) -> dict[str, np.ndarray]:
+    """The K batches of a miner, (K, batch, ...); zeros for others."""
+    steps = golden.hyper["K"]
+    found = [golden.tree(f"mini/{t}/{client}/{k}") for k in range(steps)]
+    if all(found):
+        return {name: np.stack([one[name] for one in found]) for name in found[0]}
+    size = golden.hyper["batch"]
+    large = golden.tree("init/0")
+    return {k: np.zeros((steps, size, *v.shape[1:]), v.dtype) for k, v in large.items()}
