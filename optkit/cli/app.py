@@ -44,6 +44,7 @@ from optkit.cli.options import (
 )
 from optkit.cli.parsing import MethodSpec, load_config, parse_seeds
 from optkit.cli.preflight import preflight_method
+from optkit.cli.privacy import privacy_of_run
 from optkit.cli.progress import RaceProgress, TrainProgress
 from optkit.cli.racing import RaceSettings, race
 from optkit.cli.report import RaceReport, write_diagnostics, write_report
@@ -212,6 +213,7 @@ def train_method(
 app.command("evolve")(evolve_method)
 app.command("preflight")(preflight_method)
 app.command("merge")(merge_runs)
+app.command("privacy")(privacy_of_run)
 app.add_typer(check_app)
 app.add_typer(schedule_app, name="schedule")
 
