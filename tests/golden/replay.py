@@ -147,6 +147,7 @@ def replay(file: Path) -> Result:
         cases_evolution_unrolled,
         cases_federated,
         cases_foundation,
+        cases_games,
         cases_hdet,
         cases_kronecker,
         cases_lact,

@@ -1,0 +1,103 @@
+"""What every solver is, and means over the nodes that share a problem."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optkit.distributed.workers import AxisName, as_varying, axes_of
+from optkit.transforms.hyperparams import check_number
+from optkit.tree import PyTree, leaves_with_paths, upcast
+
+Operator = Callable[[PyTree], PyTree]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Solver:
+    """A method for many nodes, each with an operator of its own; what its factory says holds.
+
+    Attributes:
+      init: a tree of arrays (nodes, ...), equal on all nodes as a rule -> state, which has it as
+        ``z`` or ``x``.
+      step: (state, operator, what the method draws) -> state; jit it, or scan over it.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., Any]
+
+
+def starting(z: PyTree) -> PyTree:
+    """Returns points in float32 or better, or raises ValueError unless all have the same nodes."""
+    named = leaves_with_paths(z)
+    sizes = {jnp.shape(leaf)[:1] for _, leaf in named}
+    if len(sizes) != 1 or () in sizes:
+        shapes = {path: jnp.shape(leaf) for path, leaf in named}
+        raise ValueError(
+            f"z has shapes {shapes}: every array needs the same leading axis of nodes; see "
+            "optkit.games.on_nodes"
+        )
+    return jax.tree.map(upcast, z)
+
+
+def on_nodes(z: PyTree, nodes: int) -> PyTree:
+    """Repeats a point for each node.
+
+    Args:
+      z: a tree of arrays.
+      nodes: how many.
+
+    Returns:
+      Arrays (nodes, ...).
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> optkit.games.on_nodes(jnp.ones(2), 3).shape
+      (3, 2)
+    """
+    return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (nodes, *jnp.shape(x))), z)
+
+
+def average(z: PyTree, axis_name: AxisName = None) -> PyTree:
+    """Averages over nodes.
+
+    Args:
+      z: tree of arrays (nodes, ...).
+      axis_name: a mesh axis that nodes are laid along, equally many on each device.
+
+    Returns:
+      A tree without the nodes' axis.
+
+    Example:
+      >>> import jax.numpy as jnp, optkit
+      >>> optkit.games.average(jnp.array([[1.0], [3.0]])).tolist()
+      [2.0]
+    """
+    names = axes_of(axis_name)
+    one = jax.tree.map(lambda x: jnp.mean(x, axis=0), z)
+    return lax.pmean(one, names) if names else one
+
+
+def shared(one: PyTree, like: PyTree, axis_name: AxisName) -> PyTree:
+    """Gives a point to all nodes of a tree of arrays (nodes, ...)."""
+    whole = jax.tree.map(lambda m, x: jnp.broadcast_to(m[None].astype(x.dtype), x.shape), one, like)
+    return as_varying(whole, axis_name)
+
+
+def zeros_of(z: PyTree, axis_name: AxisName) -> PyTree:
+    """Returns zeros for the nodes."""
+    return as_varying(jax.tree.map(jnp.zeros_like, z), axis_name)
+
+
+def less(z: PyTree, step: Any, direction: PyTree) -> PyTree:
+    """Returns ``z - step * direction``."""
+    return jax.tree.map(lambda x, d: x - step * d, z, direction)
+
+
+def check_step(name: str, value: Any) -> None:
+    """Raises ValueError unless a constant is above 0; schedules and arrays pass."""
+    check_number(name, value, low=0.0)
+    if not callable(value) and not isinstance(value, jax.Array) and value == 0.0:
+        raise ValueError(f"{name}=0.0 must be above 0")
