@@ -25,7 +25,7 @@ class DadaoState(NamedTuple):
       x_tilde: like x, ahead of it.
       y, y_tilde: like x, of the gradients.
       z, z_tilde: like x, of the messages; they sum to 0 over nodes at one time.
-      time: (nodes,), of the last events.
+      age: (nodes,), time since a node's last event.
     """
 
     x: PyTree
@@ -34,7 +34,7 @@ class DadaoState(NamedTuple):
     y_tilde: PyTree
     z: PyTree
     z_tilde: PyTree
-    time: jax.Array
+    age: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,10 +42,10 @@ class GossipSolver(Solver):
     """What ``optkit.games.dadao`` returns.
 
     Attributes:
-      at_time: (state, time) -> state with all nodes at a time not before their last events.
+      together: state -> state with all nodes at the time of the last event.
     """
 
-    at_time: Callable[[DadaoState, Any], DadaoState]
+    together: Callable[[DadaoState], DadaoState]
 
 
 class _Constants(NamedTuple):
@@ -100,12 +100,11 @@ def _flowed(flow: np.ndarray, time: jax.Array, rows: list[PyTree]) -> list[PyTre
     return [jax.tree.unflatten(structure[0], column) for column in zip(*done, strict=True)]
 
 
-def _advanced(state: DadaoState, flow: np.ndarray, node: jax.Array, time: jax.Array) -> DadaoState:
-    """A node brought to a time."""
-    rows = _flowed(flow, time - state.time[node], [_at(tree, node) for tree in state[:6]])
+def _advanced(state: DadaoState, flow: np.ndarray, node: jax.Array) -> DadaoState:
+    """A node brought up to date."""
+    rows = _flowed(flow, state.age[node], [_at(tree, node) for tree in state[:6]])
     trees = [_put(tree, node, row) for tree, row in zip(state[:6], rows, strict=True)]
-    times = state.time.at[node].set(time)
-    return DadaoState._make([*trees, times])
+    return DadaoState._make([*trees, state.age.at[node].set(0.0)])
 
 
 def dadao(mu: float, smoothness: float, chi: float) -> GossipSolver:
@@ -121,7 +120,7 @@ def dadao(mu: float, smoothness: float, chi: float) -> GossipSolver:
 
     ``step`` is called as ``step(state, gradient, event)`` with one of
     ``optkit.games.sample_events`` and ``gradient(node, x_i) -> grad f_i(x_i)``; scan over it.
-    ``solver.at_time(state, time)`` brings all nodes to one time.
+    ``solver.together(state)`` brings all nodes to one time.
 
     Args:
       mu: strong convexity of every f_i.
@@ -163,23 +162,21 @@ def dadao(mu: float, smoothness: float, chi: float) -> GossipSolver:
         return DadaoState._make([start, *zeros, jnp.zeros(first.shape[0], first.dtype)])
 
     def step(state: DadaoState, gradient: Any, event: Events) -> DadaoState:
-        time = event.time.astype(state.time.dtype)
-        state = _advanced(state, c.flow, event.first, time)
+        state = state._replace(age=state.age + event.wait.astype(state.age.dtype))
+        state = _advanced(state, c.flow, event.first)
         return lax.cond(
             event.gradient,
             lambda: _descended(state, c, gradient, event.first),
-            lambda: _exchanged(_advanced(state, c.flow, event.second, time), c, event),
+            lambda: _exchanged(_advanced(state, c.flow, event.second), c, event),
         )
 
-    def at_time(state: DadaoState, time: Any) -> DadaoState:
-        at = jnp.asarray(time, state.time.dtype)
-
+    def together(state: DadaoState) -> DadaoState:
         def body(node: int, state: DadaoState) -> DadaoState:
-            return _advanced(state, c.flow, jnp.asarray(node), at)
+            return _advanced(state, c.flow, jnp.asarray(node))
 
-        return lax.fori_loop(0, state.time.shape[0], body, state)
+        return lax.fori_loop(0, state.age.shape[0], body, state)
 
-    return GossipSolver(init, step, at_time)
+    return GossipSolver(init, step, together)
 
 
 def _descended(state: DadaoState, c: _Constants, gradient: Any, i: jax.Array) -> DadaoState:

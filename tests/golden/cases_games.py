@@ -55,8 +55,9 @@ def dadao(golden: Golden) -> Iterator[Comparison]:
             return 2.0 / d.shape[0] * jnp.sum(d * residual[:, None], axis=0)
 
         time, kind, first, second = (jnp.asarray(column) for column in arrays["events"].T)
+        wait = jnp.diff(time, prepend=0.0)
         events = optkit.games.Events(
-            time, kind == 1, first.astype(jnp.int32), jnp.maximum(second, 0).astype(jnp.int32)
+            wait, kind == 1, first.astype(jnp.int32), jnp.maximum(second, 0).astype(jnp.int32)
         )
         solver = optkit.games.dadao(hyper["mu"], hyper["L"], hyper["chi1"])
 
