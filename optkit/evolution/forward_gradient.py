@@ -1,11 +1,13 @@
 """Gradients from forward passes alone: the loss's slope along a guess, times the guess."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from optkit.linalg.one_by_one import one_by_one
 from optkit.transforms.base import check_same_leaves
 from optkit.transforms.hyperparams import check_choice, check_number
 from optkit.tree import PyTree, upcast
@@ -231,7 +233,7 @@ def _alone(example: Any) -> Any:
 
 def _span(unit: Array, slopes: Array) -> Array:
     """Returns the projection on the span of rows, from the inner products with them."""
-    u, s, vt = jnp.linalg.svd(unit, full_matrices=False)
+    u, s, vt = one_by_one(partial(jnp.linalg.svd, full_matrices=False), unit)
     cut = max(unit.shape) * jnp.finfo(s.dtype).eps * s[0]
     return ((u.T @ slopes) * jnp.where(s > cut, 1.0 / jnp.where(s > cut, s, 1.0), 0.0)) @ vt
 

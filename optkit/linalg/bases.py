@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.linalg.norms import check_matrix, to_unit_peak, unit_over
+from optkit.linalg.one_by_one import one_by_one
 from optkit.linalg.subspace import orthonormalize, power_iteration
 
 RandomKind = Literal["gaussian", "orthonormal", "permutation"]
@@ -58,11 +59,15 @@ def leading_basis(x: jax.Array, rank: int) -> jax.Array:
     check_matrix(x, "leading_basis")
     _check_rank(x, rank)
     y, _ = to_unit_peak(x)
+
     # By vmap: batches on Explicit axes do not lower in jax 0.10.
-    svd: Callable[[jax.Array], jax.Array] = lambda a: jnp.linalg.svd(a, full_matrices=False)[0]  # noqa: E731
-    for _ in x.shape[:-2]:
-        svd = jax.vmap(svd)
-    return canonical_sign(svd(y)[..., :rank])
+    def left(a: jax.Array) -> jax.Array:
+        svd: Callable[[jax.Array], jax.Array] = lambda a: jnp.linalg.svd(a, full_matrices=False)[0]  # noqa: E731
+        for _ in a.shape[:-2]:
+            svd = jax.vmap(svd)
+        return svd(a)
+
+    return canonical_sign(one_by_one(left, y)[..., :rank])
 
 
 def randomized_basis(x: jax.Array, rank: int, key: jax.Array) -> jax.Array:

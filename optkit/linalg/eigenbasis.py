@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.linalg.norms import to_unit_peak
-from optkit.linalg.subspace import reflections
+from optkit.linalg.one_by_one import one_by_one
+from optkit.linalg.subspace import householder_product, reflections
 
 Refresh = Literal["qr", "eigh"]
 # What is below this share of the largest is rounding, whose directions mean nothing.
@@ -89,14 +90,14 @@ def refreshed_eigenbasis(
 
 
 def _eigenvectors(a: jax.Array) -> jax.Array:
-    values, vectors = jnp.linalg.eigh(a)
+    values, vectors = one_by_one(jnp.linalg.eigh, a)
     return _completed(lax.rev(vectors, (a.ndim - 1,)), lax.rev(values, (a.ndim - 2,)))
 
 
 def _qr(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns Q, and what of each column is orthogonal to those before it."""
     reflectors, factors, diagonal = reflections(x)
-    return lax.linalg.householder_product(reflectors, factors), jnp.abs(diagonal[..., 0, :])
+    return householder_product(reflectors, factors), jnp.abs(diagonal[..., 0, :])
 
 
 def _completed(q: jax.Array, sizes: jax.Array) -> jax.Array:

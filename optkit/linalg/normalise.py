@@ -1,5 +1,6 @@
 """Bringing the singular values of a matrix into [0, 1] before a Newton-Schulz iteration."""
 
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from optkit.linalg.norms import fused_product, safe_sqrt, to_unit_peak
+from optkit.linalg.one_by_one import one_by_one
 
 EpsMode = Literal["add", "clamp"]
 Precondition = Literal["frobenius", "spectral", "schatten", "aol"]
@@ -78,7 +80,7 @@ def normalise(
         return jnp.where(scaled == 0, 1.0, scaled)
 
     if precondition == "spectral":
-        norm = jnp.linalg.svd(y, compute_uv=False)[..., :1, None]
+        norm = one_by_one(partial(jnp.linalg.svd, compute_uv=False), y)[..., :1, None]
         return (y / divisor(norm, eps_over_peak)).astype(dtype), None
 
     norm = safe_sqrt(jnp.sum(y * y, axis=(-2, -1), keepdims=True))

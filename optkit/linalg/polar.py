@@ -1,13 +1,14 @@
 """The exact polar factor."""
 
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from optkit.linalg.norms import check_matrix, to_unit_peak
+from optkit.linalg.one_by_one import one_by_one
 
 PolarMethod = Literal["svd", "qdwh"]
 
@@ -49,10 +50,14 @@ def polar(x: jax.Array, method: PolarMethod = "svd") -> jax.Array:
     return jnp.where(zero, 0.0, _polar(y, method)).astype(x.dtype)
 
 
+def _svd(x: jax.Array) -> Any:
+    return jnp.linalg.svd(x, full_matrices=False)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _polar(x: jax.Array, method: str) -> jax.Array:
     if method == "svd":
-        u, _, vt = jnp.linalg.svd(x, full_matrices=False)
+        u, _, vt = one_by_one(_svd, x)
         return u @ vt
     tall = x.mT if x.shape[-2] < x.shape[-1] else x
     flat = tall.reshape(-1, *tall.shape[-2:])
@@ -66,7 +71,7 @@ def _polar_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     # Differentiating through the SVD divides by s_i^2 - s_j^2; the factor only needs s_i + s_j.
     (x,), (dx,) = primals, tangents
-    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    u, s, vt = one_by_one(_svd, x)
     cut = jnp.finfo(x.dtype).eps * max(x.shape[-2:]) * s[..., :1]
     live = s > cut
     core = u.mT @ dx @ vt.mT

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from optkit.linalg.norms import check_matrix
+from optkit.linalg.one_by_one import one_by_one
 
 RootMethod = Literal["auto", "eigh", "coupled_newton", "newton_schulz", "higher_order"]
 
@@ -223,7 +224,7 @@ def _finish(root: jax.Array, error: jax.Array) -> InverseRoot:
 
 
 def _by_eigenvalues(a: jax.Array, eps: jax.Array, ridge: jax.Array, how: _How) -> InverseRoot:
-    values, vectors = jnp.linalg.eigh(a, symmetrize_input=False)
+    values, vectors = one_by_one(partial(jnp.linalg.eigh, symmetrize_input=False), a)
     least = values[..., :1]
     # Eigenvalues of A + e I, without the rounding of the sum.
     e = eps + ridge * jnp.maximum(values[..., -1:], 0.0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.linalg.norms import check_matrix, unit_over
+from optkit.linalg.one_by_one import one_by_one
 
 QrMethod = Literal["qr", "cqr", "rcqr"]
 
@@ -149,15 +150,24 @@ def _as_batch(x: jax.Array, like: jax.Array) -> jax.Array:
 def reflections(y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns reflectors below R in one array (..., n, r), their factors, and R's diagonal."""
     # Not the finished Q and R: their lowering fails in jax 0.10 for batches on Explicit axes.
-    reflectors, factors = jnp.linalg.qr(y, mode="raw")
+    reflectors, factors = one_by_one(lambda a: jnp.linalg.qr(a, mode="raw"), y)
     reflectors = reflectors.mT
     return reflectors, factors, _diagonal(reflectors[..., : y.shape[-1], :])
+
+
+def householder_product(reflectors: jax.Array, factors: jax.Array) -> jax.Array:
+    """Returns Q of ``reflections``."""
+
+    def product(reflectors: jax.Array, factors: jax.Array) -> jax.Array:
+        return lax.linalg.householder_product(reflectors, factors[..., 0, :])
+
+    return one_by_one(product, reflectors, factors[..., None, :])
 
 
 def _householder_qr(y: jax.Array, cut: float) -> tuple[jax.Array, jax.Array]:
     """As ``_cholesky_qr``, for columns that end at ``cut``."""
     reflectors, factors, own = reflections(y)
-    basis = lax.linalg.householder_product(reflectors, factors)
+    basis = householder_product(reflectors, factors)
 
     def in_turn() -> tuple[jax.Array, jax.Array]:
         turns, lengths = _gram_schmidt(jnp.triu(reflectors[..., : y.shape[-1], :]), cut)
@@ -193,9 +203,14 @@ def _gram_schmidt(x: jax.Array, cut: float) -> tuple[jax.Array, jax.Array]:
 def _cholesky(x: jax.Array) -> jax.Array:
     # By vmap, since its lowering for batches on Explicit axes fails in jax 0.10.
     factor: Callable[[jax.Array], jax.Array] = partial(lax.linalg.cholesky, symmetrize_input=False)
-    for _ in x.shape[:-2]:
-        factor = jax.vmap(factor)
-    return factor(x)
+
+    def batched(x: jax.Array) -> jax.Array:
+        whole = factor
+        for _ in x.shape[:-2]:
+            whole = jax.vmap(whole)
+        return whole(x)
+
+    return one_by_one(batched, x)
 
 
 def _cholesky_qr(
@@ -217,7 +232,8 @@ def _cholesky_qr(
         eye = _as_batch(jnp.eye(y.shape[-1], dtype=y.dtype), gram)
         gram = gram + jnp.where(null, 1.0, shift).astype(y.dtype) * eye
         lower = _cholesky(gram)
-        y = lax.linalg.triangular_solve(lower, y, lower=True, transpose_a=True)
+        solve = partial(lax.linalg.triangular_solve, lower=True, transpose_a=True)
+        y = one_by_one(solve, lower, y)
         own = jnp.where(null, 0.0, own * _diagonal(lower))
     return y, own
 
@@ -232,7 +248,7 @@ def _sketched_qr(
     null = jnp.abs(own) <= cut
     eye = _as_batch(jnp.eye(y.shape[-1], dtype=bool), r)
     r = jnp.where(eye & null, 1e30, r)
-    y = lax.linalg.triangular_solve(r, y)  # looks at the upper triangle only
+    y = one_by_one(lax.linalg.triangular_solve, r, y)  # looks at the upper triangle only
     y = jnp.where(own < 0, -y, y)
     basis, rest = _cholesky_qr(y, 0.0, 1, precision)
     return basis, jnp.where(null, 0.0, own * rest)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax import lax
 
 from optkit.linalg.kronecker import apply_along, tensor_gram
 from optkit.linalg.norms import power_of_two_below, to_unit_peak
+from optkit.linalg.one_by_one import one_by_one
 
 Factors = Sequence[jax.Array]
 
@@ -82,14 +84,17 @@ def kron_solve_transposed(factors: Factors, x: jax.Array) -> jax.Array:
     return x
 
 
+_solve_left = partial(lax.linalg.triangular_solve, left_side=True, transpose_a=True)
+
+
 def _solve(factor: jax.Array, x: jax.Array, axis: int, batch: int) -> jax.Array:
     if x.ndim == batch + 2 and axis == -1:
-        return lax.linalg.triangular_solve(factor, x)  # y Q = x
+        return one_by_one(lax.linalg.triangular_solve, factor, x)  # y Q = x
     if x.ndim == batch + 2:
-        return lax.linalg.triangular_solve(factor, x, left_side=True, transpose_a=True)
+        return one_by_one(_solve_left, factor, x)
     moved = jnp.moveaxis(x, axis, batch)
     flat = moved.reshape(*moved.shape[: batch + 1], -1)
-    done = lax.linalg.triangular_solve(factor, flat, left_side=True, transpose_a=True)
+    done = one_by_one(_solve_left, factor, flat)
     return jnp.moveaxis(done.reshape(moved.shape), batch, axis)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optkit.linalg.one_by_one import one_by_one
+
 Split = Literal["closest", "zero"]
 
 
@@ -28,7 +30,7 @@ class Spectrum(NamedTuple):
 
 def spectrum(rows: jax.Array) -> Spectrum:
     """Returns that of ``X X^T``, X (..., r, k)."""
-    values, vectors = jnp.linalg.eigh(product(rows, rows.mT))
+    values, vectors = one_by_one(jnp.linalg.eigh, product(rows, rows.mT))
     return Spectrum(jnp.maximum(values, 0.0), vectors)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from optkit._calls import cached_factory
 from optkit.linalg.largest import largest_in
+from optkit.linalg.one_by_one import one_by_one
 from optkit.masks.policy import Active, Look, Policy, Rest, Scope, scope
 from optkit.transforms.hyperparams import check_static_int
 from optkit.transforms.partial_update import only
@@ -39,7 +40,7 @@ def _masks(x: jax.Array, rank: int, filter_rank: int, smallest: bool) -> jax.Arr
     m, n = x.shape[-2:]
     low = upcast(x)
     if filter_rank < min(m, n):
-        u, s, v = jnp.linalg.svd(low, full_matrices=False)
+        u, s, v = one_by_one(functools.partial(jnp.linalg.svd, full_matrices=False), low)
         left = u[..., :filter_rank] * s[..., None, :filter_rank]
         low = jnp.matmul(left, v[..., :filter_rank, :], precision="highest")
     count = _count(m, n, rank)

@@ -12,6 +12,7 @@ import optax
 
 from optkit.catalogue import LeafBytes, StateBytes, register
 from optkit.linalg.norms import norm_over
+from optkit.linalg.one_by_one import one_by_one
 from optkit.monitoring.singular import matrices_of, top_singular
 from optkit.transforms.base import (
     Transformation,
@@ -216,7 +217,7 @@ def _of_matrices(
 
 
 def _singular_values(x: jax.Array) -> jax.Array:
-    return jnp.linalg.svd(x, compute_uv=False).astype(jnp.float32)
+    return one_by_one(functools.partial(jnp.linalg.svd, compute_uv=False), x).astype(jnp.float32)
 
 
 def _states(node: Any) -> Iterator[DiagnoseState]:

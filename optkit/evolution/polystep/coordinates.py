@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from optkit.linalg.one_by_one import one_by_one
 from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike, leaves_with_paths, upcast
 from optkit.tree.dims import dims_by_path
 from optkit.tree.matrices import MatrixView
@@ -55,13 +56,15 @@ class Part:
             keys = jax.random.split(key)
             shapes = ((self.batch, m, self.rank), (self.batch, n, self.rank))
             return tuple(
-                jnp.linalg.qr(jax.random.normal(k, shape, dtype))[0]
+                one_by_one(jnp.linalg.qr, jax.random.normal(k, shape, dtype))[0]
                 for k, shape in zip(keys, shapes, strict=True)
             )
         if m * n == self.own:
             return jnp.tile(jnp.eye(self.own, dtype=dtype), (self.batch, 1, 1))
         drawn = jax.random.normal(key, (self.batch, m * n, self.own), dtype)
-        return jnp.linalg.qr(drawn)[0] if m * n > self.own else drawn / math.sqrt(self.own)
+        if m * n < self.own:
+            return drawn / math.sqrt(self.own)
+        return one_by_one(jnp.linalg.qr, drawn)[0]
 
     def spread(self, basis: Any, moved: jax.Array) -> jax.Array:
         """Returns what ``(members, batch*own)`` coordinates add to the part, a member a row."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optkit.linalg.one_by_one import one_by_one
 from optkit.transforms.hyperparams import check_choice, check_static_int
 
 Polytope = Literal["orthoplex", "simplex", "cube"]
@@ -61,7 +62,7 @@ def haar_rotations(key: jax.Array, count: int, dim: int, dtype: jnp.dtype) -> ja
         angle = jax.random.uniform(key, (count,), dtype, 0.0, 2.0 * np.pi)
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         return jnp.stack([jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)], -2)
-    q, r = jnp.linalg.qr(jax.random.normal(key, (count, dim, dim), dtype))
+    q, r = one_by_one(jnp.linalg.qr, jax.random.normal(key, (count, dim, dim), dtype))
     # Without the signs Q depends on how LAPACK reflects, and is not uniform.
     signs = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0).astype(dtype)
     return _proper(q * signs[:, None, :], 0)
@@ -80,7 +81,7 @@ def toward(rotations: jax.Array, directions: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(directions), axis=-1, keepdims=True)
     unit = directions / jnp.where(largest > 0, largest, 1.0)
     unit = unit / jnp.maximum(jnp.linalg.norm(unit, axis=-1, keepdims=True), 1e-10)
-    q, r = jnp.linalg.qr(rotations.at[:, :, 0].set(unit))
+    q, r = one_by_one(jnp.linalg.qr, rotations.at[:, :, 0].set(unit))
     signs = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0).astype(q.dtype)
     turned = _proper(q * signs[:, None, :], -1)
     usable = (largest[..., None] > 0) & jnp.all(jnp.isfinite(turned), (-2, -1), keepdims=True)
