@@ -1,0 +1,208 @@
+"""Outer steps between two slices of TPUs, by their compiler: ``python -m benchmarks.tpu_outer``.
+
+Needs ``pip install 'optkit[tpu]'`` and no TPU. Two slices of v5e:4x4 hold a replica each of
+``optkit.aot``'s gpt2-medium (float32), every leaf of which is split over the 16 chips along the
+model's width, vectors too. MiB is what a chip sends to the other slice in an outer step, and within
+its own, by ring formulas; what the compiler turned exchanges into is counted, and nothing was run.
+
+Rows of compressed averages have every chip average the blocks it holds with the chip of the same
+place in the other slice. The inner step is AdamW's update of both replicas. ``--only NAME`` picks
+rows: some take the compiler minutes.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optkit
+from optkit import aot
+from optkit.codecs import UniformCodec
+from optkit.outer import OuterStep
+from optkit.tree import leaves_with_paths, map_with_path
+
+MIB = 2**20
+TOPOLOGY, SIZES = "2xv5e:4x4", {"slice": 2, "fsdp": 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Shapes of one replica and of both, on the mesh of a target."""
+
+    mesh: jax.sharding.Mesh
+    one: Any
+    stacked: Any
+
+
+def model() -> Model:
+    """Places the model."""
+    mesh = aot.find_target(TOPOLOGY).mesh(SIZES)
+
+    def split(x: Any) -> Any:
+        spec = tuple(x.sharding.spec)
+        own = spec if any(spec) else (*[None] * (len(x.shape) - 1), "fsdp")
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P(*own)))
+
+    def stack(x: Any) -> Any:
+        place = NamedSharding(mesh, P("slice", *x.sharding.spec))
+        return jax.ShapeDtypeStruct((SIZES["slice"], *x.shape), x.dtype, sharding=place)
+
+    one = jax.tree.map(split, aot.place_model(aot.model_shapes("gpt2-medium"), mesh))
+    return Model(mesh, one, jax.tree.map(stack, one))
+
+
+def placed(state: Any, given: Model) -> Any:
+    """A state's shapes: what is of a parameter's shape lies like it, one replica's or both's."""
+    known = [*leaves_with_paths(given.one), *leaves_with_paths(given.stacked)]
+
+    def place(path: str, x: Any) -> Any:
+        whole = NamedSharding(given.mesh, P())
+        fits = (like for name, like in known if path.endswith(name) and x.shape == like.shape)
+        like = next(fits, None)
+        where = whole if like is None else like.sharding
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return map_with_path(place, state)
+
+
+def stacked(outer: OuterStep, given: Model, **options: Any) -> jax.stages.Compiled:
+    """Compiles a step of replicas along a leading axis that is split over slices."""
+    state = placed(jax.eval_shape(outer.init, given.stacked), given)
+    out = jax.tree.map(lambda x: x.sharding, (given.stacked, state))
+    return aot.compile_for(
+        TOPOLOGY,
+        lambda params, state: outer.step(params, state, **options),
+        given.stacked,
+        state,
+        donate=(0, 1),
+        mesh=given.mesh,
+        out_shardings=out,
+    )
+
+
+def by_blocks(outer: OuterStep, given: Model) -> jax.stages.Compiled:
+    """Compiles a step in which each chip sees its blocks alone; all state is a chip's own."""
+    specs, chip = jax.tree.map(lambda x: x.sharding.spec, given.stacked), P(tuple(SIZES))
+
+    def up(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], tree)
+
+    def down(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[0], tree)
+
+    def step(params: Any, state: Any) -> Any:
+        return up(outer.step(down(params), down(state)))
+
+    start = jax.shard_map(
+        lambda params: up(outer.init(down(params))),
+        mesh=given.mesh,
+        in_specs=(specs,),
+        out_specs=chip,
+    )
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(given.mesh, chip)),
+        jax.eval_shape(start, given.stacked),
+    )
+    both = (specs, chip)
+    mapped = jax.shard_map(step, mesh=given.mesh, in_specs=both, out_specs=both)
+    return aot.compile_for(TOPOLOGY, mapped, given.stacked, state, donate=(0, 1), mesh=given.mesh)
+
+
+def inner(given: Model) -> jax.stages.Compiled:
+    """Compiles the inner optimizer's step of both replicas."""
+    tx = optkit.adamw(3e-4)
+    state = placed(jax.eval_shape(tx.init, given.stacked), given)
+
+    def step(grads: Any, state: Any, params: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return state, optax.apply_updates(params, updates)
+
+    out = jax.tree.map(lambda x: x.sharding, (state, given.stacked))
+    return aot.compile_for(
+        TOPOLOGY,
+        step,
+        given.stacked,
+        state,
+        given.stacked,
+        donate=(1, 2),
+        mesh=given.mesh,
+        out_shardings=out,
+    )
+
+
+def averaged(mean: optax.GradientTransformation) -> OuterStep:
+    """DiLoCo by a compressed average over slices."""
+    return optkit.diloco(axis_name="slice", mean=mean)
+
+
+def coded(bits: int) -> OuterStep:
+    """DiLoCo with codes of so many bits."""
+    return averaged(optkit.compressed_mean(UniformCodec(bits=bits), "slice"))
+
+
+def ranked(rank: int) -> OuterStep:
+    """DiLoCo through factors."""
+    return averaged(optkit.powersgd_mean("slice", rank=rank))
+
+
+# What to compile, and the most MiB between slices; None where nothing was asked for.
+ROWS: dict[str, tuple[Callable[[Model], jax.stages.Compiled], float | None]] = {
+    "inner step": (inner, 0.0),
+    "diloco": (lambda given: stacked(optkit.diloco(), given), 84.65),
+    "diloco, bfloat16": (
+        lambda given: stacked(optkit.diloco(wire_dtype="bfloat16"), given),
+        42.35,
+    ),
+    "noloco": (lambda given: stacked(optkit.noloco(), given, groups=((0, 1),)), 84.65),
+    "noloco, gamma 0.8": (
+        lambda given: stacked(optkit.noloco(gamma=0.8), given, groups=((0, 1),)),
+        169.3,
+    ),
+    "diloco, PowerSGD rank 4": (lambda given: by_blocks(ranked(4), given), 11.0),
+    "diloco, PowerSGD rank 8": (lambda given: by_blocks(ranked(8), given), 11.0),
+    "diloco, int8": (lambda given: by_blocks(coded(8), given), 21.6),
+    "diloco, 4 bits": (lambda given: by_blocks(coded(4), given), 11.0),
+    "diloco, signs": (lambda given: by_blocks(averaged(optkit.onebit_mean("slice")), given), 11.0),
+}
+
+
+def row(name: str, given: Model) -> str:
+    """Compiles one row; returns its line of the table."""
+    build, most = ROWS[name]
+    begun = time.monotonic()
+    compiled = build(given)
+    seconds = time.monotonic() - begun
+    devices = given.mesh.devices.size
+    slices = [index // SIZES["fsdp"] for index in range(devices)]
+    sent, kinds = {True: 0.0, False: 0.0}, dict[str, int]()
+    for each in aot.find_collectives(
+        compiled.as_text() or "", devices, axes=SIZES, slice_of=slices
+    ):
+        sent[each.between_slices] += each.wire_bytes * each.times / MIB
+        if each.between_slices:
+            kinds[each.kind] = kinds.get(each.kind, 0) + each.times
+    late = "" if most is None or sent[True] <= most else f"MISSED: {sent[True]:.1f} > {most}"
+    target = "" if most is None else f"{most:.2f}"
+    return f"{name:26}{sent[True]:9.2f}{target:>9}{sent[False]:9.2f}{seconds:9.0f}  {kinds} {late}"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", choices=ROWS, help="rows to compile")
+    args = parser.parse_args()
+    given = model()
+    heads = ("MiB out", "at most", "MiB in", "seconds")
+    print(f"{'':26}" + "".join(f"{head:>9}" for head in heads) + "  exchanges between slices")
+    for name in args.only or ROWS:
+        print(row(name, given), flush=True)
+
+
+if __name__ == "__main__":
+    main()
