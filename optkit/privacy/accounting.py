@@ -1,8 +1,10 @@
 """What a run costs in privacy: epsilon of its noise, its sampling and its steps."""
 
+import contextlib
 import importlib
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
 from optkit.transforms.hyperparams import (
@@ -14,6 +16,9 @@ from optkit.transforms.hyperparams import (
 
 Accountant: TypeAlias = Literal["rdp", "pld"]
 Sampling: TypeAlias = Literal["poisson", "fixed"]
+
+# Between which noise multipliers one is looked for.
+_LEAST, _MOST = 0.05, 1e6
 
 _SHUFFLED = (
     "sampling='shuffled': batches cut from a shuffled epoch have no guarantee of amplification by "
@@ -75,9 +80,7 @@ def epsilon(
     _check_delta(delta, examples)
     if noise_multiplier == 0:
         return math.inf
-    spent = _accountant(accountant, sampling)
-    spent.compose(_event(noise_multiplier, steps, sampling, rate, size))
-    return float(spent.get_epsilon(delta))
+    return _spent(noise_multiplier, steps, delta, sampling, accountant, rate, size)
 
 
 def calibrate_noise(
@@ -104,11 +107,12 @@ def calibrate_noise(
       accountant: "rdp" or "pld".
 
     Returns:
-      The smallest noise multiplier, to 1e-6, that costs no more than ``epsilon``.
+      The smallest noise multiplier, to 1e-6 (1e-4 with "pld"), that costs no more than ``epsilon``.
 
     Raises:
       ImportError: dp-accounting is not installed; names the extra.
-      ValueError: values out of range, or an epsilon that no noise reaches.
+      ValueError: values out of range, or an epsilon for which 0.05 is too much noise or a million
+        too little.
 
     Example:
       >>> import optkit
@@ -126,22 +130,53 @@ def calibrate_noise(
     rate, size = _sampled(sampling, accountant, sampling_rate, examples, batch)
     check_static_int("steps", steps)
     _check_delta(delta, examples)
+    run = (steps, delta, sampling, accountant, rate, size)
+    # Between neighbours of a geometric series: far from the answer accountants take long.
+    renyi = accountant == "rdp"
+    high, ratio = 1.0, 2.0
+    if not renyi:
+        high, ratio = calibrate_noise(epsilon, steps=steps, delta=delta, sampling_rate=rate), 1.1
+    while _spent(high, *run) > epsilon:
+        high *= ratio
+        if high > _MOST:
+            raise ValueError(
+                f"epsilon={epsilon!r} with delta={delta!r} is reached by no noise up to {_MOST:g}: "
+                "give a larger epsilon, fewer steps or smaller batches"
+            )
+    while _spent(high / ratio, *run) <= epsilon:
+        high /= ratio
+        if high < _LEAST:
+            raise ValueError(
+                f"epsilon={epsilon!r} with delta={delta!r} needs less noise than {_LEAST:g}: "
+                "no such number protects anybody; give a smaller epsilon"
+            )
     library = _library()
-    try:
+    with _quiet():
         found = library.calibrate_dp_mechanism(
             lambda: _accountant(accountant, sampling),
             lambda noise: _event(noise, steps, sampling, rate, size),
             epsilon,
             delta,
-            library.LowerEndpointAndGuess(0.02, 2.0),
-            tol=1e-6,
+            library.ExplicitBracketInterval(high / ratio, high),
+            tol=1e-6 if renyi else 1e-4,
         )
-    except library.mechanism_calibration.NoBracketIntervalFoundError as error:
-        raise ValueError(
-            f"epsilon={epsilon!r} with delta={delta!r} was found for no noise from 0.02 up; give "
-            "another epsilon, fewer steps or smaller batches"
-        ) from error
     return float(found)
+
+
+def _spent(
+    noise: float,
+    steps: int,
+    delta: float,
+    sampling: Sampling,
+    accountant: Accountant,
+    rate: float,
+    size: tuple[int, int],
+) -> float:
+    """Epsilon of a run whose numbers are checked."""
+    spent = _accountant(accountant, sampling)
+    with _quiet():
+        spent.compose(_event(noise, steps, sampling, rate, size))
+        return float(spent.get_epsilon(delta))
 
 
 def _check_delta(delta: float, examples: int | None) -> None:
@@ -216,6 +251,24 @@ def _accountant(accountant: Accountant, sampling: Sampling) -> Any:
     else:
         make = library.pld.PLDAccountant
     return make(neighboring_relation=kind)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back the library's word on each Renyi order that it leaves out.
+
+    Of the orders' bounds the least is taken: one fewer is a bound all the same.
+    """
+    logger = logging.getLogger("absl")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "failed to converge" not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _library() -> Any:
