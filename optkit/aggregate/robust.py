@@ -198,7 +198,8 @@ def geometric_median(
             squared = v.squares(z)
             near = 1.0 / jnp.maximum(jnp.sqrt(squared), floor)
             b = jnp.where(v.readable(squared), near, 0.0)
-            return ratio(weighted_sum(b, v.tree), jnp.sum(b))
+            new = ratio(weighted_sum(b, v.tree), jnp.sum(b))
+            return jax.tree.map(lambda x, old: x.astype(old.dtype), new, z)
 
         z = lax.fori_loop(0, iterations, body, v.zeros())
         return v.settled(z, state, v.count > 0)

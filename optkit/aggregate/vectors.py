@@ -1,8 +1,8 @@
 """What all clients sent in one place, for rules that no sum can stand for."""
 
 import dataclasses
+import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +77,7 @@ class Vectors:
 
     def squares(self, centre: PyTree) -> jax.Array:
         """Returns squared distances from a vector, (W,); not finite where one is not."""
-        parts = jax.tree.map(_squares, self.tree, centre)
-        return self.total(_added(parts, self.present.shape))
+        return self.total(_added(jax.tree.map(_squares, self.tree, centre)))
 
     def readable(self, squared: jax.Array) -> jax.Array:
         """Returns which vectors have any weight, bool (W,): present, and at a finite distance."""
@@ -89,8 +88,7 @@ class Vectors:
 
         By differences: as ``|a|^2 + |b|^2 - 2ab`` those of close vectors would cancel.
         """
-        size = self.present.shape[0]
-        return self.total(_added(jax.tree.map(_pairs, self.tree), (size, size)))
+        return self.total(_added(jax.tree.map(_pairs, self.tree)))
 
     def ranking(self, score: jax.Array) -> jax.Array:
         """Returns places (W,) by score, equal ones by client: whatever order they come in."""
@@ -165,12 +163,10 @@ def _squares(x: jax.Array, centre: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(x - centre[None]), axis=tuple(range(1, x.ndim)))
 
 
-def _added(parts: PyTree, shape: tuple[int, ...]) -> jax.Array:
+def _added(parts: PyTree) -> jax.Array:
     """Adds the leaves' sums."""
-    out: Any = jnp.zeros(shape)
-    for part in jax.tree.leaves(parts):
-        out = out + part
-    return jnp.asarray(out)
+    first, *others = jax.tree.leaves(parts)
+    return functools.reduce(jnp.add, others, first)
 
 
 def column(per_client: jax.Array, x: jax.Array) -> jax.Array:

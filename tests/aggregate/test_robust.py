@@ -250,3 +250,33 @@ def test_along_an_axis_each_device_gets_all_clients_at_its_coordinates() -> None
     by_kind = {c.kind: c.bytes for c in found if c.bytes > 4 * 16**2}
     # A device gets 2 clients' shares from each of 8, and the result.
     assert by_kind == {"all-to-all": 4 * 16 * size // 8, "all-gather": 4 * size}, found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_float64_leaves_beside_float32_ones_keep_their_dtypes(name: str) -> None:
+    rule = ALL[name][0]
+    with jax.enable_x64(True):
+        sent = jax.tree.map(jnp.asarray, {"a": np.ones((CLIENTS, 2)), "b": np.ones(CLIENTS)})
+        sent["b"] = sent["b"].astype(jnp.float32)
+        state = rule.init(jax.tree.map(lambda x: x[0], sent), CLIENTS)
+        out = jax.eval_shape(rule.apply, sent, state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(out.state, state)
+        assert out.direction["a"].dtype == jnp.float64 and out.direction["b"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["krum", "centered_clipping"])
+def test_clients_along_a_mapped_axis(name: str) -> None:
+    options = {"krum": {"hostile": 2}, "centered_clipping": {"radius": 2.0}}[name]
+    rule = getattr(rules, name)(**options, axis_name="clients")
+    v = vectors(0)
+    state = rule.init(zeros(), 1)
+
+    def one(sent: Any, client: jax.Array) -> Any:
+        return rule.apply(sent, state, client=client).direction
+
+    each = jax.tree.map(lambda x: x[:, None], tree_of(v))
+    got = jax.vmap(one, axis_name="clients")(each, jnp.arange(CLIENTS)[:, None])
+    want = flat(run(name, v).direction)
+    for row in range(CLIENTS):
+        mine = flat(jax.tree.map(lambda x, row=row: x[row], got))
+        np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-6)
