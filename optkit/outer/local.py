@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optkit.distributed.workers import as_varying
+from optkit.spmd import varying
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree import leaves_with_paths
 
@@ -52,6 +55,16 @@ def local_rounds(
                     f"batches has shape {jnp.shape(leaf)} at leaf {path!r}: every={every} inner "
                     f"steps need a leading axis of {every}"
                 )
-        return lax.scan(step, carry, batches, length=every)
+
+        def one(carry: Any, batch: Any) -> tuple[Any, Any]:
+            new, aux = step(carry, batch)
+            return jax.tree.map(_as_own, new, carry), aux
+
+        return lax.scan(one, carry, batches, length=every)
 
     return run
+
+
+def _as_own(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Says of a replica's array that it is its own, even if it is made of what all have alike."""
+    return as_varying(new, tuple(varying(old)))

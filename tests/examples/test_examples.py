@@ -43,7 +43,8 @@ def test_example_runs(
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_example_is_short(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) < 60
+    longest = 80 if "host" in file.stem else 60  # they start their processes themselves
+    assert len(file.read_text(encoding="utf-8").splitlines()) < longest
 
 
 def test_examples_are_found() -> None:

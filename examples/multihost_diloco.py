@@ -1,0 +1,79 @@
+"""DiLoCo: processes meet once a round, a replica each. If one dies, end the others, which wait for
+it, and start all again: they rejoin at the last whole checkpoint of the folder, and lose no digit.
+
+On host I of N: python examples/multihost_diloco.py HOST0:PORT N I SHARED_FOLDER
+Without arguments this file starts four on this machine, kills one, and starts them again.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import optkit
+from optkit import tasks
+
+ROUNDS, EVERY = 4, 5
+
+
+def train(folder: str) -> None:
+    """What each process runs: inner steps on its own data, and an outer step with all others."""
+    task = tasks.get("bytelm", width=32, layers=1, heads=2, context=32, held_out_windows=8)
+    mesh, rank = Mesh(np.array(jax.devices()), ("replica",)), jax.process_index()
+    own, common = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["replica"], []))
+    tx, outer = optkit.adamw(3e-3), optkit.diloco()
+    step = tasks.train_step(task, tx)
+    inner = lambda carry, batch: ((out := step(batch, *carry))[:2], out[2]["loss"])  # noqa: E731
+
+    def first() -> tuple:
+        carry = optkit.replicas(tasks.start(task, tx, 0), jax.device_count())
+        return carry, outer.init(carry[1])
+
+    work = jax.jit(optkit.on_replicas(optkit.local_rounds(inner, every=EVERY), "replica", mesh))
+    meet = jax.jit(outer.step, out_shardings=(own, common))
+    with ocp.CheckpointManager(os.path.abspath(folder)) as checkpoints:
+        carry, anchor = jax.jit(first, out_shardings=(own, common))()
+        if (begin := checkpoints.latest_step()) is not None:
+            like = ocp.args.StandardRestore((carry, anchor))
+            carry, anchor = checkpoints.restore(begin, args=like)
+        for index in range(begin or 0, ROUNDS):
+            mine = [task.batch(rank, index * EVERY + h) for h in range(EVERY)]
+            mine = jax.tree.map(lambda *parts: np.stack(parts)[None], *mine)
+            batches = jax.tree.map(lambda x: jax.make_array_from_process_local_data(own, x), mine)
+            (state, params), losses = work(carry, batches)
+            params, anchor = meet(params, anchor)  # the only exchange
+            carry = state, params
+            loss = np.mean(losses.addressable_shards[0].data)
+            print(f"round {index + 1}: {loss:.6f} nats per byte on replica {rank}", flush=True)
+            checkpoints.save(index + 1, args=ocp.args.StandardSave((carry, anchor)))
+
+
+def start(port: int, folder: str, last: str) -> list[str]:
+    """Runs four processes until one of them prints a line, and returns that one's lines."""
+    command = [sys.executable, __file__, f"127.0.0.1:{port}", "4"]
+    jobs = [subprocess.Popen([*command, str(i), folder], stdout=-1, text=True) for i in range(4)]
+    lines = []
+    for line in jobs[3].stdout:
+        lines += [line] * line.startswith("round")
+        if line.startswith(last):
+            [job.kill() for job in jobs]
+    [job.wait() for job in jobs]
+    return lines
+
+
+if len(sys.argv) == 5:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect elsewhere
+    jax.distributed.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    train(sys.argv[4])
+elif len(sys.argv) > 1:
+    sys.exit(__doc__)
+elif __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = start(9141, folder, "round 3"), start(9142, folder, "none")
+    print("".join([*before, "killed, and started again\n", *after]))
+    assert set(before) & set(after) and after[-1].startswith(f"round {ROUNDS}")
