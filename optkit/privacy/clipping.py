@@ -49,7 +49,8 @@ def per_example_clip(
 
     An example that the mask leaves out is not read. One whose gradient is not finite, or too long
     for float32, adds nothing: unclipped it would decide the sum. Microbatches take every k-th
-    example, so that a batch spread over devices stays where it is.
+    example, so that a batch spread over devices stays where it is if ``microbatch`` is a multiple
+    of them.
 
     Args:
       loss_fn: (params, one example) -> scalar, an example being the batch without its leading axis.

@@ -46,6 +46,17 @@ def test_weights_are_not_read_and_an_empty_round_moves_by_noise() -> None:
     np.testing.assert_allclose(direction(rule, sent(0), present=nobody), want - silent, atol=1e-6)
 
 
+def test_without_noise_it_is_centered_clipping_where_all_report() -> None:
+    ours = optkit.aggregate.dp_centered_clipping(1.5, key=0)
+    plain = optkit.aggregate.centered_clipping(radius=1.5)
+    states = [rule.init(params(), CLIENTS) for rule in (ours, plain)]
+    for t in range(3):
+        outs = [r.apply(sent(t), s) for r, s in zip((ours, plain), states, strict=True)]
+        states = [out.state for out in outs]
+        for name, got in outs[0].direction.items():
+            np.testing.assert_allclose(got, outs[1].direction[name], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_the_dialect_is_optax(momentum: float | None) -> None:
     theirs = optax.contrib.differentially_private_aggregate(0.5, 1.5, key=7)

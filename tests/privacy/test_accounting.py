@@ -42,6 +42,21 @@ def test_noise_for_an_epsilon() -> None:
     assert epsilon(noise, **RUN) <= 3.0 < epsilon(noise - 2e-5, **RUN)
 
 
+@pytest.mark.slow
+def test_noise_is_found_by_the_tighter_accountant_too() -> None:
+    noise = calibrate_noise(3.9213, accountant="pld", **ONE)
+    assert noise == pytest.approx(1.1, abs=2e-4)
+    assert noise < calibrate_noise(3.9213, **ONE)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"), [(1e5, "less noise than"), (1e-9, "by no noise up to")]
+)
+def test_budgets_out_of_reach_are_refused(budget: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        calibrate_noise(budget, sampling_rate=1.0, steps=1, delta=1e-12)
+
+
 def test_fixed_batches_count_the_noise_half() -> None:
     # All examples at every step: a Gaussian that one replaced example moves by twice the length.
     whole = epsilon(4.0, examples=100, batch=100, steps=5, delta=1e-5, sampling="fixed")

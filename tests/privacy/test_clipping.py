@@ -103,15 +103,18 @@ def test_each_device_clips_its_own_examples(microbatch) -> None:
     assert int(out.examples) == SIZE - 1
 
 
-def test_spread_batches_stay_where_they_are() -> None:
-    spread = NamedSharding(mesh_of("auto"), P("x"))
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_spread_batches_stay_where_they_are(kind: str) -> None:
+    mesh = mesh_of(kind)
+    spread = NamedSharding(mesh, P("x"))
     rows = [np.concatenate([part] * 2) for part in batch(5)]  # two examples a device
     data, mask = jax.device_put((tuple(rows), np.ones(2 * SIZE, bool)), spread)
-    params = jax.device_put(PARAMS, NamedSharding(mesh_of("auto"), P()))
+    params = jax.device_put(PARAMS, NamedSharding(mesh, P()))
     run = jax.jit(per_example_clip(loss, 0.5, microbatch=SIZE))
-    program = run.lower(params, data, mask).compile().as_text()
+    with jax.set_mesh(mesh):
+        program = run.lower(params, data, mask).compile().as_text()
+        total = run(params, data, mask).total
     assert not any(word in program for word in ("all-gather", "all-to-all", "collective-permute"))
-    total = run(params, data, mask).total
     np.testing.assert_allclose(flat(total), 2 * clipped(batch(5), 0.5), rtol=1e-5)
 
 
