@@ -72,7 +72,7 @@ def _summed(tree: PyTree, names: tuple[str, ...]) -> PyTree:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lanes:
+class Replicas:
     """Where replicas are: along the leading axis of every array, or along named axes."""
 
     axis_name: AxisName
@@ -188,7 +188,7 @@ class Lanes:
 class Averaging:
     """How displacements of replicas are averaged, and what that remembers."""
 
-    lanes: Lanes
+    among: Replicas
     wire_dtype: Any = None
     by: Transformation | None = None
 
@@ -199,13 +199,13 @@ class Averaging:
     def __call__(self, displacement: PyTree, state: PyTree, anchor: PyTree) -> tuple[PyTree, Any]:
         """Returns the mean over replicas, and the new memory."""
         if self.by is None:
-            return self.lanes.mean(displacement, self.wire_dtype), state
+            return self.among.mean(displacement, self.wire_dtype), state
         return self.by.update(displacement, state, anchor)
 
 
 def averaging(who: str, axis_name: AxisName, wire_dtype: Any, mean: Any) -> Averaging:
     """Checks how replicas are to be averaged."""
-    lanes = Lanes(axis_name, who)
+    among = Replicas(axis_name, who)
     if wire_dtype is not None:
         try:
             known = jnp.issubdtype(jnp.dtype(wire_dtype), jnp.floating)
@@ -217,15 +217,15 @@ def averaging(who: str, axis_name: AxisName, wire_dtype: Any, mean: Any) -> Aver
             )
         wire_dtype = jnp.dtype(wire_dtype)
     if mean is None:
-        return Averaging(lanes, wire_dtype)
+        return Averaging(among, wire_dtype)
     if wire_dtype is not None:
         raise ValueError(
             f"wire_dtype={str(wire_dtype)!r} is for plain means: what mean sends is its own "
             "affair; give one of the two"
         )
-    if lanes.stacked:
+    if among.stacked:
         raise ValueError(
             "mean averages over a named axis: give axis_name, the same as in mean, and call init "
             "and step for one replica, inside optkit.on_replicas or jax.shard_map"
         )
-    return Averaging(lanes, None, check_transformation("mean", mean))
+    return Averaging(among, None, check_transformation("mean", mean))

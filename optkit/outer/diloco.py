@@ -98,17 +98,17 @@ def diloco(
     given = default_outer() if outer_tx is None else outer_tx
     outer = check_transformation("outer_tx", given)
     average = averaging("diloco", axis_name, wire_dtype, mean)
-    lanes = average.lanes
+    among = average.among
 
     def init(params: PyTree) -> DilocoState:
-        anchor = lanes.first(params)
+        anchor = among.first(params)
         return DilocoState(anchor, outer.init(anchor), average.init(anchor))
 
     def step(params: PyTree, state: DilocoState) -> tuple[PyTree, DilocoState]:
         anchor = state.anchor
-        moved, kept = average(lanes.displacement(anchor, params), state.mean, anchor)
+        moved, kept = average(among.displacement(anchor, params), state.mean, anchor)
         updates, optimizer = outer.update(moved, state.optimizer, anchor)
         anchor = optax.apply_updates(anchor, updates)
-        return lanes.lead(anchor, params), DilocoState(anchor, optimizer, kept)
+        return among.lead(anchor, params), DilocoState(anchor, optimizer, kept)
 
     return OuterStep(init, step)

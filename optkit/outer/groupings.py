@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import auto_axes
 
 from optkit.distributed.workers import axes_of
-from optkit.outer.base import Lanes
+from optkit.outer.base import Replicas
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree.sharding import spec_of
 
@@ -120,16 +120,16 @@ def _taken(x: jax.Array, senders: Sequence[int]) -> jax.Array:
     return run(x) if spec is None else auto_axes(run, out_sharding=spec)(x)
 
 
-def group_mean(trees: Any, grouping: Grouping, lanes: Lanes) -> Any:
+def group_mean(trees: Any, grouping: Grouping, among: Replicas) -> Any:
     """Averages over the members of each group; one value of each other member comes in."""
     size = len(grouping[0])
 
     def come(x: jax.Array, turn: int) -> jax.Array:
         senders = _senders(grouping, turn)
-        if lanes.stacked:
+        if among.stacked:
             return _taken(x, senders)
         pairs = [(source, target) for target, source in enumerate(senders)]
-        return lax.ppermute(x, axes_of(lanes.axis_name), pairs)
+        return lax.ppermute(x, axes_of(among.axis_name), pairs)
 
     def leaf(x: jax.Array) -> jax.Array:
         return sum((come(x, turn) for turn in range(1, size)), x) / size

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
-from optkit.outer.base import Lanes, OuterStep, fine
+from optkit.outer.base import OuterStep, Replicas, fine
 from optkit.outer.groupings import Grouping, check_grouping, group_mean, groupings, switch
 from optkit.transforms.base import check_same_leaves, prng_key
 from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
@@ -102,7 +102,7 @@ def noloco(
       permutation. The paper's own form of the last term and its bounds on gamma are not compared.
       For parameters of 16 bits the anchor's finer digits are sent with them, in float32.
     """
-    lanes = Lanes(axis_name, "noloco")
+    among = Replicas(axis_name, "noloco")
     pull = beta if gamma is None else gamma
     for name, value in (("alpha", alpha), ("beta", beta), ("gamma", pull)):
         check_static_number(name, value)
@@ -112,12 +112,12 @@ def noloco(
         warnings.warn(
             f"noloco with alpha={alpha} and gamma={pull}: the momentum outweighs what pulls "
             "replicas together, and they drift apart; give a larger gamma or a smaller alpha",
-            stacklevel=4,
+            stacklevel=3,
         )
     first = prng_key(key)
 
     def init(params: PyTree) -> NolocoState:
-        groupings(lanes.count(params), group)  # or it would fail after the first round
+        groupings(among.count(params), group)  # or it would fail after the first round
         anchor = jax.tree.map(fine, params)
         momentum = jax.tree.map(lambda p: jnp.zeros_like(p, compute_dtype(p)), params)
         return NolocoState(jnp.zeros((), jnp.int32), anchor, momentum)
@@ -132,11 +132,11 @@ def noloco(
             return jax.tree.map(
                 lambda d, t, a: alpha * d + beta * (t - a),
                 state.momentum,
-                group_mean(theta, grouping, lanes),
+                group_mean(theta, grouping, among),
                 state.anchor,
             )
         moved = jax.tree.map(lambda t, a: t - a, theta, state.anchor)
-        moved, centre = group_mean((moved, state.anchor), grouping, lanes)
+        moved, centre = group_mean((moved, state.anchor), grouping, among)
         return jax.tree.map(
             lambda d, m, a, c: alpha * d + beta * m - pull * (a - c),
             state.momentum,
@@ -148,7 +148,7 @@ def noloco(
     def step(
         params: PyTree, state: NolocoState, groups: Iterable[Iterable[int]] | None = None
     ) -> tuple[PyTree, NolocoState]:
-        count = lanes.count(params)
+        count = among.count(params)
         check_same_leaves(params, state.anchor, "state", shapes=True)
         if groups is None:
             ways = groupings(count, group)

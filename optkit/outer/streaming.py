@@ -178,7 +178,7 @@ class _Streaming:
     alpha: float
 
     def init(self, params: PyTree) -> StreamingDilocoState:
-        anchor = self.average.lanes.first(params)
+        anchor = self.average.among.first(params)
         parts = [part(anchor, assign(anchor, self.fragments), f) for f in range(self.count)]
         return StreamingDilocoState(
             anchor,
@@ -191,7 +191,7 @@ class _Streaming:
         self, params: PyTree, state: StreamingDilocoState, due: Due
     ) -> tuple[PyTree, StreamingDilocoState]:
         places = assign(state.anchor, self.fragments)
-        self.average.lanes.check(state.anchor, params)
+        self.average.among.check(state.anchor, params)
         for what, fragment in due:
             if what == "start":
                 state = self._start(params, state, places, fragment)
@@ -203,7 +203,7 @@ class _Streaming:
         self, params: PyTree, state: StreamingDilocoState, places: PyTree, f: int
     ) -> StreamingDilocoState:
         anchor, own = (part(tree, places, f) for tree in (state.anchor, params))
-        away = self.average.lanes.displacement(anchor, own)
+        away = self.average.among.displacement(anchor, own)
         moving, kept = self.average(away, state.means[f], anchor)
         return state._replace(
             means=_set(state.means, f, kept), moving=_set(state.moving, f, moving)
@@ -230,11 +230,11 @@ class _Streaming:
         return put(params, self._led(anchor, own), places, f), state
 
     def _led(self, anchor: PyTree, own: PyTree) -> PyTree:
-        lanes, alpha = self.average.lanes, self.alpha
+        among, alpha = self.average.among, self.alpha
         if not alpha:
-            return lanes.lead(anchor, own)
+            return among.lead(anchor, own)
         return jax.tree.map(
-            lambda a, p: jnp.asarray((1.0 - alpha) * lanes.beside(a) + alpha * upcast(p), p.dtype),
+            lambda a, p: jnp.asarray((1.0 - alpha) * among.beside(a) + alpha * upcast(p), p.dtype),
             anchor,
             own,
         )
