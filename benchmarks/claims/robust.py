@@ -5,7 +5,7 @@ bear some cost little. Here: a perceptron on digits, nine workers with 16 images
 same data, each sending its momentum (b1 = 0.9), of which the last two are hostile. They reverse the
 others' mean and send twenty times that; or hide within the others' spread, 1.5 deviations off the
 mean in every coordinate (Baruch et al., 2019); or send what is no number. Each rule has the rate
-that was best without hostile workers on a seed of its own, on which the clipping radius was chosen too.
+that was best without hostile workers on a seed of its own; the clipping radius is of that seed too.
 Bulyan needs eleven workers for two hostile ones and is run with eleven.
 """
 
