@@ -39,7 +39,7 @@ def test_list_groups_by_family_and_puts_recipes_first(command):
             family = line.strip()
             families[family] = []
     catalogue = optkit.catalogue.entries()
-    kinds = ("recipe", "wrapper", "part", "strategy")
+    kinds = ("recipe", "wrapper", "part", "strategy", "aggregate", "outer")
     assert set(families) == {entry.family for entry in catalogue}
     for family, names in families.items():
         own = [entry for entry in catalogue if entry.family == family]
