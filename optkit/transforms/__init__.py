@@ -50,6 +50,7 @@ from optkit.transforms.factored import (
     ScaleByFactoredRmsState,
     scale_by_factored_rms,
 )
+from optkit.transforms.graft import GraftState, graft
 from optkit.transforms.grid import QuantizeParamsState, quantize_params, stored_params
 from optkit.transforms.guards import (
     SkipNonfiniteState,
@@ -153,6 +154,7 @@ __all__ = [
     "Ef21State",
     "ElasticPriorState",
     "ErrorFeedbackState",
+    "GraftState",
     "KahanState",
     "LangevinNoiseState",
     "LatestSwaState",
@@ -230,6 +232,7 @@ __all__ = [
     "freeze",
     "get_hyperparam",
     "global_norm",
+    "graft",
     "hyperparams",
     "in_float32",
     "in_rotated_basis",

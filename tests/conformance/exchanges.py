@@ -98,7 +98,7 @@ NUMBERS = _names(
     adafactor adalora adamp adaptive_memory add_masked_decay alignment_brake altlora
     altlora_plus am_adamw am_msgd apollo apollo_mini auon came cast_adams cautious
     cautious_adamw cautious_lion clip_by_global_norm clip_leaf_norm clipup diagnose ef21
-    error_feedback frugal id3 limit_norm_growth mars_adamw mars_lion normal_plane
+    error_feedback frugal graft id3 limit_norm_growth mars_adamw mars_lion normal_plane
     normalized_momentum oasis project_radial project_to_norm scale_by_came scale_by_cosh_rms
     scale_by_entry_moment scale_by_factored_rms scale_by_oasis scale_by_row_moment scale_by_sm3 sgdp
     skip_nonfinite skip_spikes sm3 sphere_project split upgd upgd_adam utility_gate
