@@ -55,8 +55,8 @@ class MemoryState(NamedTuple):
 
 class _Round(NamedTuple):
     total: PyTree
-    weight: jax.Array
-    recalled: PyTree
+    weights: jax.Array  # (N,), what the present counted
+    before: PyTree  # the memory as it was
     last: PyTree
     attendance: Attendance | None
     seen: jax.Array
@@ -121,31 +121,31 @@ def _recalling(
     def start(one: PyTree, state: MemoryState) -> _Round:
         last = unwrap(state.last)
         clients = count_rows(last)
-        recalled = weighted_sum(shares_of(given_shares, clients, axis_name), last)
-        nothing = as_varying(jnp.zeros(()), axis_name)
-        seen = nobody(clients, axis_name)
-        total = zeros_for(one, axis_name)
-        return _Round(total, nothing, recalled, last, unwrap(state.attendance), seen)
+        nothing = as_varying(jnp.zeros(clients, jnp.float32), axis_name)
+        seen, total = nobody(clients, axis_name), zeros_for(one, axis_name)
+        return _Round(total, nothing, last, last, unwrap(state.attendance), seen)
 
     def add(carry: _Round, given: Reports) -> _Round:
         clients = carry.seen.shape[0]
         own = jnp.where(given.present, weights(carry.attendance, clients)[given.client], 0.0)
-        change = jax.tree.map(
-            lambda d, h: d - beta * h[given.client], given.displacement, carry.last
-        )
-        total = jax.tree.map(jnp.add, carry.total, weighted_sum(own, change))
+        more = weighted_sum(own, given.displacement)
+        # The memory is not read here: of rows that are read and written the compiler copies all.
         return carry._replace(
-            total=total,
-            weight=carry.weight + jnp.sum(own),
+            total=jax.tree.map(jnp.add, carry.total, more),
+            weights=carry.weights.at[rows_of(given, clients)].add(own, mode="drop"),
             last=written(carry.last, given),
             seen=mark(carry.seen, given),
         )
 
     def finish(carry: _Round) -> Aggregated:
-        sums = (carry.total, carry.weight, carry.recalled)
-        total, weight, recalled = over_clients(sums, axis_name)
+        counted, share = carry.weights, shares_of(given_shares, carry.seen.shape[0], axis_name)
         if form == "participants":
-            total = ratio(total, weight)
+            whole = over_clients(jnp.sum(counted), axis_name)
+            counted = ratio(counted, whole)
+            total = ratio(over_clients(carry.total, axis_name), whole)
+        else:
+            total = over_clients(carry.total, axis_name)
+        recalled = over_clients(weighted_sum(share - counted, carry.before), axis_name)
         direction = jax.tree.map(lambda d, h: d + beta * h, total, recalled)
         after = None
         if carry.attendance is not None:
