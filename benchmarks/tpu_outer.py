@@ -6,8 +6,9 @@ model's width, vectors too. MiB is what a chip sends to the other slice in an ou
 its own, by ring formulas; what the compiler turned exchanges into is counted, and nothing was run.
 
 Rows of compressed averages have every chip average the blocks it holds with the chip of the same
-place in the other slice. The inner step is AdamW's update of both replicas. ``--only NAME`` picks
-rows: some take the compiler minutes.
+place in the other slice; codes of 4 bits take a byte each. The inner step is AdamW's update of
+both replicas. ``--only NAME`` picks rows; compressed ones take the compiler minutes, which
+``--layers 2`` shortens: what is allowed is then in proportion to the parameters.
 """
 
 import argparse
@@ -25,9 +26,9 @@ import optkit
 from optkit import aot
 from optkit.codecs import UniformCodec
 from optkit.outer import OuterStep
-from optkit.tree import leaves_with_paths, map_with_path
+from optkit.tree import leaves_with_paths, map_with_path, tree_bytes
 
-MIB = 2**20
+MIB, LAYERS = 2**20, 24
 TOPOLOGY, SIZES = "2xv5e:4x4", {"slice": 2, "fsdp": 16}
 
 
@@ -40,14 +41,15 @@ class Model:
     stacked: Any
 
 
-def model() -> Model:
-    """Places the model."""
+def model(layers: int = LAYERS) -> Model:
+    """Places the model, or its first layers."""
     mesh = aot.find_target(TOPOLOGY).mesh(SIZES)
 
     def split(x: Any) -> Any:
         spec = tuple(x.sharding.spec)
         own = spec if any(spec) else (*[None] * (len(x.shape) - 1), "fsdp")
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P(*own)))
+        shape = (layers, *x.shape[1:]) if x.shape[0] == LAYERS else x.shape
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(mesh, P(*own)))
 
     def stack(x: Any) -> Any:
         place = NamedSharding(mesh, P("slice", *x.sharding.spec))
@@ -175,6 +177,8 @@ ROWS: dict[str, tuple[Callable[[Model], jax.stages.Compiled], float | None]] = {
 def row(name: str, given: Model) -> str:
     """Compiles one row; returns its line of the table."""
     build, most = ROWS[name]
+    if most is not None:
+        most *= tree_bytes(given.one) / tree_bytes(aot.model_shapes("gpt2-medium"))
     begun = time.monotonic()
     compiled = build(given)
     seconds = time.monotonic() - begun
@@ -187,7 +191,7 @@ def row(name: str, given: Model) -> str:
         sent[each.between_slices] += each.wire_bytes * each.times / MIB
         if each.between_slices:
             kinds[each.kind] = kinds.get(each.kind, 0) + each.times
-    late = "" if most is None or sent[True] <= most else f"MISSED: {sent[True]:.1f} > {most}"
+    late = "" if most is None or sent[True] <= most else f"MISSED: {sent[True]:.1f} > {most:.1f}"
     target = "" if most is None else f"{most:.2f}"
     return f"{name:26}{sent[True]:9.2f}{target:>9}{sent[False]:9.2f}{seconds:9.0f}  {kinds} {late}"
 
@@ -196,8 +200,9 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=ROWS, help="rows to compile")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of the model's 24")
     args = parser.parse_args()
-    given = model()
+    given = model(args.layers)
     heads = ("MiB out", "at most", "MiB in", "seconds")
     print(f"{'':26}" + "".join(f"{head:>9}" for head in heads) + "  exchanges between slices")
     for name in args.only or ROWS:
