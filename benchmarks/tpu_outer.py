@@ -6,9 +6,9 @@ model's width, vectors too. MiB is what a chip sends to the other slice in an ou
 its own, by ring formulas; what the compiler turned exchanges into is counted, and nothing was run.
 
 Rows of compressed averages have every chip average the blocks it holds with the chip of the same
-place in the other slice; codes of 4 bits take a byte each. The inner step is AdamW's update of
-both replicas. ``--only NAME`` picks rows; compressed ones take the compiler minutes, which
-``--layers 2`` shortens: what is allowed is then in proportion to the parameters.
+place in the other slice. The inner step is AdamW's update of both replicas. ``--only NAME`` picks
+rows; compressed ones take the compiler minutes, which ``--layers 2`` shortens: what is allowed is
+then in proportion to the parameters.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def averaged(mean: optax.GradientTransformation) -> OuterStep:
 
 def coded(bits: int) -> OuterStep:
     """DiLoCo with codes of so many bits."""
-    return averaged(optkit.compressed_mean(UniformCodec(bits=bits), "slice"))
+    return averaged(optkit.compressed_mean(UniformCodec(bits=bits, packed=bits <= 4), "slice"))
 
 
 def ranked(rank: int) -> OuterStep:

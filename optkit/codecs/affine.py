@@ -12,11 +12,12 @@ from optkit.codecs.base import Codec, Parts, Random, Shape, check_options, check
 from optkit.codecs.blocks import (
     Layout,
     blocks_shape,
+    from_nibbles,
     in_rows,
     merge_blocks,
-    pack_nibbles,
+    nibbles_shape,
     split_blocks,
-    unpack_nibbles,
+    to_nibbles,
 )
 from optkit.codecs.table import Rounding, as_float32, kept_share
 
@@ -82,9 +83,7 @@ class AffineCodec(Codec):
         number = jax.ShapeDtypeStruct(groups[:-1], jnp.float32)
         codes: Shape = shape
         if self.packed:
-            rows = in_rows(shape, self.group, self.layout)
-            size = shape[-1] if rows else int(np.prod(shape))
-            codes = (*(shape[:-1] if rows else ()), -(-size // 2))
+            codes = nibbles_shape(shape, self.group, self.layout)
         return {
             "codes": jax.ShapeDtypeStruct(codes, jnp.uint8),
             "scale": number,
@@ -111,21 +110,14 @@ class AffineCodec(Codec):
         codes = jnp.clip(rounded + zero[..., None], 0.0, top).astype(jnp.uint8)
         codes = merge_blocks(codes, real, self.layout)
         if self.packed:
-            rows = in_rows(x.shape, self.group, self.layout)
-            codes = codes if rows else codes.reshape(-1)
-            if codes.shape[-1] % 2:
-                codes = jnp.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
-            codes = pack_nibbles(codes)
+            codes = to_nibbles(codes, self.group, self.layout)
         return {"codes": codes, "scale": scale, "zero": zero}
 
     def decode(self, parts: Mapping[str, jax.Array], shape: Shape) -> jax.Array:
         """Reads ``(code - zero)*scale``."""
         codes = parts["codes"]
         if self.packed:
-            codes = unpack_nibbles(codes)
-            rows = in_rows(shape, self.group, self.layout)
-            size = shape[-1] if rows else int(np.prod(shape))
-            codes = jax.lax.slice_in_dim(codes, 0, size, axis=codes.ndim - 1).reshape(shape)
+            codes = from_nibbles(codes, shape, self.group, self.layout)
         groups = split_blocks(codes.astype(jnp.float32), self.group, self.layout)
         values = (groups - parts["zero"][..., None]) * parts["scale"][..., None]
         return merge_blocks(values, shape, self.layout)

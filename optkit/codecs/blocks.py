@@ -109,3 +109,25 @@ def unpack_nibbles(packed: jax.Array) -> jax.Array:
     both = packed.astype(jnp.uint16)
     pairs = jax.lax.bitcast_convert_type((both >> 4) | ((both & 15) << 8), jnp.uint8)
     return pairs.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
+
+
+def nibbles_shape(shape: Shape, block: int | None, layout: Layout) -> Shape:
+    """Returns the shape of an array's 4-bit codes, two in a byte along rows or the flat array."""
+    if in_rows(shape, block, layout):
+        return (*shape[:-1], -(-shape[-1] // 2))
+    return (-(-math.prod(shape) // 2),)
+
+
+def to_nibbles(codes: jax.Array, block: int | None, layout: Layout) -> jax.Array:
+    """Packs the codes of an array; a last one without a neighbour gets a zero."""
+    rows = codes if in_rows(codes.shape, block, layout) else codes.reshape(-1)
+    if rows.shape[-1] % 2:
+        rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, 1)])
+    return pack_nibbles(rows)
+
+
+def from_nibbles(packed: jax.Array, shape: Shape, block: int | None, layout: Layout) -> jax.Array:
+    """Undoes ``to_nibbles``."""
+    codes = unpack_nibbles(packed)
+    size = shape[-1] if in_rows(shape, block, layout) else math.prod(shape)
+    return jax.lax.slice_in_dim(codes, 0, size, axis=codes.ndim - 1).reshape(shape)

@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from optkit.codecs.base import Codec, Parts, Random, Shape, check_positive, divided, uniforms
-from optkit.codecs.blocks import Layout, blocks_shape, largest, merge_blocks, split_blocks
+from optkit.codecs.blocks import (
+    Layout,
+    blocks_shape,
+    from_nibbles,
+    largest,
+    merge_blocks,
+    nibbles_shape,
+    split_blocks,
+    to_nibbles,
+)
 from optkit.codecs.table import as_float32, kept_share
 
 
@@ -21,8 +30,9 @@ class UniformCodec(Codec):
     QSGD); the code is ``round(x/scale*levels)``, ``code*scale/levels`` is read. With
     ``rounding="stochastic"`` the mean of what is read is ``x``.
 
-    Stores ``codes`` int8 of the array's shape and ``scale`` float32, one a block. Of less than 8
-    bits the codes could be sent in fewer bytes: ``bits/8`` an entry is what ``bytes`` counts.
+    Stores ``codes`` int8 of the array's shape (packed: uint8, two in a byte) and ``scale`` float32,
+    one a block. Of less than 8 bits the codes could be sent in fewer bytes: ``bits/8`` an entry is
+    what ``bytes`` counts.
 
     Attributes:
       bits: of a code with its sign, from 2 to 8.
@@ -30,6 +40,7 @@ class UniformCodec(Codec):
       norm: what the scale is.
       rounding: "nearest" (even) or "stochastic".
       layout: see ``optkit.codecs.blocks``.
+      packed: two codes in a byte, for at most 4 bits.
     """
 
     bits: int = 4
@@ -37,6 +48,7 @@ class UniformCodec(Codec):
     norm: Literal["max", "norm"] = "max"
     rounding: Literal["nearest", "stochastic"] = "nearest"
     layout: Layout = "auto"
+    packed: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what has no steps."""
@@ -44,6 +56,8 @@ class UniformCodec(Codec):
             check_positive("block", self.block)
         if self.bits not in range(2, 9):
             raise ValueError(f"bits={self.bits!r} must be from 2 to 8: a sign and a step")
+        if self.packed and self.bits > 4:
+            raise ValueError(f"bits={self.bits} with packed=True: a packed code has at most 4")
         if self.norm not in ("max", "norm") or self.rounding not in ("nearest", "stochastic"):
             raise ValueError(
                 f"norm={self.norm!r} must be 'max' or 'norm', and rounding={self.rounding!r} "
@@ -53,7 +67,8 @@ class UniformCodec(Codec):
     @property
     def name(self) -> str:
         """Its bits, block and scale."""
-        return f"uniform{self.bits}_{self.norm}_{self.block or 'leaf'}_{self.layout}"
+        packed = "_packed" if self.packed else ""
+        return f"uniform{self.bits}_{self.norm}_{self.block or 'leaf'}_{self.layout}{packed}"
 
     @property
     def is_random(self) -> bool:
@@ -75,8 +90,11 @@ class UniformCodec(Codec):
         blocks: Shape = (1,)
         if self.block is not None:
             blocks = blocks_shape(shape, self.block, self.layout)[:-1]
+        codes = jax.ShapeDtypeStruct(shape, jnp.int8)
+        if self.packed:
+            codes = jax.ShapeDtypeStruct(nibbles_shape(shape, self.block, self.layout), jnp.uint8)
         return {
-            "codes": jax.ShapeDtypeStruct(shape, jnp.int8),
+            "codes": codes,
             "scale": jax.ShapeDtypeStruct(blocks, jnp.float32),
         }
 
@@ -104,12 +122,19 @@ class UniformCodec(Codec):
             steps = jnp.round(y)
         codes = jnp.clip(steps, -self.levels, self.levels).astype(jnp.int8)
         if self.block is None:
-            return {"codes": codes.reshape(x.shape), "scale": scale}
-        return {"codes": merge_blocks(codes, x.shape, self.layout), "scale": scale}
+            codes = codes.reshape(x.shape)
+        else:
+            codes = merge_blocks(codes, x.shape, self.layout)
+        if self.packed:
+            codes = to_nibbles(codes + 8, self.block, self.layout)  # from 1 to 15
+        return {"codes": codes, "scale": scale}
 
     def decode(self, parts: Mapping[str, jax.Array], shape: Shape) -> jax.Array:
         """Reads codes times scales."""
-        blocks = self._split(parts["codes"].astype(jnp.float32))
+        codes = parts["codes"]
+        if self.packed:
+            codes = from_nibbles(codes, shape, self.block, self.layout).astype(jnp.int8) - 8
+        blocks = self._split(codes.astype(jnp.float32))
         blocks = blocks * (parts["scale"] / self.levels)[..., None]
         if self.block is None:
             return blocks.reshape(shape)

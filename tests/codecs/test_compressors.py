@@ -20,6 +20,8 @@ FIXED: list[Codec] = [
     SignCodec(zero="plus", size="rms"),
     SignCodec(block=8),
     UniformCodec(bits=4, block=8),
+    UniformCodec(bits=4, block=8, packed=True),
+    UniformCodec(bits=3, block=None, packed=True),
     UniformCodec(bits=8, block=None),
     UniformCodec(bits=2, block=8, norm="norm"),
 ]
@@ -123,6 +125,7 @@ def test_bytes() -> None:
     for codec, want in each.items():
         assert codec.bytes(size) == want, codec
     assert math.prod(UniformCodec().shapes(size)["codes"].shape) == 4096
+    assert math.prod(UniformCodec(packed=True).shapes(size)["codes"].shape) == 2048
 
 
 @pytest.mark.parametrize(
