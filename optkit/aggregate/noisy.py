@@ -55,6 +55,11 @@ def check_positive(name: str, value: Any, what: str) -> None:
 def check_noise(clip: Any, noise_multiplier: Any) -> None:
     """Raises ValueError where noise that is in proportion to the clipping length has no size."""
     check_clip(clip)
+    if callable(noise_multiplier) and not isinstance(noise_multiplier, jax.Array):
+        raise TypeError(
+            f"noise_multiplier={noise_multiplier!r} must be a number: accountants take one for all "
+            "steps; clip may be a schedule, which the noise follows"
+        )
     check_number("noise_multiplier", noise_multiplier, low=0.0)
     known = not callable(clip) and not isinstance(clip, jax.Array)
     if known and clip == float("inf") and not is_silent(noise_multiplier):

@@ -7,19 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optkit.distributed.workers import AxisName, axes_of, mean
+from optkit.distributed.workers import AxisName, axes_of, check_axis_name, mean
 from optkit.transforms.base import map_leaves, prng_key
 from optkit.transforms.hyperparams import check_number, check_static_int
 from optkit.tree import PyTree, map_with_path, upcast
+from optkit.tree.sharding import spec_of
 
 
 def replicas(params: PyTree, count: int, *, noise: float = 0.0, key: int | jax.Array = 0) -> PyTree:
     """Makes copies of parameters along a new leading axis, each near them if wanted.
 
-    ``p_r = p + N(0, (noise*||p||)**2/size)``, for each leaf and replica: the warm noisy start of
-    HDET, whose ``noise`` is 0.01.
+    ``p_r = p + N(0, (noise*||p||)**2/size)``, for each leaf of floats and replica: the warm noisy
+    start of HDET, whose ``noise`` is 0.01. Other leaves are copied; replicas that draw, as dropout
+    does, want a PRNG key each.
 
     Args:
       params: any tree of arrays.
@@ -47,7 +49,8 @@ def replicas(params: PyTree, count: int, *, noise: float = 0.0, key: int | jax.A
 
     def leaf(path: str, p: jax.Array) -> jax.Array:
         copies = jnp.broadcast_to(p, (count, *p.shape))
-        if isinstance(noise, float | int) and noise == 0:
+        exact = not jnp.issubdtype(p.dtype, jnp.floating)  # counters, tables, keys
+        if exact or (isinstance(noise, float | int) and noise == 0):
             return jnp.array(copies)
         own = jax.random.fold_in(first, zlib.crc32(path.encode()))
         draw = jax.random.normal(own, copies.shape)
@@ -79,6 +82,7 @@ def on_replicas(
 
     Raises:
       ValueError: an axis that the mesh does not have; other than one replica a device.
+      TypeError: a mesh in the place of the name.
 
     Example:
       >>> import jax, jax.numpy as jnp, optkit
@@ -86,6 +90,7 @@ def on_replicas(
       >>> lead(jnp.array([1.0, 3.0])).tolist()
       [-1.0, 1.0]
     """
+    check_axis_name(axis_name)
     if mesh is None:
         return jax.vmap(function, axis_name=axis_name)
     if axis_name not in mesh.axis_names:
@@ -110,9 +115,20 @@ def on_replicas(
                 f"the axis {axis_name!r} has {count} devices, a replica each, but an argument has "
                 f"a leading axis of {sorted(sizes)[0]}: stack {count} replicas along it"
             )
+        if mesh.axis_types[mesh.axis_names.index(axis_name)] == AxisType.Explicit:
+            args = jax.tree.map(lambda x: _along(x, mesh, axis_name), args)
         return mapped(args)
 
     return call
+
+
+def _along(x: Any, mesh: jax.sharding.Mesh, axis_name: str) -> jax.Array:
+    """Replicas of an array along an Explicit axis, where they are not there yet."""
+    spec = spec_of(x)
+    if spec is not None and tuple(spec)[:1] == (axis_name,):
+        return x
+    rest = tuple(spec)[1:] if spec is not None else ()
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(axis_name, *rest)))
 
 
 def meeting(params: PyTree, updates: PyTree, axis_name: AxisName) -> PyTree:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -116,8 +117,17 @@ class PoissonBatches:
           ``Drawn``.
 
         Raises:
-          ValueError: more than ``size`` were drawn.
+          TypeError: a step that is no integer.
+          ValueError: more than ``size`` were drawn; a negative step.
         """
+        try:
+            step = operator.index(step)
+        except TypeError:
+            raise TypeError(
+                f"step is of type {type(step).__name__} and must be an integer, its number from 0"
+            ) from None
+        if step < 0:
+            raise ValueError(f"step={step} must be an integer of at least 0")
         places = self.size or 0
         random = np.random.default_rng((self.seed, step))
         count = int(random.binomial(self.examples, self.rate))

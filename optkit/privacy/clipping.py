@@ -86,16 +86,20 @@ def per_example_clip(
     check_axis_name(axis_name)
     if microbatch is not None:
         check_static_int("microbatch", microbatch)
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn={loss_fn!r} must be a function of (params, one example) that returns a scalar"
+        )
     gradient = loss_fn if is_gradient else jax.grad(loss_fn)
 
     def run(params: PyTree, batch: Any, mask: jax.Array | None = None) -> ClippedSum:
         check_bound(axis_name, "per_example_clip")
         count = _examples(batch)
-        given = jnp.ones(count, bool) if mask is None else jnp.asarray(mask, bool)
-        if given.shape != (count,):
+        given = jnp.ones(count, bool) if mask is None else jnp.asarray(mask)
+        if given.shape != (count,) or given.dtype != bool:
             raise ValueError(
-                f"mask has shape {given.shape}: the batch has {count} examples along its leading "
-                f"axis; give shape ({count},)"
+                f"mask is {given.dtype}{list(given.shape)}: the batch has {count} examples along "
+                f"its leading axis; give bool[{count}], False where an example is padding"
             )
         _check_axes(params, batch, axis_name)
         # Of parameters that are equal on all devices JAX would add up gradients before they are

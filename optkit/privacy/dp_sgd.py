@@ -70,7 +70,17 @@ class PrivateGradient:
 
         Returns:
           A gradient like the parameters, and ``PrivateState``.
+
+        Raises:
+          TypeError: something else in place of the state, such as a key.
+          ValueError: a mask of another shape or dtype.
         """
+        if not isinstance(state, PrivateState):
+            raise TypeError(
+                f"state is of type {type(state).__name__} and must be what init(key) returned: the "
+                "arguments are (params, batch, state), and the state of the last call goes into "
+                "the next"
+            )
         return self._step(params, batch, state, mask, noise)
 
     def epsilon(
@@ -133,8 +143,9 @@ def private_gradient(
       (gradient, state)``. Gradients have the parameters' dtypes. State bytes: a key and a counter.
 
     Raises:
-      ValueError: an ``expected_batch`` or a ``clip`` that is not positive, noise for an infinite
-        ``clip``.
+      ValueError: an ``expected_batch``, a ``clip`` or a ``microbatch`` that is not positive, noise
+        for an infinite ``clip``.
+      TypeError: a schedule for the noise multiplier; ``loss_fn`` is no function.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -151,6 +162,8 @@ def private_gradient(
     """
     check_noise(clip, noise_multiplier)
     check_positive("expected_batch", expected_batch, "the sampling rate times all examples")
+    # The rest is checked where it is used, but what is wrong is told before the first batch.
+    per_example_clip(loss_fn, 1.0, microbatch=microbatch, axis_name=axis_name)
     silent = is_silent(noise_multiplier)
 
     def step(

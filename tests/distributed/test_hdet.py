@@ -287,6 +287,17 @@ def test_16_bit_parameters_keep_their_dtypes_and_meet() -> None:
     assert jnp.mean(jnp.any(ends != ends[:1], 0)) < 0.1
 
 
+def test_noise_is_for_floats_and_replicas_find_their_devices() -> None:
+    tree = {"steps": jnp.array([100, 200]), "key": jax.random.key(0)}
+    made = optkit.replicas(tree, 2, noise=0.5)
+    assert (made["steps"] == tree["steps"][None]).all() and made["key"].shape == (2,)
+    mesh = jax.make_mesh((2, 2), ("replica", "other"), devices=jax.devices()[:4])  # Explicit
+    apart = optkit.on_replicas(lambda x: x - jax.lax.pmean(x, "replica"), mesh=mesh)
+    assert apart(jnp.array([[1.0], [3.0]])).tolist() == [[-1.0], [1.0]]
+    with pytest.raises(TypeError, match="must be the name of a mesh axis"):
+        optkit.on_replicas(jnp.sum, mesh)
+
+
 def test_a_noisy_start_has_the_size_that_was_asked_for() -> None:
     big = {"w": jnp.full((50, 40), 3.0), "e": jnp.zeros((0, 2))}
     made = optkit.replicas(big, 5, noise=0.01, key=1)

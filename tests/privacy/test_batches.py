@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,3 +87,9 @@ def test_all_examples_and_wrong_use() -> None:
             PoissonBatches(*arguments, seed=0)
     with pytest.raises(ValueError, match="size=3"):
         PoissonBatches(100, 10, seed=0, size=3)
+    batches = PoissonBatches(100, 10, seed=0)
+    np.testing.assert_array_equal(batches.batch(jax.numpy.int32(3)).indices, batches.batch(3).indices)
+    with pytest.raises(ValueError, match="step=-1"):
+        batches.batch(-1)
+    with pytest.raises(TypeError, match="step is of type ndarray"):
+        batches.take(np.ones(100), 0)  # swapped

@@ -141,8 +141,11 @@ def test_wrong_use_is_named() -> None:
     x, y = batch(0)
     with pytest.raises(ValueError, match=r"shape \(7,\) at leaf '1' and \(8, 3\) at '0'"):
         run(PARAMS, (x, y[1:]))
-    with pytest.raises(ValueError, match=r"mask has shape \(3,\)"):
-        run(PARAMS, (x, y), np.ones(3, bool))
+    for mask in (np.ones(3, bool), np.arange(8)):  # too short; indices
+        with pytest.raises(ValueError, match=r"mask is .*give bool\[8\]"):
+            run(PARAMS, (x, y), mask)
+    with pytest.raises(TypeError, match="loss_fn=3 must be a function"):
+        per_example_clip(3, 1.0)
     with pytest.raises(ValueError, match="no arrays"):
         run(PARAMS, ())
     with pytest.raises(ValueError, match="a gradient"):

@@ -147,3 +147,9 @@ def test_wrong_use_is_named() -> None:
         private_gradient(loss, **NOISY | {"noise_multiplier": -1.0})
     with pytest.raises(ValueError, match="key='secret'"):
         private_gradient(loss, **NOISY).init("secret")
+    with pytest.raises(ValueError, match="microbatch=0"):
+        private_gradient(loss, **NOISY, microbatch=0)
+    with pytest.raises(TypeError, match="clip may be a schedule"):
+        private_gradient(loss, **NOISY | {"noise_multiplier": lambda count: 1.0})
+    with pytest.raises(TypeError, match=r"must be what init\(key\) returned"):
+        private_gradient(loss, **NOISY)(PARAMS, jnp.zeros((1, 1)), jax.random.key(0))
