@@ -14,9 +14,9 @@ from optkit.distributed.workers import (
     as_varying,
     axes_of,
     check_axis_name,
-    check_bound,
     count_workers,
 )
+from optkit.outer.checks import check_averages, check_inside, check_outside
 from optkit.transforms.base import Transformation, check_same_leaves, check_transformation
 from optkit.tree import PyTree, compute_dtype, leaves_with_paths, upcast
 from optkit.tree.sharding import place_like
@@ -91,8 +91,9 @@ class Replicas:
         """Returns how many there are, or raises ValueError where leading axes differ."""
         check_floats(params)
         if not self.stacked:
-            check_bound(self.axis_name, self.who)
+            check_inside(self.axis_name, self.who)
             return count_workers(self.axis_name)
+        check_outside(self.who)
         named = leaves_with_paths(params)
         if not named:
             raise ValueError(f"{self.who} was given no parameters")
@@ -200,7 +201,9 @@ class Averaging:
         """Returns the mean over replicas, and the new memory."""
         if self.by is None:
             return self.among.mean(displacement, self.wire_dtype), state
-        return self.by.update(displacement, state, anchor)
+        args = displacement, state, anchor
+        check_averages(self.by.update, args, self.among.axis_name, self.among.who)
+        return self.by.update(*args)
 
 
 def averaging(who: str, axis_name: AxisName, wire_dtype: Any, mean: Any) -> Averaging:

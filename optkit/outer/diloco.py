@@ -7,6 +7,7 @@ import optax
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
 from optkit.outer.base import OuterStep, averaging
+from optkit.outer.checks import check_state
 from optkit.transforms.base import check_transformation
 from optkit.tree import PyTree
 
@@ -58,7 +59,13 @@ def diloco(
     Call ``step`` by the host every H steps, jitted on its own: ``lax.cond`` in the inner step
     becomes, under ``jax.vmap``, an exchange at each of them. On a mesh whose axes are of type Auto
     give ``jax.jit`` the ``out_shardings`` of stacked parameters: nothing else tells the compiler
-    to keep replicas apart.
+    to keep replicas apart. Of stacked parameters ``step`` takes another number of replicas than
+    ``init``, too: some may leave, and others start at ``x``.
+
+    With an ``axis_name`` inside ``jax.shard_map`` parameters that ``step`` returns are equal but
+    typed as varying, so that ``out_specs`` has to name the axis. Without one, inside a
+    ``shard_map`` or a default ``optkit.on_replicas``, it is refused; in a ``jax.vmap`` over an
+    axis of another name replicas cannot be told from a stack, and would never meet.
 
     Args:
       outer_tx: any optimizer, of which one state is kept for all replicas; ``optax.sgd(0.7,
@@ -69,16 +76,17 @@ def diloco(
       wire_dtype: what displacements are sent in, such as ``"bfloat16"``; their own by default.
       mean: instead of the plain mean, a transformation that averages over ``axis_name``, such as
         ``optkit.compressed_mean(codec, axis_name)`` or ``optkit.powersgd_mean(axis_name)``; its
-        errors stay with each replica.
+        errors stay with each replica. That it sends something along the axis is checked.
 
     Returns:
       An ``optkit.outer.OuterStep``. State bytes: 4 per parameter of one replica for x, those of the
       outer optimizer (4 by default), and those of ``mean``.
 
     Raises:
-      TypeError: no optimizer; in init, parameters that are no floats.
+      TypeError: no optimizer; in init, parameters that are no floats; in step, another state.
       ValueError: ``mean`` without ``axis_name`` or with ``wire_dtype``; in init and step leading
-        axes that differ, parameters of other shapes.
+        axes that differ, parameters of other shapes, no ``axis_name`` inside of an axis; in step
+        a ``mean`` that does not average over it.
       NameError: used outside of its axis.
 
     Example:
@@ -105,6 +113,7 @@ def diloco(
         return DilocoState(anchor, outer.init(anchor), average.init(anchor))
 
     def step(params: PyTree, state: DilocoState) -> tuple[PyTree, DilocoState]:
+        check_state(state, DilocoState, "diloco")
         anchor = state.anchor
         moved, kept = average(among.displacement(anchor, params), state.mean, anchor)
         updates, optimizer = outer.update(moved, state.optimizer, anchor)

@@ -19,8 +19,11 @@ Grouping: TypeAlias = tuple[tuple[int, ...], ...]
 
 def check_grouping(groups: Iterable[Iterable[int]], replicas: int) -> Grouping:
     """Returns groups as tuples, or raises ValueError unless each replica is in one of them."""
-    if isinstance(groups, jax.Array):
-        raise TypeError("groups decide who sends to whom in the compiled program: give integers")
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(groups)):
+        raise TypeError(
+            "groups decide who sends to whom in the compiled program: give integers, which "
+            'jax.jit(outer.step, static_argnames="groups") leaves as they are, in tuples'
+        )
     out = tuple(tuple(int(member) for member in group) for group in groups)
     whole = sorted(member for group in out for member in group) == list(range(replicas))
     if not whole or len({len(group) for group in out}) != 1:

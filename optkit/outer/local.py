@@ -34,6 +34,7 @@ def local_rounds(
       one, too.
 
     Raises:
+      TypeError: in the call, ``step`` returns anything but a carry of the same tree and aux.
       ValueError: in the call, batches of another number; names the leaf.
 
     Example:
@@ -57,7 +58,19 @@ def local_rounds(
                 )
 
         def one(carry: Any, batch: Any) -> tuple[Any, Any]:
-            new, aux = step(carry, batch)
+            out = step(carry, batch)
+            if not (isinstance(out, tuple | list) and len(out) == 2):
+                raise TypeError(
+                    f"step must return (carry, aux), not {type(out).__name__}; where there is "
+                    "nothing to tell, (carry, None)"
+                )
+            new, aux = out
+            here: Any = jax.tree.structure(carry)
+            there: Any = jax.tree.structure(new)
+            if here != there:
+                raise TypeError(
+                    f"step must return (carry, aux) with a carry of the tree {here}, not {there}"
+                )
             return jax.tree.map(_as_own, new, carry), aux
 
         return lax.scan(one, carry, batches, length=every)

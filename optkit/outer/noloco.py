@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
 from optkit.outer.base import OuterStep, Replicas, fine
+from optkit.outer.checks import check_state
 from optkit.outer.groupings import Grouping, check_grouping, group_mean, groupings, switch
 from optkit.transforms.base import check_same_leaves, prng_key
 from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
-from optkit.tree import PyTree, compute_dtype, upcast
+from optkit.tree import PyTree, compute_dtype, leaves_with_paths, upcast
 
 
 class NolocoState(NamedTuple):
@@ -61,8 +62,9 @@ def noloco(
 
     Which of ``optkit.outer.groupings`` it is, is drawn from the key and the number of the step, the
     same on all replicas. ``step(params, state, groups=...)`` takes one instead, static integers: a
-    program of its own with a single exchange in it. Under ``jax.vmap`` a drawn one costs all of
-    them; there and in tests give groups.
+    program of its own with a single exchange in it, by ``jax.jit(outer.step,
+    static_argnames="groups")`` of tuples, or in a function around it. Under ``jax.vmap`` a drawn
+    one costs all of them; there and in tests give groups.
 
     Stacked along a sharded axis, pairs of a power of 2 of replicas are sent directly; of other
     numbers and of larger groups the compiler gathers all: give those an ``axis_name``.
@@ -83,7 +85,9 @@ def noloco(
 
     Raises:
       ValueError: a number out of range; in init and step ``group`` does not divide the replicas,
-        leading axes that differ, groups that are no division of them.
+        leading axes that differ, groups that are no division of them, no ``axis_name`` inside of an
+        axis (see ``optkit.diloco``); in step another number of replicas than in init.
+      TypeError: in step, another state, or groups that are arrays.
       NameError: used outside of its axis.
 
     Example:
@@ -148,8 +152,9 @@ def noloco(
     def step(
         params: PyTree, state: NolocoState, groups: Iterable[Iterable[int]] | None = None
     ) -> tuple[PyTree, NolocoState]:
+        check_state(state, NolocoState, "noloco")
         count = among.count(params)
-        check_same_leaves(params, state.anchor, "state", shapes=True)
+        _check_replicas(params, state.anchor, among)
         if groups is None:
             ways = groupings(count, group)
             drawn = jax.random.randint(jax.random.fold_in(first, state.count), (), 0, len(ways))
@@ -161,3 +166,21 @@ def noloco(
         return out, NolocoState(state.count + 1, anchor, momentum)
 
     return OuterStep(init, step)
+
+
+def _check_replicas(params: PyTree, anchor: PyTree, among: Replicas) -> None:
+    """Raises ValueError unless parameters are of the replicas that a state was made for."""
+    check_same_leaves(params, anchor, "state")
+    pairs = zip(leaves_with_paths(params), jax.tree.leaves(anchor), strict=True)
+    for (path, p), a in pairs:
+        if jnp.shape(p) == jnp.shape(a):
+            continue
+        if among.stacked and jnp.shape(p)[1:] == jnp.shape(a)[1:]:
+            raise ValueError(
+                f"params has {jnp.shape(p)[0]} replicas, and the state of noloco {a.shape[0]}: "
+                "each has an anchor of its own; call init for the new ones"
+            )
+        raise ValueError(
+            f"params has shape {jnp.shape(p)} at leaf {path!r} where the state of noloco has "
+            f"{a.shape}: give parameters of the replicas as init got them"
+        )

@@ -11,6 +11,7 @@ import optax
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
 from optkit.outer.base import Averaging, OuterStep, averaging
+from optkit.outer.checks import check_due, check_state
 from optkit.outer.diloco import default_outer
 from optkit.outer.fragments import Fragments, assign, part, put
 from optkit.transforms.base import Transformation, check_transformation
@@ -116,7 +117,9 @@ def streaming_diloco(
     send while they compute. With one fragment, no delay and alpha 0 it is ``optkit.diloco``.
 
     The host asks ``outer.due(count)`` after each inner step, and calls the jitted ``step`` if there
-    is anything to do.
+    is anything to do. What is due is static: ``jax.jit(outer.step, static_argnums=2)``. The state's
+    tree changes while a fragment is on its way, when ``state.moving`` holds it: save where nothing
+    is, or restore into a state of the same time.
 
     Args:
       outer_tx: see ``optkit.diloco``.
@@ -135,8 +138,8 @@ def streaming_diloco(
 
     Raises:
       ValueError: ``every`` no multiple of the fragments, ``delay`` not below every/fragments; in
-        init a leaf that no fragment names, or two; in step a finish without a start. And what
-        ``optkit.diloco`` raises.
+        init a leaf that no fragment names, or two; in step a finish without a start, and what
+        ``due`` never says. And what ``optkit.diloco`` raises.
 
     Example:
       >>> import jax.numpy as jnp, optax, optkit
@@ -190,6 +193,8 @@ class _Streaming:
     def step(
         self, params: PyTree, state: StreamingDilocoState, due: Due
     ) -> tuple[PyTree, StreamingDilocoState]:
+        check_state(state, StreamingDilocoState, "streaming_diloco")
+        check_due(due, self.count)
         places = assign(state.anchor, self.fragments)
         self.average.among.check(state.anchor, params)
         for what, fragment in due:
