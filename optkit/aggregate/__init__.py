@@ -3,6 +3,7 @@
 from optkit.aggregate.base import Aggregate, Aggregated, Fold, Reports, as_transform
 from optkit.aggregate.buffered import fedbuff
 from optkit.aggregate.centered import centered_clipping
+from optkit.aggregate.checks import finite_clients
 from optkit.aggregate.krum import bulyan, krum, multi_krum
 from optkit.aggregate.means import mean
 from optkit.aggregate.memory import fedstale, fedvarp
@@ -30,6 +31,7 @@ __all__ = [
     "fedbuff",
     "fedstale",
     "fedvarp",
+    "finite_clients",
     "geometric_median",
     "krum",
     "mean",

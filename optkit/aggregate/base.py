@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from optkit.aggregate.checks import check_ids, check_leaves, check_numbers, in_range, sound
 from optkit.distributed.workers import AxisName, as_varying, axes_of, check_bound
 from optkit.transforms.base import Transformation
 from optkit.transforms.hyperparams import check_static_int
@@ -72,11 +73,14 @@ class Aggregate:
       combine: (state, ``Reports``) -> ``Aggregated``.
       fold: the same in parts, where no more than sums have to be kept; None where the rule needs
         all vectors at once.
+      clients: state -> of how many clients it keeps something; None for a rule that keeps nothing
+        of any one.
     """
 
     init: Callable[[PyTree, int], PyTree]
     combine: Callable[[PyTree, Reports], Aggregated]
     fold: Fold | None = None
+    clients: Callable[[PyTree], int] | None = None
 
     def apply(
         self,
@@ -93,7 +97,8 @@ class Aggregate:
         Args:
           displacement: tree of arrays (C, ...), a client each.
           state: of the last round, or ``init(params, clients)``.
-          client: int (C,), who they are; 0, 1, ... by default.
+          client: int (C,), who they are; 0, 1, ... by default, where all report to a rule that
+            keeps something of each.
           weight: (C,) of any positive scale; equal by default.
           present: bool (C,); all by default.
           staleness: int (C,), by how many rounds reports are late; 0 by default.
@@ -102,9 +107,27 @@ class Aggregate:
           ``Aggregated``.
 
         Raises:
-          ValueError: leading axes that differ; names the leaf.
+          ValueError: leading axes that differ; names the leaf. An id that is no client's or there
+            twice, a negative or NaN weight, a negative staleness. Where they are traced nothing
+            can be raised: who has such an id or weight counts as absent.
         """
-        return self.combine(state, reports(displacement, client, weight, present, staleness))
+        given = (client, weight, present, staleness)
+        return self.combine(state, self.reports(displacement, state, *given))
+
+    def reports(
+        self,
+        displacement: PyTree,
+        state: PyTree,
+        client: Any = None,
+        weight: Any = None,
+        present: Any = None,
+        staleness: Any = None,
+    ) -> Reports:
+        """Fills up what was not given, checked against what the state keeps; see ``apply``."""
+        filled = reports(displacement, client, weight, present, staleness)
+        clients = None if self.clients is None else self.clients(state)
+        check_ids(client, present, filled.client.shape[0], clients)
+        return filled
 
 
 def reports(
@@ -114,7 +137,10 @@ def reports(
     present: Any = None,
     staleness: Any = None,
 ) -> Reports:
-    """Fills up what was not given, or raises ValueError where leading axes differ."""
+    """Fills up what was not given, or raises ValueError where leading axes differ.
+
+    Who has a negative weight or none that is finite counts as absent.
+    """
     named = leaves_with_paths(displacement)
     if not named:
         raise ValueError("displacement has no arrays: give one client's along each leading entry")
@@ -145,7 +171,15 @@ def reports(
                 f"{name} has shape {value.shape}: displacement has {count} clients along its "
                 f"leading axis; give shape ({count},)"
             )
+    check_numbers(weight, present, staleness, arrays["client"].shape[0])
+    if weight is not None:
+        arrays["present"] = arrays["present"] & sound(arrays["weight"])
     return Reports(displacement, **arrays)
+
+
+def known_only(given: Reports, clients: int) -> Reports:
+    """Returns reports of which those with an id beyond the clients of a memory are absent."""
+    return given._replace(present=given.present & in_range(given.client, clients))
 
 
 def one_of(displacement: PyTree) -> PyTree:
@@ -186,19 +220,32 @@ def ratio(numerator: PyTree, denominator: jax.Array) -> PyTree:
 
 
 def folded(
-    init: Callable[[PyTree, int], PyTree], fold: Fold, axis_name: AxisName, who: str
+    init: Callable[[PyTree, int], PyTree],
+    fold: Fold,
+    axis_name: AxisName,
+    who: str,
+    clients: Callable[[PyTree], int] | None = None,
 ) -> Aggregate:
     """Makes an aggregate of its parts."""
 
-    def checked(params: PyTree, clients: int) -> PyTree:
-        check_static_int("clients", clients)
-        return init(params, clients)
+    def checked(params: PyTree, count: int) -> PyTree:
+        check_static_int("clients", count)
+        return init(params, count)
 
     def combine(state: PyTree, given: Reports) -> Aggregated:
         check_bound(axis_name, who)
         return fold.finish(fold.add(fold.start(one_of(given.displacement), state), given))
 
-    return Aggregate(checked, combine, fold)
+    return Aggregate(checked, combine, fold, clients)
+
+
+def check_aggregate(aggregate: Any) -> None:
+    """Raises TypeError with the remedy unless it is an aggregate."""
+    if not isinstance(aggregate, Aggregate):
+        raise TypeError(
+            f"aggregate={aggregate!r} must be what a factory of optkit.aggregate returns, such as "
+            "optkit.aggregate.mean()"
+        )
 
 
 def as_transform(aggregate: Aggregate, clients: int) -> Transformation:
@@ -215,6 +262,10 @@ def as_transform(aggregate: Aggregate, clients: int) -> Transformation:
       An ``optax.GradientTransformationExtraArgs``; ``update`` takes ``client``, ``weight``,
       ``present`` and ``staleness`` (see ``Aggregate.apply``). State bytes: those of the aggregate.
 
+    Raises:
+      TypeError: ``aggregate`` is none.
+      ValueError: in update, reports without an axis of clients, where the parameters are given.
+
     Example:
       >>> import jax.numpy as jnp, optax, optkit
       >>> first = optkit.aggregate.as_transform(optkit.aggregate.mean(), 3)
@@ -223,6 +274,7 @@ def as_transform(aggregate: Aggregate, clients: int) -> Transformation:
       >>> tx.update(grads, tx.init(jnp.zeros(1)))[0].tolist()
       [-3.0]
     """
+    check_aggregate(aggregate)
 
     def update_fn(
         updates: PyTree,
@@ -235,7 +287,9 @@ def as_transform(aggregate: Aggregate, clients: int) -> Transformation:
         staleness: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PyTree]:
-        del params, extra_args
+        del extra_args
+        if params is not None:
+            check_leaves(updates, params, "parameters", name="updates")
         given = {"client": client, "weight": weight, "present": present, "staleness": staleness}
         out = aggregate.apply(updates, state, **given)
         zeroed = jax.tree.map(lambda d: jnp.where(out.moved, d, 0.0), out.direction)

@@ -1,6 +1,6 @@
 """A buffer that steps when enough clients have reported, however late each is."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from optkit.aggregate.base import (
     weighted_sum,
     zeros_for,
 )
-from optkit.aggregate.staleness import StalenessWeight, polynomial_staleness
+from optkit.aggregate.checks import check_leaves
+from optkit.aggregate.staleness import StalenessWeight, check_staleness_weight, polynomial_staleness
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName, as_varying, check_axis_name
 from optkit.transforms.hyperparams import check_choice, check_static_int
@@ -63,7 +64,8 @@ def fedbuff(
        ``b <- 0``; with fewer nothing moves.
 
     With ``size=1``, "sum" and ``constant_staleness()`` it is a plain weighted sum, what the weights
-    of ``optkit.async_weights`` ask for.
+    of ``optkit.async_weights`` ask for. Reports are added as they are:
+    ``optkit.aggregate.finite_clients`` tells which are finite.
 
     Args:
       size: how many reports make a step. All reports of one call are taken together: what is beyond
@@ -101,12 +103,7 @@ def fedbuff(
     check_static_int("size", size)
     check_choice("reduce", reduce, ("sum", "mean"))
     check_axis_name(axis_name)
-    given_weight: Any = staleness_weight
-    if given_weight is not None and not callable(given_weight):
-        raise TypeError(
-            f"staleness_weight={given_weight!r} must be a function of staleness, such as "
-            "optkit.federated.polynomial_staleness(0.5)"
-        )
+    check_staleness_weight(staleness_weight)
     weigh = polynomial_staleness(0.5, average=0.0) if staleness_weight is None else staleness_weight
 
     def init(params: PyTree, clients: int) -> BufferState:
@@ -115,6 +112,7 @@ def fedbuff(
         return BufferState(total, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
     def start(one: PyTree, state: BufferState) -> _Round:
+        check_leaves(one, state.total, "state", name="one client's displacement", leading=False)
         numbers = as_varying((jnp.zeros(()), jnp.zeros((), jnp.int32)), axis_name)
         return _Round(state, BufferState(zeros_for(one, axis_name), *numbers))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.aggregate.base import Aggregate, Aggregated, Reports, weighted_sum
+from optkit.aggregate.checks import check_leaves
 from optkit.aggregate.vectors import all_vectors
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName, check_axis_name
@@ -82,6 +83,7 @@ def centered_clipping(
         return CentreState(zeros_like_params(params))
 
     def combine(state: CentreState, given: Reports) -> Aggregated:
+        check_leaves(given.displacement, state.centre, "state")
         v = all_vectors(given, axis_name, "centered_clipping")
 
         def body(_: int, c: PyTree) -> PyTree:

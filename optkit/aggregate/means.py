@@ -41,7 +41,8 @@ class _Sums(NamedTuple):
 def mean(*, axis_name: AxisName = None) -> Aggregate:
     """The weighted mean of what the present clients report.
 
-    ``D = sum(w_i*D_i)/sum(w_i)`` over the present; a round without any moves nothing.
+    ``D = sum(w_i*D_i)/sum(w_i)`` over the present; a round without any moves nothing. Reports are
+    added as they are: ``optkit.aggregate.finite_clients`` tells which are finite.
 
     FedAvg is ``optkit.server_step(optkit.aggregate.mean(), optax.sgd(1.0))`` with numbers of
     examples for weights.

@@ -1,6 +1,6 @@
 """Aggregates that remember what each client sent last, for the rounds in which it is away."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,11 @@ from optkit.aggregate.participation import (
     unwrap,
     wrap,
 )
+from optkit.aggregate.rows import check_rows, count_rows, remembered, written, zeros_of_all
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName, as_varying, check_axis_name
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_number
-from optkit.tree import PyTree, accumulator_dtype
-from optkit.tree.sharding import history_spec, zeros_beside
+from optkit.tree import PyTree
 
 Form = Literal["unbiased", "participants"]
 
@@ -60,29 +60,6 @@ class _Round(NamedTuple):
     last: PyTree
     attendance: Attendance | None
     seen: jax.Array
-
-
-def zeros_of_all(params: PyTree, clients: int) -> PyTree:
-    """Returns zeros (clients, ...) for each parameter."""
-
-    def leaf(p: Any) -> jax.Array:
-        shape = (clients, *jnp.shape(p))
-        return zeros_beside(p, shape, accumulator_dtype(p), lambda *known: history_spec(known[2]))
-
-    return jax.tree.map(leaf, params)
-
-
-def written(last: PyTree, given: Reports) -> PyTree:
-    """Returns the memory with what the present sent."""
-    rows = rows_of(given, count_rows(last))
-    return jax.tree.map(
-        lambda h, d: h.at[rows].set(d.astype(h.dtype), mode="drop"), last, given.displacement
-    )
-
-
-def count_rows(last: PyTree) -> int:
-    """Returns of how many clients a memory is."""
-    return int(jax.tree.leaves(last)[0].shape[0])
 
 
 def _recalling(
@@ -120,6 +97,7 @@ def _recalling(
 
     def start(one: PyTree, state: MemoryState) -> _Round:
         last = unwrap(state.last)
+        check_rows(one, last)
         clients = count_rows(last)
         nothing = as_varying(jnp.zeros(clients, jnp.float32), axis_name)
         seen, total = nobody(clients, axis_name), zeros_for(one, axis_name)
@@ -127,6 +105,7 @@ def _recalling(
 
     def add(carry: _Round, given: Reports) -> _Round:
         clients = carry.seen.shape[0]
+        given = remembered(given, clients)
         own = jnp.where(given.present, weights(carry.attendance, clients)[given.client], 0.0)
         more = weighted_sum(own, given.displacement)
         # The memory is not read here: of rows that are read and written the compiler copies all.
@@ -153,7 +132,8 @@ def _recalling(
         state = MemoryState(wrap(carry.last, axis_name), after)
         return Aggregated(direction, state, anyone(carry.seen, axis_name))
 
-    return folded(init, Fold(start, add, finish), axis_name, who)
+    fold = Fold(start, add, finish)
+    return folded(init, fold, axis_name, who, lambda state: count_rows(unwrap(state.last)))
 
 
 @register(
@@ -185,7 +165,8 @@ def fedvarp(
     2. ``h_i <- D_i`` for the present.
 
     Where every client sends the same in each round, the direction is the mean over all of them,
-    whoever comes, once all have come. A round without anybody moves nothing.
+    whoever comes, once all have come. A round without anybody moves nothing. Who reports
+    a number that is not finite counts as absent.
 
     Args:
       form: see above; "participants" needs no probabilities, and is unbiased where all ``p_i`` are
@@ -253,6 +234,7 @@ def fedstale(
     ``beta = 0`` is the unbiased mean without a memory (``fedau``), ``beta = 1`` is ``fedvarp``.
     What a client sent long ago is stale: the less alike participation is, and the noisier
     gradients are, the smaller the best ``beta``. A round without anybody moves nothing.
+    Who reports a number that is not finite counts as absent.
 
     Args:
       beta: weight of the memory, in [0, 1].

@@ -11,8 +11,8 @@ from optkit.aggregate.base import (
     over_clients,
     weighted_sum,
 )
-from optkit.aggregate.memory import count_rows, written, zeros_of_all
 from optkit.aggregate.participation import Numbers, per_client, shares_of, unwrap, wrap
+from optkit.aggregate.rows import check_rows, count_rows, remembered, written, zeros_of_all
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName, as_varying, check_axis_name
 from optkit.tree import PyTree
@@ -35,6 +35,8 @@ def mifa(*, shares: Numbers | None = None, axis_name: AxisName = None) -> Aggreg
 
     1. ``h_i <- D_i`` for the present; 2. ``D = sum(a_i*h_i)`` over all, ``a_i`` the share of client
     i in all data.
+
+    Who reports a number that is not finite counts as absent, and keeps what it sent before.
 
     It takes nothing for granted about who comes when; a client that never came counts as 0. Rounds
     without anybody move like others, along the memory.
@@ -76,11 +78,11 @@ def mifa(*, shares: Numbers | None = None, axis_name: AxisName = None) -> Aggreg
         return wrap(zeros_of_all(params, clients), axis_name)
 
     def start(one: PyTree, state: PyTree) -> PyTree:
-        del one
+        check_rows(one, unwrap(state))
         return as_varying(unwrap(state), axis_name)
 
     def add(last: PyTree, given: Reports) -> PyTree:
-        return written(last, given)
+        return written(last, remembered(given, count_rows(last)))
 
     def finish(last: PyTree) -> Aggregated:
         shares = shares_of(given_shares, count_rows(last), axis_name)
@@ -88,4 +90,5 @@ def mifa(*, shares: Numbers | None = None, axis_name: AxisName = None) -> Aggreg
         state = wrap(last, axis_name)
         return Aggregated(direction, state, jnp.ones((), bool))
 
-    return folded(init, Fold(start, add, finish), axis_name, "mifa")
+    fold = Fold(start, add, finish)
+    return folded(init, fold, axis_name, "mifa", lambda state: count_rows(unwrap(state)))

@@ -14,6 +14,7 @@ from optkit.aggregate.base import (
     Fold,
     Reports,
     folded,
+    known_only,
     over_clients,
     weighted_sum,
     zeros_for,
@@ -187,6 +188,7 @@ def fedau(
     ``w_i`` starts at 1 and becomes the mean gap between two rounds of client i, an estimate of one
     over its probability of taking part, from rounds before this one. The mean of what is present
     instead leans to those that come often. A round without anybody moves nothing, but counts.
+    Reports are added as they are: ``optkit.aggregate.finite_clients`` tells which are finite.
 
     Args:
       longest: rounds after which a gap is ended though nobody came, a bound of ``w_i`` that makes
@@ -232,6 +234,7 @@ def fedau(
         return _Round(zeros_for(one, axis_name), known, nobody(clients, axis_name))
 
     def add(carry: _Round, given: Reports) -> _Round:
+        given = known_only(given, carry.seen.shape[0])
         weight = carry.known.weight * shares_of(given_shares, carry.seen.shape[0], axis_name)
         own = jnp.where(given.present, weight[given.client], 0.0)
         more = weighted_sum(own, given.displacement)
@@ -243,4 +246,5 @@ def fedau(
         direction = over_clients(carry.total, axis_name)
         return Aggregated(direction, state, anyone(carry.seen, axis_name))
 
-    return folded(init, Fold(start, add, finish), axis_name, "fedau")
+    fold = Fold(start, add, finish)
+    return folded(init, fold, axis_name, "fedau", lambda state: unwrap(state).weight.shape[0])

@@ -1,7 +1,7 @@
 """What late reports count: weights from how many rounds ago a client was sent its parameters."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -126,3 +126,18 @@ def exponential_staleness(half: float = 20.0) -> StalenessWeight:
     if half == 0:
         raise ValueError("half=0 leaves nothing of what is late; give a positive number of rounds")
     return lambda staleness: jnp.exp2(-_wide(staleness) / half)
+
+
+_FACTORIES = (constant_staleness, polynomial_staleness, threshold_staleness, exponential_staleness)
+
+
+def check_staleness_weight(weight: Any) -> None:
+    """Raises TypeError unless it is None or a function of staleness, and no factory of them."""
+    if any(weight is factory for factory in _FACTORIES):
+        name = f"optkit.federated.{weight.__name__}"
+        raise TypeError(f"staleness_weight={name} makes such a function; call it: {name}(...)")
+    if weight is not None and not callable(weight):
+        raise TypeError(
+            f"staleness_weight={weight!r} must be a function of staleness, such as "
+            "optkit.federated.polynomial_staleness(0.5)"
+        )

@@ -128,9 +128,10 @@ def all_vectors(
     devices = count_workers(axis_name)
     count = given.present.shape[0] * devices
     if count < least:
+        which = f"{who} with {why}" if why else who
         raise ValueError(
-            f"{who} with {why} needs at least {least} clients in a round, and {count} report: ask "
-            "more of them, or expect fewer hostile ones"
+            f"{which} needs at least {least} clients in a round, and {count} report: ask more of "
+            "them, or expect fewer hostile ones"
         )
     if not names:
         tree = jax.tree.map(upcast, given.displacement)

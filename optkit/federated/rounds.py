@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optkit.aggregate.base import Reports, reports
-from optkit.federated.server import Server, ServerState
+from optkit.aggregate.base import Reports
+from optkit.federated.server import Server, ServerState, check_state
 from optkit.transforms.base import check_same_leaves
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree import PyTree, tree_bytes, upcast
@@ -63,7 +63,8 @@ def federated_round(
 
     Raises:
       ValueError: in the call, leading axes that differ, or ``local`` returns other leaves than it
-        was given.
+        was given; see also ``Aggregate.apply``.
+      TypeError: ``server`` is none, or in the call ``state`` is none of a server.
 
     Example:
       >>> import jax.numpy as jnp, optax, optkit
@@ -99,9 +100,9 @@ def federated_round(
         present: Any = None,
         staleness: Any = None,
     ) -> tuple[PyTree, ServerState, RoundInfo]:
-        given = reports(
-            data, client, weight, present, staleness
-        )  # the leading axes, and what is missing
+        check_state(state, ServerState, "data")
+        # The leading axes, and what is missing.
+        given = server.aggregate.reports(data, state.aggregate, client, weight, present, staleness)
         count = given.client.shape[0]
         at_once = count if chunk is None else min(chunk, count)
         parts = jax.tree.map(lambda x: _chunks(x, at_once), given)

@@ -9,6 +9,8 @@ import optax
 from jax import lax
 
 from optkit.aggregate import Aggregate, Aggregated
+from optkit.aggregate.base import check_aggregate
+from optkit.aggregate.checks import check_leaves
 from optkit.transforms.base import Transformation, check_transformation
 from optkit.tree import PyTree
 
@@ -19,6 +21,15 @@ class ServerState(NamedTuple):
     aggregate: PyTree
     optimizer: PyTree
     rounds: jax.Array  # int32 scalar, those that moved
+
+
+def check_state(state: Any, kind: type, after: str) -> None:
+    """Raises TypeError unless a state is what init returned: arguments may be swapped."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"state must be what init returned, a {kind.__name__}, and is of type "
+            f"{type(state).__name__}; arguments are (params, state, {after}, ...)"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +53,14 @@ class Server:
 
         Returns:
           ``ServerState``.
+
+        Raises:
+          TypeError: the number in the place of the parameters.
         """
+        if isinstance(params, int) and not isinstance(clients, int):
+            raise TypeError(
+                f"params={params!r} must be the parameters; arguments are (params, clients)"
+            )
         state = self.aggregate.init(params, clients)
         return ServerState(state, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
@@ -70,7 +88,14 @@ class Server:
 
         Returns:
           New parameters and state.
+
+        Raises:
+          ValueError: reports of another tree than the parameters, or without an axis of clients;
+            see also ``Aggregate.apply``.
+          TypeError: ``state`` is none of a server.
         """
+        check_state(state, ServerState, "displacement")
+        check_leaves(displacement, params, "parameters")
         given = {"client": client, "weight": weight, "present": present, "staleness": staleness}
         return self.move(
             params, state, self.aggregate.apply(displacement, state.aggregate, **given)
@@ -88,7 +113,13 @@ class Server:
 
         Returns:
           New parameters and state.
+
+        Raises:
+          ValueError: a direction of other leaves than the parameters.
+          TypeError: ``state`` is none of a server.
         """
+        check_state(state, ServerState, "out")
+        check_leaves(out.direction, params, "parameters", name="direction", leading=False)
 
         def moved() -> tuple[PyTree, PyTree]:
             updates, optimizer = self.optimizer.update(out.direction, state.optimizer, params)
@@ -130,10 +161,5 @@ def server_step(aggregate: Aggregate, tx: optax.GradientTransformation) -> Serve
     Reference:
       Reddi et al., Adaptive Federated Optimization, arXiv 2003.00295.
     """
-    given: Any = aggregate
-    if not isinstance(given, Aggregate):
-        raise TypeError(
-            f"aggregate={aggregate!r} must be what a factory of optkit.aggregate returns, such as "
-            "optkit.aggregate.mean()"
-        )
+    check_aggregate(aggregate)
     return Server(aggregate, check_transformation("tx", tx))
