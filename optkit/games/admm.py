@@ -11,6 +11,7 @@ from optkit.distributed.workers import AxisName, check_axis_name
 from optkit.games.base import (
     Operator,
     Solver,
+    alike,
     average,
     check_step,
     less,
@@ -74,7 +75,7 @@ def dual_free_admm(
 
     Raises:
       ValueError: ``penalty`` or ``step_size`` not above 0, or not one of ``solve`` and
-        ``step_size``.
+        ``step_size``; in step an operator or ``solve`` that returns another tree or other shapes.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -115,6 +116,7 @@ def dual_free_admm(
         return lax.fori_loop(0, inner_steps, body, z)
 
     def step(state: DualFreeState, operator: Operator, noise: Any = None) -> DualFreeState:
+        operator = alike(operator, "operator")
         sent = jax.tree.map(lambda new, old: 2.0 * new - old, state.mean, state.last)
         centre = shared(sent, state.z, axis_name)
         if noise is not None:
@@ -122,7 +124,11 @@ def dual_free_admm(
         begun = state.count > 0
         own = operator(state.z)
         linear = jax.tree.map(lambda f, o: jnp.where(begun, f, o), own, zeros_of(own, axis_name))
-        z = solve(linear, centre) if solve else descend(operator, state.z, linear, centre)
+        z = (
+            alike(solve, "solve", 1)(linear, centre)
+            if solve
+            else descend(operator, state.z, linear, centre)
+        )
         return DualFreeState(z, average(z, axis_name), state.mean, state.count + 1)
 
     return Solver(init, step)

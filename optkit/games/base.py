@@ -101,3 +101,40 @@ def check_step(name: str, value: Any) -> None:
     check_number(name, value, low=0.0)
     if not callable(value) and not isinstance(value, jax.Array) and value == 0.0:
         raise ValueError(f"{name}=0.0 must be above 0")
+
+
+def alike(function: Callable[..., PyTree], name: str, like: int = 0) -> Callable[..., PyTree]:
+    """A function whose value has to have the tree and the shapes of one of its arguments.
+
+    Otherwise it raises ValueError, where broadcasting would go on with numbers of another problem.
+    """
+
+    def call(*args: Any) -> PyTree:
+        out = function(*args)
+        given: Any = jax.tree.structure(args[like])
+        got: Any = jax.tree.structure(out)
+        if got != given:
+            raise ValueError(f"{name} returned a tree {got} of one {given}: return one like it")
+        pairs = zip(leaves_with_paths(args[like]), jax.tree.leaves(out), strict=True)
+        for (path, point), value in pairs:
+            if jnp.shape(value) != jnp.shape(point):
+                raise ValueError(
+                    f"{name} returned shape {jnp.shape(value)} of one {jnp.shape(point)} at leaf "
+                    f"{path!r}: return arrays of the shapes that it is given"
+                )
+        return out
+
+    return call
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises ValueError unless a value is a boolean scalar, or 0 or 1 as an integer."""
+    kind = jnp.result_type(value)
+    whole = jnp.issubdtype(kind, jnp.bool_) or jnp.issubdtype(kind, jnp.integer)
+    if jnp.shape(value) or not whole:
+        raise ValueError(
+            f"{name} must be a boolean scalar, not {kind} of shape {jnp.shape(value)}: draw it, "
+            "such as by jax.random.bernoulli(key, probability), or scan over an array of them"
+        )
+    if not isinstance(value, jax.core.Tracer) and int(value) not in (0, 1):
+        raise ValueError(f"{name}={value!r} must be True or False")

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import expm
 
-from optkit.games.base import Solver, starting
+from optkit.games.base import Solver, alike, starting
 from optkit.games.graphs import Events
 from optkit.transforms.hyperparams import check_number, check_static_number
 from optkit.tree import PyTree
@@ -132,7 +132,9 @@ def dadao(mu: float, smoothness: float, chi: float) -> GossipSolver:
       node.
 
     Raises:
-      ValueError: a number not above 0, or ``smoothness`` below ``mu``.
+      ValueError: a number not above 0, or ``smoothness`` below ``mu``; in step more than one event,
+        a gradient of another tree or other shapes, and, where step is not traced (a scan cannot
+        tell), an event of a node that the state does not have.
 
     Example:
       >>> import jax, jax.numpy as jnp, optkit
@@ -162,6 +164,7 @@ def dadao(mu: float, smoothness: float, chi: float) -> GossipSolver:
         return DadaoState._make([start, *zeros, jnp.zeros(first.shape[0], first.dtype)])
 
     def step(state: DadaoState, gradient: Any, event: Events) -> DadaoState:
+        _check_event(event, state.age.shape[0])
         state = state._replace(age=state.age + event.wait.astype(state.age.dtype))
         state = _advanced(state, c.flow, event.first)
         return lax.cond(
@@ -179,9 +182,24 @@ def dadao(mu: float, smoothness: float, chi: float) -> GossipSolver:
     return GossipSolver(init, step, together)
 
 
+def _check_event(event: Events, nodes: int) -> None:
+    if jnp.shape(event.wait):
+        raise ValueError(
+            f"event has {jnp.shape(event.wait)[0]} events: a step takes one; scan over them"
+        )
+    if any(isinstance(part, jax.core.Tracer) for part in event):
+        return
+    for end in (event.first,) if event.gradient else (event.first, event.second):
+        if not 0 <= int(end) < nodes:
+            raise ValueError(
+                f"event is of node {int(end)}, and the state has nodes 0 to {nodes - 1}: draw "
+                "events of a graph of as many nodes"
+            )
+
+
 def _descended(state: DadaoState, c: _Constants, gradient: Any, i: jax.Array) -> DadaoState:
     x = _at(state.x, i)
-    parts = gradient(i, x), x, _at(state.y_tilde, i)
+    parts = alike(gradient, "gradient", 1)(i, x), x, _at(state.y_tilde, i)
     r = jax.tree.map(lambda g, x, y: g - c.nu * x - y, *parts)
 
     def add(tree: PyTree, scale: float) -> PyTree:

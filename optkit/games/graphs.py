@@ -57,7 +57,8 @@ def graph(nodes: int, edges: Sequence[tuple[int, int]]) -> Graph:
       ``Graph``.
 
     Raises:
-      ValueError: an edge of a node that is none or to itself, or nodes that are not connected.
+      ValueError: an edge of a node that is none, to itself or given twice, or nodes that are not
+        connected.
 
     Example:
       >>> import optkit
@@ -75,6 +76,12 @@ def graph(nodes: int, edges: Sequence[tuple[int, int]]) -> Graph:
             raise ValueError(
                 f"edge {(first, second)} has to be of two different nodes from 0 to {nodes - 1}"
             )
+    once, counts = np.unique(np.sort(pairs, axis=1), axis=0, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"edge {tuple(once[counts > 1][0].tolist())} is given more than once, in one direction "
+            "or the other: give each pair of nodes once"
+        )
     ends = np.eye(nodes)[pairs[:, 0]] - np.eye(nodes)[pairs[:, 1]]
     laplacian = ends.T @ ends / max(len(pairs), 1)
     values = np.linalg.eigvalsh(laplacian)

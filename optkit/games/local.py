@@ -11,7 +11,9 @@ from optkit.distributed.workers import AxisName, check_axis_name
 from optkit.games.base import (
     Operator,
     Solver,
+    alike,
     average,
+    check_flag,
     check_step,
     less,
     shared,
@@ -81,7 +83,8 @@ def proxskip_vip(
       An ``optkit.games.Solver`` of ``ProxSkipState``. State bytes: 8 a float32 parameter and node.
 
     Raises:
-      ValueError: ``step_size`` not above 0, ``probability`` outside (0, 1].
+      ValueError: ``step_size`` not above 0, ``probability`` outside (0, 1]; in step an operator or
+        ``prox`` that returns another tree or other shapes, ``meets`` that is no boolean scalar.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -108,14 +111,15 @@ def proxskip_vip(
         return ProxSkipState(start, zeros_of(start, axis_name), jnp.zeros((), jnp.int32))
 
     def step(state: ProxSkipState, operator: Operator, meets: Any) -> ProxSkipState:
+        check_flag("meets", meets)
         gamma = value_at(step_size, state.count)
         far = gamma / probability
-        pull = jax.tree.map(jnp.subtract, operator(state.z), state.control)
+        pull = jax.tree.map(jnp.subtract, alike(operator, "operator")(state.z), state.control)
         u = less(state.z, gamma, pull)
 
         def meet() -> tuple[PyTree, PyTree]:
             mean = average(less(u, far, state.control), axis_name)
-            z = shared(mean if prox is None else prox(mean, far), u, axis_name)
+            z = shared(mean if prox is None else alike(prox, "prox")(mean, far), u, axis_name)
             moved = jax.tree.map(lambda h, x, y: h + (x - y) / far, state.control, z, u)
             return z, moved
 
@@ -144,7 +148,8 @@ def local_gda(step_size: ScalarOrSchedule, *, axis_name: AxisName = None) -> Sol
       An ``optkit.games.Solver`` of ``LocalState``. State bytes: 4 a float32 parameter and node.
 
     Raises:
-      ValueError: ``step_size`` not above 0.
+      ValueError: ``step_size`` not above 0; in step an operator that returns another tree or other
+        shapes, ``meets`` that is no boolean scalar.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -185,7 +190,7 @@ def extragradient(
       An ``optkit.games.Solver`` of ``LocalState``. State bytes: 4 a float32 parameter and node.
 
     Raises:
-      ValueError: a step size not above 0.
+      ValueError: a step size not above 0; in step what ``optkit.games.local_gda`` raises.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -230,7 +235,8 @@ def fedgda_gt(
       An ``optkit.games.Solver`` of ``LocalState``. State bytes: 4 a float32 parameter and node.
 
     Raises:
-      ValueError: ``step_size`` not above 0, ``local_steps`` below 1.
+      ValueError: ``step_size`` not above 0, ``local_steps`` below 1; in step an operator that
+        returns another tree or other shapes.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -248,6 +254,7 @@ def fedgda_gt(
     check_axis_name(axis_name)
 
     def step(state: LocalState, operator: Operator) -> LocalState:
+        operator = alike(operator, "operator")
         gamma, own = value_at(step_size, state.count), operator(state.z)
         whole = shared(average(own, axis_name), own, axis_name)
         correction = jax.tree.map(jnp.subtract, whole, own)
@@ -270,7 +277,8 @@ def _local(moved: Callable[[PyTree, Operator, jax.Array], PyTree], axis_name: Ax
     check_axis_name(axis_name)
 
     def step(state: LocalState, operator: Operator, meets: Any) -> LocalState:
-        u = moved(state.z, operator, state.count)
+        check_flag("meets", meets)
+        u = moved(state.z, alike(operator, "operator"), state.count)
         z = lax.cond(meets, lambda: shared(average(u, axis_name), u, axis_name), lambda: u)
         return LocalState(z, state.count + 1)
 

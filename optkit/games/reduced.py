@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optkit.games.base import Operator, starting
+from optkit.games.base import Operator, alike, check_flag, starting
 from optkit.tree import PyTree
 
 
@@ -44,9 +44,13 @@ def loopless() -> Loopless:
     Returns:
       ``Loopless``. State bytes: 8 a float32 parameter and node.
 
+    Raises:
+      ValueError: in the functions an operator that returns another tree or other shapes; in
+        ``move`` a decision that is no boolean scalar.
+
     Example:
       >>> import jax, jax.numpy as jnp, optkit
-      >>> data = jnp.array([1.0, 2.0, 6.0])
+      >>> data = jnp.array([1.0, 2.0, 3.0, 6.0])
       >>> whole = lambda z: z - data.mean()
       >>> reduced = optkit.games.loopless()
       >>> z = jnp.ones((1, 1))
@@ -63,18 +67,21 @@ def loopless() -> Loopless:
 
     def init(z: PyTree, whole: Operator) -> LooplessState:
         anchor = starting(z)
-        return LooplessState(anchor, whole(anchor))
+        return LooplessState(anchor, alike(whole, "operator of all data")(anchor))
 
     def operator(state: LooplessState, sample: Operator) -> Operator:
         def reduced(z: PyTree) -> PyTree:
-            parts = sample(z), sample(state.anchor), state.whole
+            own = alike(sample, "operator of a sample")
+            parts = own(z), own(state.anchor), state.whole
             return jax.tree.map(lambda here, there, full: here - there + full, *parts)
 
         return reduced
 
     def move(state: LooplessState, z: PyTree, whole: Operator, moves: Any) -> LooplessState:
+        check_flag("moves", moves)
+
         def anew() -> LooplessState:
-            return LooplessState(z, whole(z))
+            return LooplessState(z, alike(whole, "operator of all data")(z))
 
         return lax.cond(jnp.asarray(moves), anew, lambda: state)
 
