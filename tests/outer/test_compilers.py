@@ -38,12 +38,11 @@ def test_diloco_sends_a_replicas_share_of_each_chip(
 ) -> None:
     mesh = aot.find_target(TOPOLOGY).mesh(SIZES)
     outer = optkit.diloco(wire_dtype=wire, axis_name=axis)
+    like = jax.eval_shape(optkit.diloco().init, jnp.zeros((1, 256, 512)))
 
     def step(params: Any) -> Any:
         # A state that costs no exchange: init's, which tells all of the first replica, would.
-        anchor = jnp.zeros(params.shape[axis is None :])
-        state = jax.eval_shape(optkit.diloco().init, jnp.zeros((1, *anchor.shape)))
-        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         return outer.step(params, state)[0]
 
     run = step if axis is None else optkit.on_replicas(step, axis, mesh)
