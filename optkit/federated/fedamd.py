@@ -6,13 +6,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from optkit.aggregate import mean
-from optkit.aggregate.base import reports
-from optkit.federated.server import Server, ServerState, server_step
-from optkit.transforms.base import check_same_leaves
+from optkit.aggregate.base import known_only, reports
+from optkit.aggregate.checks import check_ids
+from optkit.federated.server import Server, ServerState, check_state, server_step
+from optkit.transforms.base import check_same_leaves, prng_key
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_number,
@@ -20,7 +22,7 @@ from optkit.transforms.hyperparams import (
     check_static_number,
     value_at,
 )
-from optkit.tree import PyTree, upcast
+from optkit.tree import PyTree, leaves_with_paths, upcast
 
 GradFn: TypeAlias = Callable[[PyTree, Any], PyTree]
 
@@ -65,11 +67,11 @@ class FedAmd:
         anchors = lax.map(lambda b: self._gradient(params, b), large, batch_size=self.chunk)
         return FedAmdState(anchors, self.server.init(params, clients), jnp.zeros((), jnp.int32))
 
-    def draw_anchors(self, key: jax.Array | None, rounds: Any, count: int) -> jax.Array:
+    def draw_anchors(self, key: int | jax.Array | None, rounds: Any, count: int) -> jax.Array:
         """Returns who of ``count`` clients is an anchor in a round, bool (count,).
 
         Args:
-          key: a PRNG key; not needed where all are, every so many rounds.
+          key: a PRNG key or a seed; not needed where all are, every so many rounds.
           rounds: int scalar, finished rounds.
           count: how many.
 
@@ -84,7 +86,8 @@ class FedAmd:
             return jnp.broadcast_to(due, (count,))
         if key is None:
             raise ValueError("anchors are drawn at random: give key=, or anchor= to choose them")
-        return jax.random.bernoulli(key, self.anchor_probability, (count,))
+        given = jnp.asarray(key) if isinstance(key, np.ndarray) else key
+        return jax.random.bernoulli(prng_key(given), self.anchor_probability, (count,))
 
     def round(
         self,
@@ -96,7 +99,7 @@ class FedAmd:
         client: Any = None,
         present: Any = None,
         anchor: Any = None,
-        key: jax.Array | None = None,
+        key: int | jax.Array | None = None,
     ) -> tuple[PyTree, FedAmdState]:
         """Runs a round of C clients; jit it.
 
@@ -105,21 +108,33 @@ class FedAmd:
           state: ``FedAmdState``.
           large: a large batch of each client, leading axis C; read for anchors.
           small: K small batches of each client, leading axes (C, K); read for miners.
-          client: int (C,), who they are; 0, 1, ... by default.
+          client: int (C,), who they are; 0, 1, ... by default, where all are there.
           present: bool (C,); all by default.
           anchor: bool (C,), who is an anchor and not a miner; drawn by default.
-          key: a PRNG key for that.
+          key: a PRNG key for that, or a seed.
 
         Returns:
           New parameters and state.
 
         Raises:
-          ValueError: leading axes that differ, or neither ``anchor`` nor ``key``.
+          ValueError: leading axes that differ, ``small`` without the one of K, an id that is no
+            client's or there twice (traced, such a one is absent), or neither ``anchor`` nor
+            ``key``.
+          TypeError: ``state`` is none of this method.
         """
+        check_state(state, FedAmdState, "large, small")
+        _check_steps(small)
         given = reports((large, small), client, None, present)
         count, everybody = given.client.shape[0], jax.tree.leaves(state.anchors)[0].shape[0]
+        check_ids(client, present, count, everybody)
+        given = known_only(given, everybody)
         drawn = self.draw_anchors(key, state.rounds, count) if anchor is None else anchor
         is_anchor = jnp.asarray(drawn, bool)
+        if is_anchor.shape not in ((), (count,)):
+            raise ValueError(
+                f"anchor has shape {is_anchor.shape} and {count} clients are there: give bool "
+                f"({count},)"
+            )
         towards = jax.tree.map(lambda v: jnp.mean(v, axis=0), state.anchors)
         rate = value_at(self.learning_rate, state.rounds)
 
@@ -160,6 +175,18 @@ class FedAmd:
 
         (_, end, _), _ = lax.scan(step, (params, params, towards), batches)
         return jax.tree.map(lambda x, y: upcast(x) - upcast(y), params, end)
+
+
+def _check_steps(small: Any) -> None:
+    """Raises ValueError unless all small batches have one axis of steps after that of clients."""
+    named = leaves_with_paths(small)
+    steps = {np.shape(leaf)[1] if np.ndim(leaf) > 1 else None for _, leaf in named}
+    if None in steps or len(steps) > 1:
+        shapes = ", ".join(f"{np.shape(leaf)} at {path or '(root)'!r}" for path, leaf in named)
+        raise ValueError(
+            f"small needs leading axes (C, K), equal for all leaves: K small batches of each "
+            f"client; it has shapes {shapes}; for one step a miner give each leaf as batch[:, None]"
+        )
 
 
 def fedamd(

@@ -132,3 +132,45 @@ def test_options_are_checked() -> None:
     method = optkit.fedamd(lambda x, batch: {"w": x})
     with pytest.raises(ValueError, match="gradients that grad_fn returns"):
         method.init(jnp.ones(2), LARGE)
+
+
+def test_a_seed_is_a_key() -> None:
+    method = optkit.fedamd(gradient, 0.1, anchor_probability=0.5)
+    state = method.init(jnp.ones(2), LARGE)
+    got, want = (
+        method.round(jnp.ones(2), state, LARGE, small(LARGE, 1), key=key)
+        for key in (0, jax.random.key(0))
+    )
+    chex.assert_trees_all_equal(got, want)
+    drawn = [method.draw_anchors(key, 0, 8) for key in (0, np.array(jax.random.PRNGKey(0)))]
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_a_round_of_some_names_them() -> None:
+    method = optkit.fedamd(gradient, 0.1)
+    now = jnp.ones(2)
+    state = method.init(now, LARGE)
+    two = jax.tree.map(lambda b: b[:2], LARGE)
+    kind = {"anchor": [True, False]}
+    with pytest.raises(ValueError, match="keeps something of 4: give client="):
+        method.round(now, state, two, small(two, 1), **kind)
+    with pytest.raises(ValueError, match=r"client\[1\]=4 is none of the 4 clients"):
+        method.round(now, state, two, small(two, 1), client=[0, 4], **kind)
+    got = jax.jit(lambda who: method.round(now, state, two, small(two, 1), client=who, **kind))(
+        jnp.array([-1, 4])
+    )
+    want = method.round(now, state, two, small(two, 1), client=[0, 1], present=[False] * 2, **kind)
+    chex.assert_trees_all_equal(got, want)
+
+
+def test_what_has_no_axis_of_its_own_is_said() -> None:
+    method = optkit.fedamd(gradient, 0.1)
+    now = jnp.ones(2)
+    state = method.init(now, LARGE)
+    with pytest.raises(ValueError, match=r"anchor has shape \(1,\) and 4 clients are there"):
+        method.round(now, state, LARGE, small(LARGE, 1), anchor=[False])
+    with pytest.raises(ValueError, match=r"small needs leading axes \(C, K\)"):
+        method.round(now, state, LARGE, LARGE, anchor=[False] * 4)
+    swapped: Any = (state, now)
+    with pytest.raises(TypeError, match=r"FedAmdState.*arguments are \(params, state, large, s"):
+        method.round(*swapped, LARGE, small(LARGE, 1), anchor=[False] * 4)
