@@ -86,8 +86,8 @@ class FedAmd:
             return jnp.broadcast_to(due, (count,))
         if key is None:
             raise ValueError("anchors are drawn at random: give key=, or anchor= to choose them")
-        given = jnp.asarray(key) if isinstance(key, np.ndarray) else key
-        return jax.random.bernoulli(prng_key(given), self.anchor_probability, (count,))
+        own = prng_key(jnp.asarray(key) if np.ndim(key) else key)  # NumPy's old keys too
+        return jax.random.bernoulli(own, self.anchor_probability, (count,))
 
     def round(
         self,
