@@ -1,6 +1,5 @@
 """DiLoCo: processes meet once a round, a replica each. If one dies, end the others, which wait for
 it, and start all again: they rejoin at the last whole checkpoint of the folder, and lose no digit.
-
 On host I of N: python examples/multihost_diloco.py HOST0:PORT N I SHARED_FOLDER
 Without arguments this file starts four on this machine, kills one, and starts them again.
 """
@@ -47,23 +46,24 @@ def train(folder: str) -> None:
             batches = jax.tree.map(lambda x: jax.make_array_from_process_local_data(own, x), mine)
             (state, params), losses = work(carry, batches)
             params, anchor = meet(params, anchor)  # the only exchange
-            carry = state, params
-            loss = np.mean(losses.addressable_shards[0].data)
-            print(f"round {index + 1}: {loss:.6f} nats per byte on replica {rank}", flush=True)
+            carry = (state, params)
+            nats = np.mean(losses.addressable_shards[0].data)
+            print(f"round {index + 1}: {nats:.6f} nats per byte on replica {rank}", flush=True)
             checkpoints.save(index + 1, args=ocp.args.StandardSave((carry, anchor)))
 
 
 def start(port: int, folder: str, last: str) -> list[str]:
     """Runs four processes until one of them prints a line, and returns that one's lines."""
     command = [sys.executable, __file__, f"127.0.0.1:{port}", "4"]
-    jobs = [subprocess.Popen([*command, str(i), folder], stdout=-1, text=True) for i in range(4)]
+    one = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    jobs = [subprocess.Popen([*command, str(i), folder], env=one) for i in range(3)]
     lines = []
-    for line in jobs[3].stdout:
-        lines += [line] * line.startswith("round")
-        if line.startswith(last):
-            [job.kill() for job in jobs]
-    [job.wait() for job in jobs]
-    return lines
+    with subprocess.Popen([*command, "3", folder], env=one, stdout=-1, text=True) as job:
+        for line in job.stdout:
+            lines += [line] * line.startswith("round")
+            if line.startswith(last):
+                [each.kill() for each in [job, *jobs]]
+    return lines if [each.wait() for each in jobs] else []
 
 
 if len(sys.argv) == 5:

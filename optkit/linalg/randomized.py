@@ -10,7 +10,7 @@ from jax import lax
 
 from optkit.linalg.factor import orthogonal_factor
 from optkit.linalg.norms import check_matrix, to_unit_peak
-from optkit.linalg.subspace import QrMethod, householder_product, orthonormalize, reflections
+from optkit.linalg.subspace import QrMethod, householder_product, orthonormalize, raw_qr
 
 SketchKind = Literal["gaussian", "kaczmarz"]
 Side = Literal["columns", "rows", "auto"]
@@ -169,7 +169,7 @@ def _basis(y: jax.Array, method: QrMethod, precision: lax.PrecisionLike) -> jax.
     if method != "qr":
         return orthonormalize(y[..., :short], method, precision=precision or "highest")
     # By its reflectors: the lowering of a finished Q fails in jax 0.10 on Explicit axes.
-    reflectors, factors, _ = reflections(y)
+    reflectors, factors = raw_qr(y)
     return householder_product(reflectors[..., :short], factors)
 
 

@@ -147,11 +147,16 @@ def _as_batch(x: jax.Array, like: jax.Array) -> jax.Array:
     return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
-def reflections(y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns reflectors below R in one array (..., n, r), their factors, and R's diagonal."""
+def raw_qr(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns reflectors below R in one array (..., n, r), and their factors."""
     # Not the finished Q and R: their lowering fails in jax 0.10 for batches on Explicit axes.
     reflectors, factors = one_by_one(lambda a: jnp.linalg.qr(a, mode="raw"), y)
-    reflectors = reflectors.mT
+    return reflectors.mT, factors
+
+
+def reflections(y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns what ``raw_qr`` does of matrices with no more columns than rows, and R's diagonal."""
+    reflectors, factors = raw_qr(y)
     return reflectors, factors, _diagonal(reflectors[..., : y.shape[-1], :])
 
 

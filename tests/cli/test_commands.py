@@ -100,7 +100,7 @@ def test_arguments_of_a_docstring_come_in_one_line_each():
     [
         (["list", "moun"], "no method matches 'moun' here (did you mean 'muon'?)"),
         (["list", "--family", "matrx"], "unknown family 'matrx' (did you mean 'matrix'?)"),
-        (["list", "--kind", "recipes"], "known: part, recipe, strategy, wrapper"),
+        (["list", "--kind", "recipes"], "known: aggregate, outer, part, recipe, strategy, wrapper"),
         (["show", "moun"], "unknown method 'moun' (did you mean 'muon'?)"),
         (["plan", "muon", "--task", "regresion"], "did you mean 'regression'?"),
         (["plan", "muon", "--task", "digits", "--task-option", "widht=3"], "widht"),
