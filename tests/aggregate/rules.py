@@ -11,17 +11,15 @@ import optkit
 from optkit.aggregate import Aggregate, Aggregated
 
 CLIENTS = 8
-SHAPES = {"up/kernel": (3, 4), "up/bias": (4,), "scale": ()}
-# Where defaults do not suffice: arguments by name.
-OPTIONS: dict[str, dict[str, Any]] = {}
-# Aggregates whose randomness is drawn for places and not for clients: none so far.
+# Eight rows, one for each device of a mesh.
+SHAPES = {"up/kernel": (8, 3), "up/bias": (4,), "scale": ()}
 NAMES = [entry.name for entry in optkit.catalogue.entries(kind="aggregate")]
 
 
 def build(name: str, **options: Any) -> Aggregate:
     """An instance of a rule."""
     entry = optkit.catalogue.get(name)
-    return entry.factory(**{**entry.example, **OPTIONS.get(name, {}), **options})
+    return entry.factory(**{**entry.example, **options})
 
 
 def params() -> dict[str, jax.Array]:

@@ -49,6 +49,7 @@ def test_16_bit_reports_give_float32(name: str) -> None:
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), sent(0))
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), half)
     got, want = (run(build(name), [(x, {})])[0].direction for x in (half, wide))
+    chex.assert_trees_all_equal_dtypes(got, params())
     close(got, want)
 
 
@@ -80,10 +81,10 @@ def test_an_empty_round_keeps_finite(name: str) -> None:
     chex.assert_tree_all_finite(numbers((first, empty, again)))
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if build(name).fold])
 def test_chunks_give_what_the_whole_gives(name: str) -> None:
     rule = build(name)
-    if rule.fold is None:
-        return
+    assert rule.fold is not None
     state = rule.init(params(), CLIENTS)
     for displacement, given in rounds():
         whole = rule.apply(displacement, state, **given)
@@ -109,6 +110,7 @@ def test_clients_or_coordinates_on_a_mesh_change_nothing(name: str, spec: P) -> 
         return jax.device_put(x, NamedSharding(mesh, P() if whole else spec))
 
     placed = [(jax.tree.map(leaf, displacement), given) for displacement, given in rounds()]
+    assert not placed[0][0]["up/kernel"].sharding.is_fully_replicated
     close(run(rule, placed), run(rule, rounds()))
 
 
