@@ -72,9 +72,7 @@ def centered_clipping(
       Karimireddy et al., arXiv 2012.10333.
     """
     check_static_number("radius", radius)
-    check_number("radius", radius, infinite=True)
-    if radius <= 0.0:
-        raise ValueError(f"radius={radius!r} must be above 0: at 0 the centre never moves")
+    check_number("radius", radius, low=0.0, open_low=True, infinite=True)
     check_static_int("iterations", iterations)
     check_axis_name(axis_name)
 

@@ -33,11 +33,9 @@ class ClippedReports(NamedTuple):
     state: Any
 
 
-def check_clip(clip: Any) -> None:
+def check_clip(clip: Any, name: str = "clip") -> None:
     """Raises ValueError unless a clipping length is positive, a schedule or an array."""
-    check_number("clip", clip, low=0.0, infinite=True)
-    if not callable(clip) and not isinstance(clip, jax.Array) and clip == 0:
-        raise ValueError("clip=0 leaves nothing of any vector; give a positive length")
+    check_number(name, clip, low=0.0, open_low=True, infinite=True)
 
 
 def is_silent(noise: Any) -> bool:
@@ -45,27 +43,20 @@ def is_silent(noise: Any) -> bool:
     return isinstance(noise, int | float) and noise == 0
 
 
-def check_positive(name: str, value: Any, what: str) -> None:
-    """Raises ValueError unless a number, or a traced array, may be divided by."""
-    check_number(name, value, low=0.0)
-    if not isinstance(value, jax.Array) and value == 0:
-        raise ValueError(f"{name}=0: give a positive number, {what}")
-
-
-def check_noise(clip: Any, noise_multiplier: Any) -> None:
+def check_noise(clip: Any, noise_multiplier: Any, name: str = "clip") -> None:
     """Raises ValueError where noise that is in proportion to the clipping length has no size."""
-    check_clip(clip)
+    check_clip(clip, name)
     if callable(noise_multiplier) and not isinstance(noise_multiplier, jax.Array):
         raise TypeError(
             f"noise_multiplier={noise_multiplier!r} must be a number: accountants take one for all "
-            "steps; clip may be a schedule, which the noise follows"
+            f"steps; {name} may be a schedule, which the noise follows"
         )
     check_number("noise_multiplier", noise_multiplier, low=0.0)
     known = not callable(clip) and not isinstance(clip, jax.Array)
     if known and clip == float("inf") and not is_silent(noise_multiplier):
         raise ValueError(
-            f"clip=inf with noise_multiplier={noise_multiplier!r}: the noise is a multiple of the "
-            "clipping length, which bounds what one example can do; give a finite clip, or "
+            f"{name}=inf with noise_multiplier={noise_multiplier!r}: the noise is a multiple of "
+            f"the clipping length, which bounds what one example can do; give a finite {name}, or "
             "noise_multiplier=0.0 for no privacy at all"
         )
 

@@ -96,9 +96,7 @@ def probabilities(participation: Participation) -> float | np.ndarray | None:
         return None
     if isinstance(given, jax.Array) or np.ndim(given):
         return np.asarray(per_client("participation", given, most=1.0))
-    check_number("participation", given, low=0.0, high=1.0)
-    if given == 0:
-        raise ValueError("participation=0 says that nobody ever comes; give a number in (0, 1]")
+    check_number("participation", given, low=0.0, high=1.0, open_low=True)
     return float(given)
 
 

@@ -12,7 +12,6 @@ from optkit.aggregate.noisy import (
     add_noise,
     check_clip,
     check_noise,
-    check_positive,
     clipped_reports,
     is_silent,
 )
@@ -111,7 +110,7 @@ def dp_mean(
             "there are); accountants assume a divisor that does not tell how many were drawn"
         )
     if expected is not None:
-        check_positive("expected", expected, "how many reports a round has on average")
+        check_number("expected", expected, low=0.0, open_low=True)
 
     def finish(sums: ClippedReports) -> Aggregated:
         held: NoiseState = sums.state

@@ -186,9 +186,7 @@ def geometric_median(
     """
     check_static_int("iterations", iterations)
     check_static_number("floor", floor)
-    check_number("floor", floor)
-    if floor <= 0.0:
-        raise ValueError(f"floor={floor!r} must be above 0: a vector that is met divides by it")
+    check_number("floor", floor, low=0.0, open_low=True)  # it divides a vector that is met
     check_axis_name(axis_name)
 
     def combine(state: PyTree, given: Reports) -> Aggregated:

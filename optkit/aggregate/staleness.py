@@ -122,9 +122,8 @@ def exponential_staleness(half: float = 20.0) -> StalenessWeight:
     Reference:
       A baseline in the code of arXiv 2309.13536 (pittisl/FL-with-intertwined-heterogeneity).
     """
-    _check(half=(half, 0.0, float("inf")))
-    if half == 0:
-        raise ValueError("half=0 leaves nothing of what is late; give a positive number of rounds")
+    check_static_number("half", half)
+    check_number("half", half, low=0.0, open_low=True)
     return lambda staleness: jnp.exp2(-_wide(staleness) / half)
 
 

@@ -122,11 +122,9 @@ class Explored(NamedTuple):
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises ValueError unless a Python number is positive and finite."""
+    """Raises unless a Python number is positive and finite."""
     check_static_number(name, value)
-    check_number(name, value)
-    if value <= 0:
-        raise ValueError(f"{name}={value!r} must be positive")
+    check_number(name, value, low=0.0, open_low=True)
 
 
 def spread(alpha: Any, order: jax.Array, replicas: int) -> jax.Array:

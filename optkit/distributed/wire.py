@@ -55,6 +55,18 @@ def _programs(value: Any) -> Iterator[Any]:
         yield getattr(value, "jaxpr", value)
 
 
+def axes_sent_along(program: Any) -> Iterator[Any]:
+    """The names of the axes that a program sends along, each as often as it does."""
+    for equation in program.eqns:
+        if equation.primitive.name in _COSTS:
+            for key in ("axes", "axis_name"):
+                names = equation.params.get(key, ())
+                yield from names if isinstance(names, tuple) else (names,)
+        for value in equation.params.values():
+            for inner in _programs(value):
+                yield from axes_sent_along(inner)
+
+
 def _count(program: Any, workers: int) -> tuple[float, float]:
     least = most = 0.0
     for equation in program.eqns:

@@ -13,8 +13,8 @@ from jax import lax
 from optkit.aggregate import mean
 from optkit.aggregate.base import known_only, reports
 from optkit.aggregate.checks import check_ids
-from optkit.federated.server import Server, ServerState, check_state, server_step
-from optkit.transforms.base import check_same_leaves, prng_key
+from optkit.federated.server import Server, ServerState, server_step
+from optkit.transforms.base import check_same_leaves, check_state, prng_key
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_number,
@@ -122,7 +122,7 @@ class FedAmd:
             ``key``.
           TypeError: ``state`` is none of this method.
         """
-        check_state(state, FedAmdState, "large, small")
+        check_state(state, FedAmdState, "params, state, large, small, ...")
         _check_steps(small)
         given = reports((large, small), client, None, present)
         count, everybody = given.client.shape[0], jax.tree.leaves(state.anchors)[0].shape[0]

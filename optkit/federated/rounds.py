@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.aggregate.base import Reports
-from optkit.federated.server import Server, ServerState, check_state
-from optkit.transforms.base import check_same_leaves
+from optkit.federated.server import Server, ServerState
+from optkit.transforms.base import check_same_leaves, check_state
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree import PyTree, tree_bytes, upcast
 
@@ -100,7 +100,7 @@ def federated_round(
         present: Any = None,
         staleness: Any = None,
     ) -> tuple[PyTree, ServerState, RoundInfo]:
-        check_state(state, ServerState, "data")
+        check_state(state, ServerState, "params, state, data, ...")
         # The leading axes, and what is missing.
         given = server.aggregate.reports(data, state.aggregate, client, weight, present, staleness)
         count = given.client.shape[0]

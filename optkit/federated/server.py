@@ -11,7 +11,7 @@ from jax import lax
 from optkit.aggregate import Aggregate, Aggregated
 from optkit.aggregate.base import check_aggregate
 from optkit.aggregate.checks import check_leaves
-from optkit.transforms.base import Transformation, check_transformation
+from optkit.transforms.base import Transformation, check_state, check_transformation
 from optkit.tree import PyTree
 
 
@@ -21,15 +21,6 @@ class ServerState(NamedTuple):
     aggregate: PyTree
     optimizer: PyTree
     rounds: jax.Array  # int32 scalar, those that moved
-
-
-def check_state(state: Any, kind: type, after: str) -> None:
-    """Raises TypeError unless a state is what init returned: arguments may be swapped."""
-    if not isinstance(state, kind):
-        raise TypeError(
-            f"state must be what init returned, a {kind.__name__}, and is of type "
-            f"{type(state).__name__}; arguments are (params, state, {after}, ...)"
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +85,7 @@ class Server:
             see also ``Aggregate.apply``.
           TypeError: ``state`` is none of a server.
         """
-        check_state(state, ServerState, "displacement")
+        check_state(state, ServerState, "params, state, displacement, ...")
         check_leaves(displacement, params, "parameters")
         given = {"client": client, "weight": weight, "present": present, "staleness": staleness}
         return self.move(
@@ -118,7 +109,7 @@ class Server:
           ValueError: a direction of other leaves than the parameters.
           TypeError: ``state`` is none of a server.
         """
-        check_state(state, ServerState, "out")
+        check_state(state, ServerState, "params, state, out")
         check_leaves(out.direction, params, "parameters", name="direction", leading=False)
 
         def moved() -> tuple[PyTree, PyTree]:

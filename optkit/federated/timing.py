@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from optkit.aggregate.participation import per_client
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_int
 
 Scheme: TypeAlias = Literal["sync", "async", "fedfix", "fedbuff"]
@@ -35,13 +36,6 @@ class AsyncSchedule:
         """int64 (T, N), steps made in between; 0 for absent clients."""
         steps = np.arange(len(self.version))[:, None]
         return np.where(self.present, steps - self.version, 0)
-
-
-def _times(times: Sequence[float] | np.ndarray) -> np.ndarray:
-    out = np.asarray(times, np.float64)
-    if out.ndim != 1 or not out.size or not np.isfinite(out).all() or (out <= 0).any():
-        raise ValueError(f"times must be one positive number for each client, not {times!r}")
-    return out
 
 
 def _check_scheme(scheme: str, interval: float | None, count: int | None, clients: int) -> None:
@@ -102,7 +96,7 @@ def async_schedule(
     Reference:
       Fraboni et al., arXiv 2206.10189, and the code of its authors.
     """
-    needed = _times(times)
+    needed = per_client("times", times)
     clients = needed.size
     _check_scheme(scheme, interval, count, clients)
     check_number("duration", duration, low=0.0)
@@ -179,7 +173,7 @@ def async_weights(
     Reference:
       Fraboni et al., arXiv 2206.10189, and the code of its authors.
     """
-    needed, given = _times(times), _times(shares)
+    needed, given = per_client("times", times), per_client("shares", shares)
     if needed.shape != given.shape:
         raise ValueError(f"times has {needed.size} clients and shares has {given.size}")
     _check_scheme(scheme, interval, count, needed.size)

@@ -13,13 +13,12 @@ from optkit.games.base import (
     Solver,
     alike,
     average,
-    check_step,
     less,
     shared,
     starting,
     zeros_of,
 )
-from optkit.transforms.hyperparams import check_static_int
+from optkit.transforms.hyperparams import check_number, check_static_int
 from optkit.tree import PyTree
 
 Solve = Callable[[PyTree, PyTree], PyTree]
@@ -91,13 +90,13 @@ def dual_free_admm(
     Reference:
       After arXiv 2409.13451; own derivation.
     """
-    check_step("penalty", penalty)
+    check_number("penalty", penalty, low=0.0, open_low=True)
     if (solve is None) == (step_size is None):
         raise ValueError(
             "give solve= for an exact step, or step_size= for gradient descent, and not both"
         )
     if step_size is not None:
-        check_step("step_size", step_size)
+        check_number("step_size", step_size, low=0.0, open_low=True)
     check_static_int("inner_steps", inner_steps)
     check_axis_name(axis_name)
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.distributed.workers import AxisName, as_varying, axes_of
-from optkit.transforms.hyperparams import check_number
 from optkit.tree import PyTree, leaves_with_paths, upcast
 
 Operator = Callable[[PyTree], PyTree]
@@ -94,13 +93,6 @@ def zeros_of(z: PyTree, axis_name: AxisName) -> PyTree:
 def less(z: PyTree, step: Any, direction: PyTree) -> PyTree:
     """Returns ``z - step * direction``."""
     return jax.tree.map(lambda x, d: x - step * d, z, direction)
-
-
-def check_step(name: str, value: Any) -> None:
-    """Raises ValueError unless a constant is above 0; schedules and arrays pass."""
-    check_number(name, value, low=0.0)
-    if not callable(value) and not isinstance(value, jax.Array) and value == 0.0:
-        raise ValueError(f"{name}=0.0 must be above 0")
 
 
 def alike(function: Callable[..., PyTree], name: str, like: int = 0) -> Callable[..., PyTree]:

@@ -152,9 +152,8 @@ def dadao(mu: float, smoothness: float, chi: float) -> GossipSolver:
     """
     for name, value in (("mu", mu), ("smoothness", smoothness), ("chi", chi)):
         check_static_number(name, value)
-        check_number(name, value, low=mu if name == "smoothness" else 0.0)
-        if value == 0:
-            raise ValueError(f"{name}={value!r} must be above 0")
+        check_number(name, value, low=0.0, open_low=True)
+    check_number("smoothness", smoothness, low=mu)
     c = _constants(mu, smoothness, chi)
 
     def init(x: PyTree) -> DadaoState:

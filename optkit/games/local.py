@@ -14,7 +14,6 @@ from optkit.games.base import (
     alike,
     average,
     check_flag,
-    check_step,
     less,
     shared,
     starting,
@@ -99,11 +98,9 @@ def proxskip_vip(
     Reference:
       Zhang, Choudhury, Stich, Loizou, arXiv 2306.05100.
     """
-    check_step("step_size", step_size)
+    check_number("step_size", step_size, low=0.0, open_low=True)
     check_static_number("probability", probability)
-    check_number("probability", probability, low=0.0, high=1.0)
-    if probability == 0:
-        raise ValueError("probability=0.0: nodes that never meet solve nothing together")
+    check_number("probability", probability, low=0.0, high=1.0, open_low=True)
     check_axis_name(axis_name)
 
     def init(z: PyTree) -> ProxSkipState:
@@ -161,7 +158,7 @@ def local_gda(step_size: ScalarOrSchedule, *, axis_name: AxisName = None) -> Sol
     Reference:
       Deng and Mahdavi, Local Stochastic Gradient Descent Ascent, arXiv 2102.13152.
     """
-    check_step("step_size", step_size)
+    check_number("step_size", step_size, low=0.0, open_low=True)
     return _local(lambda z, f, count: less(z, value_at(step_size, count), f(z)), axis_name)
 
 
@@ -202,9 +199,9 @@ def extragradient(
     Reference:
       Beznosikov et al., Distributed Local Methods, arXiv 2010.13112, for the local form.
     """
-    check_step("step_size", step_size)
+    check_number("step_size", step_size, low=0.0, open_low=True)
     last = step_size if second is None else second
-    check_step("second", last)
+    check_number("second", last, low=0.0, open_low=True)
 
     def moved(z: PyTree, f: Operator, count: jax.Array) -> PyTree:
         ahead = less(z, value_at(step_size, count), f(z))
@@ -249,7 +246,7 @@ def fedgda_gt(
     Reference:
       Sun and Wei, arXiv 2206.01132.
     """
-    check_step("step_size", step_size)
+    check_number("step_size", step_size, low=0.0, open_low=True)
     check_static_int("local_steps", local_steps)
     check_axis_name(axis_name)
 

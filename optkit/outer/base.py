@@ -194,16 +194,20 @@ class Averaging:
     by: Transformation | None = None
 
     def init(self, anchor: PyTree) -> PyTree:
-        """Returns the memory of the transformation that averages."""
-        return None if self.by is None else self.by.init(anchor)
+        """Returns the memory of the transformation that averages, which is seen to do so."""
+        if self.by is None:
+            return None
+        state = self.by.init(anchor)
+        # Types know an anchor as common to all, and a displacement as each one's own.
+        given = as_varying(anchor, self.among.axis_name), state, anchor
+        check_averages(self.by.update, given, self.among.axis_name, self.among.who)
+        return state
 
     def __call__(self, displacement: PyTree, state: PyTree, anchor: PyTree) -> tuple[PyTree, Any]:
         """Returns the mean over replicas, and the new memory."""
         if self.by is None:
             return self.among.mean(displacement, self.wire_dtype), state
-        args = displacement, state, anchor
-        check_averages(self.by.update, args, self.among.axis_name, self.among.who)
-        return self.by.update(*args)
+        return self.by.update(displacement, state, anchor)
 
 
 def averaging(who: str, axis_name: AxisName, wire_dtype: Any, mean: Any) -> Averaging:

@@ -1,16 +1,15 @@
 """What an outer step refuses: an axis that was forgotten, averages that are none, other states."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
 
+from optkit.distributed.wire import axes_sent_along
 from optkit.distributed.workers import AxisName, axes_of, count_workers
 
 _DEFAULT_AXIS = "replica"  # of optkit.on_replicas
-_EXCHANGES = ("psum", "reduce_scatter", "all_gather", "all_to_all", "ppermute")
 
 
 def check_outside(who: str) -> None:
@@ -60,35 +59,13 @@ def check_averages(update: Any, args: tuple[Any, ...], axis_name: AxisName, who:
     """
     if count_workers(axis_name) == 1 or not jax.tree.leaves(args[0]):
         return
-    sent = set(_exchanged(jax.make_jaxpr(update)(*args).jaxpr))
+    sent = set(axes_sent_along(jax.make_jaxpr(update)(*args).jaxpr))
     for name in axes_of(axis_name):
         if name not in sent:
             raise ValueError(
                 f"mean of {who} does not average over {name!r}, which would leave replicas apart: "
                 f"give it the axis too, such as optkit.powersgd_mean({axis_name!r})"
             )
-
-
-def _exchanged(program: Any) -> Iterator[Any]:
-    """The names of the axes that a program sends along."""
-    for equation in program.eqns:
-        if equation.primitive.name.startswith(_EXCHANGES):
-            for key in ("axes", "axis_name"):
-                names = equation.params.get(key, ())
-                yield from names if isinstance(names, tuple) else (names,)
-        for value in equation.params.values():
-            for item in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
-                    yield from _exchanged(getattr(item, "jaxpr", item))
-
-
-def check_state(state: Any, kind: type, who: str) -> None:
-    """Raises TypeError for what init did not return, such as swapped arguments."""
-    if not isinstance(state, kind):
-        raise TypeError(
-            f"state of {who} must be what init returned, a {kind.__name__}, not "
-            f"{type(state).__name__}; arguments are (params, state)"
-        )
 
 
 def check_due(due: Any, fragments: int) -> None:

@@ -127,11 +127,7 @@ def dylu_steps(speeds: Sequence[float], steps: int) -> list[int]:
     if not speeds:
         raise ValueError("speeds is empty: give one number a worker")
     for speed in speeds:
-        check_number("speeds", speed, low=0.0)
-        if speed == 0:
-            raise ValueError(
-                "speeds has a 0: a worker that stands still does no steps; leave it out"
-            )
+        check_number("speeds", speed, low=0.0, open_low=True)
     fastest = max(speeds)
     # A quotient such as 0.29*100 must not fall below its integer by rounding.
     return [max(1, int(steps * speed / fastest + 1e-9)) for speed in speeds]

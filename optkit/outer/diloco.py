@@ -7,8 +7,7 @@ import optax
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
 from optkit.outer.base import OuterStep, averaging
-from optkit.outer.checks import check_state
-from optkit.transforms.base import check_transformation
+from optkit.transforms.base import check_state, check_transformation
 from optkit.tree import PyTree
 
 
@@ -113,7 +112,7 @@ def diloco(
         return DilocoState(anchor, outer.init(anchor), average.init(anchor))
 
     def step(params: PyTree, state: DilocoState) -> tuple[PyTree, DilocoState]:
-        check_state(state, DilocoState, "diloco")
+        check_state(state, DilocoState)
         anchor = state.anchor
         moved, kept = average(among.displacement(anchor, params), state.mean, anchor)
         updates, optimizer = outer.update(moved, state.optimizer, anchor)

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
 from optkit.outer.base import OuterStep, Replicas, fine
-from optkit.outer.checks import check_state
 from optkit.outer.groupings import Grouping, check_grouping, group_mean, groupings, switch
-from optkit.transforms.base import check_same_leaves, prng_key
+from optkit.transforms.base import check_same_leaves, check_state, prng_key
 from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
 from optkit.tree import PyTree, compute_dtype, leaves_with_paths, upcast
 
@@ -152,7 +151,7 @@ def noloco(
     def step(
         params: PyTree, state: NolocoState, groups: Iterable[Iterable[int]] | None = None
     ) -> tuple[PyTree, NolocoState]:
-        check_state(state, NolocoState, "noloco")
+        check_state(state, NolocoState)
         count = among.count(params)
         _check_replicas(params, state.anchor, among)
         if groups is None:

@@ -11,10 +11,10 @@ import optax
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
 from optkit.outer.base import Averaging, OuterStep, averaging
-from optkit.outer.checks import check_due, check_state
+from optkit.outer.checks import check_due
 from optkit.outer.diloco import default_outer
 from optkit.outer.fragments import Fragments, assign, part, put
-from optkit.transforms.base import Transformation, check_transformation
+from optkit.transforms.base import Transformation, check_state, check_transformation
 from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
 from optkit.tree import PyTree, upcast
 
@@ -193,7 +193,7 @@ class _Streaming:
     def step(
         self, params: PyTree, state: StreamingDilocoState, due: Due
     ) -> tuple[PyTree, StreamingDilocoState]:
-        check_state(state, StreamingDilocoState, "streaming_diloco")
+        check_state(state, StreamingDilocoState)
         check_due(due, self.count)
         places = assign(state.anchor, self.fragments)
         self.average.among.check(state.anchor, params)

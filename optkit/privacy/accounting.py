@@ -124,9 +124,7 @@ def calibrate_noise(
       Google's dp-accounting, ``calibrate_dp_mechanism``.
     """
     check_static_number("epsilon", epsilon)
-    check_number("epsilon", epsilon, low=0.0)
-    if epsilon == 0:
-        raise ValueError("epsilon=0 is reached by no finite noise; give a positive number")
+    check_number("epsilon", epsilon, low=0.0, open_low=True)
     rate, size = _sampled(sampling, accountant, sampling_rate, examples, batch)
     check_static_int("steps", steps)
     _check_delta(delta, examples)
@@ -223,10 +221,8 @@ def _sampled(
             return rate, (examples, int(batch))
     elif sampling == "fixed":
         raise ValueError("sampling='fixed' draws batch out of examples: give both")
-    check_number("sampling_rate", rate, low=0.0, high=1.0)
-    if not rate:
-        raise ValueError("sampling_rate=0 draws nobody; give a positive number")
-    return float(rate), (0, 0)
+    check_number("sampling_rate", rate, low=0.0, high=1.0, open_low=True)
+    return float(rate or 0.0), (0, 0)
 
 
 def _event(noise: float, steps: int, sampling: Sampling, rate: float, size: tuple[int, int]) -> Any:

@@ -70,9 +70,9 @@ class PoissonBatches:
         """Checks, and chooses the size."""
         check_static_int("examples", self.examples)
         check_static_int("seed", self.seed, low=0)
-        check_number("expected_batch", self.expected_batch, low=0.0, high=self.examples)
-        if self.expected_batch == 0:
-            raise ValueError("expected_batch=0 draws nobody; give a positive number")
+        check_number(
+            "expected_batch", self.expected_batch, low=0.0, high=self.examples, open_low=True
+        )
         if self.size is None:
             object.__setattr__(self, "size", self._enough())
         check_static_int("size", self.size, low=math.ceil(self.expected_batch))

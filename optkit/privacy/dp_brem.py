@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optkit.aggregate.noisy import Recorded, check_clip, is_silent
+from optkit.aggregate.noisy import Recorded, check_noise, is_silent
 from optkit.aggregate.private import dp_centered_clipping
 from optkit.federated.server import ServerState, server_step
 from optkit.privacy.clipping import per_example_clip
+from optkit.transforms.base import check_state
 from optkit.transforms.hyperparams import (
     Scalar,
     ScalarOrSchedule,
@@ -110,8 +111,7 @@ def dp_brem(
       without reports moves nothing, where the code draws again. Not here: noise added by clients,
       secure aggregation (DP-BREM+).
     """
-    check_clip(example_clip)
-    check_number("noise_multiplier", noise_multiplier, low=0.0)
+    check_noise(example_clip, noise_multiplier, "example_clip")
     check_number("b1", b1, low=0.0, high=1.0, open_high=True)
     if expected_batch is not None:
         check_number("expected_batch", expected_batch, low=1.0)
@@ -131,6 +131,7 @@ def dp_brem(
         mask: jax.Array | None = None,
         present: jax.Array | None = None,
     ) -> tuple[PyTree, DPBremState]:
+        check_state(state, DPBremState, "params, state, data")
         length = value_at(example_clip, state.server.rounds)
         clipped = per_example_clip(
             loss_fn, length, is_gradient=is_gradient, microbatch=microbatch, eps=eps
@@ -158,9 +159,4 @@ def _noise_std(example_clip: ScalarOrSchedule, noise_multiplier: float) -> Scala
         return 0.0
     if callable(example_clip) and not isinstance(example_clip, jax.Array):
         return lambda count: noise_multiplier * example_clip(count)
-    if not isinstance(example_clip, jax.Array) and example_clip == float("inf"):
-        raise ValueError(
-            f"example_clip=inf with noise_multiplier={noise_multiplier!r}: the noise is a multiple "
-            "of it; give a finite example_clip, or noise_multiplier=0.0 for no privacy at all"
-        )
     return noise_multiplier * example_clip

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optkit.aggregate.noisy import add_noise, check_noise, check_positive, is_silent
+from optkit.aggregate.noisy import add_noise, check_noise, is_silent
 from optkit.distributed.workers import AxisName
 from optkit.privacy import accounting
 from optkit.privacy.clipping import per_example_clip
-from optkit.transforms.hyperparams import ScalarOrSchedule, value_at
+from optkit.transforms.base import check_state
+from optkit.transforms.hyperparams import ScalarOrSchedule, check_number, value_at
 from optkit.transforms.noise import Key, fresh_key
 from optkit.transforms.sketching import check_key
 from optkit.tree import PyTree
@@ -75,12 +76,7 @@ class PrivateGradient:
           TypeError: something else in place of the state, such as a key.
           ValueError: a mask of another shape or dtype.
         """
-        if not isinstance(state, PrivateState):
-            raise TypeError(
-                f"state is of type {type(state).__name__} and must be what init(key) returned: the "
-                "arguments are (params, batch, state), and the state of the last call goes into "
-                "the next"
-            )
+        check_state(state, PrivateState, "params, batch, state")
         return self._step(params, batch, state, mask, noise)
 
     def epsilon(
@@ -161,7 +157,7 @@ def private_gradient(
       drawn in floating point: no defence against attacks on its last bits.
     """
     check_noise(clip, noise_multiplier)
-    check_positive("expected_batch", expected_batch, "the sampling rate times all examples")
+    check_number("expected_batch", expected_batch, low=0.0, open_low=True)
     # The rest is checked where it is used, but what is wrong is told before the first batch.
     per_example_clip(loss_fn, 1.0, microbatch=microbatch, axis_name=axis_name)
     silent = is_silent(noise_multiplier)

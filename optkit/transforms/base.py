@@ -73,6 +73,21 @@ def check_transformation(name: str, value: Any, *, swapped_with: Any = None) -> 
     raise TypeError(f"{name} must be an optax.GradientTransformation and is {what}; {remedy}")
 
 
+def check_state(state: Any, kind: type, arguments: str = "params, state") -> None:
+    """Raises TypeError for what init did not return, such as swapped arguments.
+
+    Args:
+      state: what was given.
+      kind: the type of what init returns.
+      arguments: in what order they are given, for the message.
+    """
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"state must be what init returned, a {kind.__name__}, and is of type "
+            f"{type(state).__name__}; arguments are ({arguments})"
+        )
+
+
 def _containers(updates: PyTree, other: PyTree, what: str, path: str = "") -> str | None:
     """Where two trees of the same paths differ first; None where they do not."""
     parts: list[Any] = [

@@ -25,6 +25,7 @@ def check_number(
     *,
     low: float = -math.inf,
     high: float = math.inf,
+    open_low: bool = False,
     open_high: bool = False,
     infinite: bool = False,
 ) -> None:
@@ -48,6 +49,8 @@ def check_number(
         raise ValueError(f"{name} must be a number or a schedule, not {value!r}")
     if math.isnan(value) or (math.isinf(value) and not infinite):
         raise ValueError(f"{name}={value!r} is not a finite number")
+    if open_low and value <= low:
+        raise ValueError(f"{name}={value!r} must be above {low:g}")
     if low <= value <= high and not (open_high and value == high):
         return
     if high == math.inf:

@@ -173,7 +173,7 @@ def test_the_memory_lies_like_the_parameters() -> None:
         (lambda: fedstale(1.5), "beta=1.5 is outside"),
         (lambda: fedvarp(form="all"), "form='all' is not one of"),
         (lambda: fedvarp(participation="known"), "participation='known' is not one of"),
-        (lambda: fedvarp(participation=0.0), "participation=0 says that nobody"),
+        (lambda: fedvarp(participation=0.0), r"participation=0\.0 must be above 0"),
         (lambda: fedvarp(participation=[0.5, 1.5]), r"participation\[1\]=1.5 is above 1"),
         (lambda: fedvarp(shares=[1.0, -1.0]), "shares must be one positive number"),
         (lambda: fedvarp(shares=[1.0]).init(PARAMS, 4), "shares has 1 numbers and there are 4"),

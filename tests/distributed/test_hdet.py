@@ -321,7 +321,7 @@ SGD = optax.sgd
         (lambda: optkit.hdet(SGD, 0.1, alpha=1.5), "alpha=1.5"),
         (lambda: optkit.hdet(SGD, 0.1, every=0), "every=0"),
         (lambda: optkit.AutoRate(9, 2.0, start_step=9), "start earlier"),
-        (lambda: optkit.AutoRate(9, 2.0, loss_scale=0.0), "loss_scale=0.0 must be positive"),
+        (lambda: optkit.AutoRate(9, 2.0, loss_scale=0.0), "loss_scale=0.0 must be above 0"),
     ],
 )
 def test_wrong_options_are_answered(build: Any, words: str) -> None:

@@ -33,7 +33,7 @@ def test_weights_of_staleness() -> None:
     [
         (lambda: federated.polynomial_staleness(1.5), "exponent=1.5 is outside"),
         (lambda: federated.threshold_staleness(0, 0.0), "divided by"),
-        (lambda: federated.exponential_staleness(0.0), "half=0 leaves nothing"),
+        (lambda: federated.exponential_staleness(0.0), r"half=0\.0 must be above 0"),
         (lambda: federated.dc_asgd(-1.0), "lam=-1.0 is below 0"),
         (lambda: federated.keep_params(jnp.zeros(1), 0), "steps=0 must be"),
     ],

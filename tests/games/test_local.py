@@ -208,7 +208,7 @@ def test_trees_and_16_bits() -> None:
     ("call", "text"),
     [
         (lambda: games.proxskip_vip(0.0, 0.5), "step_size=0.0 must be above 0"),
-        (lambda: games.proxskip_vip(0.1, 0.0), "nodes that never meet"),
+        (lambda: games.proxskip_vip(0.1, 0.0), "probability=0.0 must be above 0"),
         (lambda: games.proxskip_vip(0.1, 1.5), "probability=1.5"),
         (lambda: games.extragradient(0.1, -1.0), "second=-1.0"),
         (lambda: games.fedgda_gt(0.1, 0), "local_steps=0"),

@@ -98,7 +98,7 @@ def test_no_noise_is_no_privacy() -> None:
         ({"delta": 0.0}, "delta=0"),
         ({"delta": 1e-3}, "publishing one example whole"),
         ({"batch": 70000}, "batch=70000 is outside"),
-        ({"batch": 0}, "draws nobody"),
+        ({"batch": 0}, "sampling_rate=0.0 must be above 0"),
         ({"steps": 1.5}, "steps=1.5"),
     ],
 )

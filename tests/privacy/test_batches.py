@@ -80,7 +80,7 @@ def test_all_examples_and_wrong_use() -> None:
     assert PoissonBatches(5, 5, seed=0).batch(0).mask.all()
     for arguments, said in (
         ((5, 6), "expected_batch=6 is outside"),
-        ((5, 0), "draws nobody"),
+        ((5, 0), "expected_batch=0 must be above 0"),
         ((0, 1), "examples=0"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -131,9 +131,9 @@ def test_a_forgotten_axis_is_named() -> None:
 
 
 def test_wrong_use_is_named() -> None:
-    with pytest.raises(ValueError, match="clip=0 leaves nothing"):
+    with pytest.raises(ValueError, match=r"clip=0\.0 must be above 0"):
         per_example_clip(loss, 0.0)
-    with pytest.raises(ValueError, match=r"clip=-1\.0 is below"):
+    with pytest.raises(ValueError, match=r"clip=-1\.0 must be above 0"):
         per_example_clip(loss, -1.0)
     with pytest.raises(ValueError, match="microbatch=0"):
         per_example_clip(loss, 1.0, microbatch=0)

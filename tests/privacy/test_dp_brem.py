@@ -125,5 +125,7 @@ def test_wrong_use_is_named() -> None:
         method(noise_multiplier=1.0)
     with pytest.raises(ValueError, match=r"b1=1\.0 is outside"):
         method(b1=1.0)
-    with pytest.raises(ValueError, match="clip=0 leaves nothing"):
+    with pytest.raises(ValueError, match=r"^clip=0\.0 must be above 0"):
         method(clip=0.0)
+    with pytest.raises(TypeError, match="example_clip may be a schedule"):
+        method(noise_multiplier=lambda count: 1.0)

@@ -151,5 +151,7 @@ def test_wrong_use_is_named() -> None:
         private_gradient(loss, **NOISY, microbatch=0)
     with pytest.raises(TypeError, match="clip may be a schedule"):
         private_gradient(loss, **NOISY | {"noise_multiplier": lambda count: 1.0})
-    with pytest.raises(TypeError, match=r"must be what init\(key\) returned"):
+    with pytest.raises(
+        TypeError, match=r"must be what init returned, a PrivateState.*\(params, batch, state\)"
+    ):
         private_gradient(loss, **NOISY)(PARAMS, jnp.zeros((1, 1)), jax.random.key(0))
