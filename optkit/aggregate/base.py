@@ -111,22 +111,15 @@ class Aggregate:
             twice, a negative or NaN weight, a negative staleness. Where they are traced nothing
             can be raised: who has such an id or weight counts as absent.
         """
-        given = (client, weight, present, staleness)
-        return self.combine(state, self.reports(displacement, state, *given))
+        given = {"client": client, "weight": weight, "present": present, "staleness": staleness}
+        return self.combine(state, self.reports(displacement, state, **given))
 
-    def reports(
-        self,
-        displacement: PyTree,
-        state: PyTree,
-        client: Any = None,
-        weight: Any = None,
-        present: Any = None,
-        staleness: Any = None,
-    ) -> Reports:
+    def reports(self, displacement: PyTree, state: PyTree, **given: Any) -> Reports:
         """Fills up what was not given, checked against what the state keeps; see ``apply``."""
-        filled = reports(displacement, client, weight, present, staleness)
+        filled = reports(displacement, **given)
         clients = None if self.clients is None else self.clients(state)
-        check_ids(client, present, filled.client.shape[0], clients)
+        count = filled.client.shape[0]
+        check_ids(given.get("client"), given.get("present"), count, clients)
         return filled
 
 

@@ -1,9 +1,11 @@
 """Aggregates that remember what each client sent last, for the rounds in which it is away."""
 
+import dataclasses
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optkit.aggregate.base import (
     Aggregate,
@@ -55,11 +57,76 @@ class MemoryState(NamedTuple):
 
 class _Round(NamedTuple):
     total: PyTree
-    weights: jax.Array  # (N,), what the present counted
+    counted: jax.Array  # (N,), what the present counted
     before: PyTree  # the memory as it was
     last: PyTree
     attendance: Attendance | None
     seen: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recalling:
+    """Both forms with any weight of the memory; the options are those of the public rules."""
+
+    beta: float
+    form: Form
+    shares: np.ndarray | None
+    probability: float | np.ndarray | None
+    longest: int | None
+    axis_name: AxisName
+
+    def counts(self, attendance: Attendance | None, clients: int) -> jax.Array:
+        """What a report of each client counts: its share, over its probability."""
+        share = shares_of(self.shares, clients, self.axis_name)
+        if self.form == "participants":
+            return share
+        if attendance is not None:
+            return share * attendance.weight
+        if isinstance(self.probability, float):
+            return share / self.probability
+        return share / own_numbers("participation", self.probability, clients, self.axis_name)
+
+    def init(self, params: PyTree, clients: int) -> MemoryState:
+        fresh = None if self.probability is not None else fresh_attendance(clients)
+        self.counts(fresh, clients)  # their number is checked
+        last = wrap(zeros_of_all(params, clients), self.axis_name)
+        return MemoryState(last, None if fresh is None else wrap(fresh, self.axis_name))
+
+    def start(self, one: PyTree, state: MemoryState) -> _Round:
+        last = unwrap(state.last)
+        check_rows(one, last)
+        clients = count_rows(last)
+        nothing = as_varying(jnp.zeros(clients, jnp.float32), self.axis_name)
+        seen, total = nobody(clients, self.axis_name), zeros_for(one, self.axis_name)
+        return _Round(total, nothing, last, last, unwrap(state.attendance), seen)
+
+    def add(self, carry: _Round, given: Reports) -> _Round:
+        clients = carry.seen.shape[0]
+        given = remembered(given, clients)
+        counts = self.counts(carry.attendance, clients)
+        own = jnp.where(given.present, counts[given.client], 0.0)
+        more = weighted_sum(own, given.displacement)
+        # The memory is not read here: of rows that are read and written the compiler copies all.
+        return carry._replace(
+            total=jax.tree.map(jnp.add, carry.total, more),
+            counted=carry.counted.at[rows_of(given, clients)].add(own, mode="drop"),
+            last=written(carry.last, given),
+            seen=mark(carry.seen, given),
+        )
+
+    def finish(self, carry: _Round) -> Aggregated:
+        share = shares_of(self.shares, carry.seen.shape[0], self.axis_name)
+        counted, total = carry.counted, over_clients(carry.total, self.axis_name)
+        if self.form == "participants":
+            whole = over_clients(jnp.sum(counted), self.axis_name)
+            counted, total = ratio(counted, whole), ratio(total, whole)
+        recalled = over_clients(weighted_sum(share - counted, carry.before), self.axis_name)
+        direction = jax.tree.map(lambda d, h: d + self.beta * h, total, recalled)
+        after = None
+        if carry.attendance is not None:
+            after = wrap(attended(carry.attendance, carry.seen, self.longest), self.axis_name)
+        state = MemoryState(wrap(carry.last, self.axis_name), after)
+        return Aggregated(direction, state, anyone(carry.seen, self.axis_name))
 
 
 def _recalling(
@@ -71,69 +138,13 @@ def _recalling(
     longest: int | None,
     axis_name: AxisName,
 ) -> Aggregate:
-    """Both forms with any weight of the memory."""
     check_axis_name(axis_name)
     check_longest(longest)
     check_choice("form", form, ("unbiased", "participants"))
     known = probabilities(participation)
-    given_shares = per_client("shares", shares)
-
-    def weights(attendance: Attendance | None, clients: int) -> jax.Array:
-        """What a report of each client counts: its share, over its probability."""
-        share = shares_of(given_shares, clients, axis_name)
-        if form == "participants":
-            return share
-        if attendance is not None:
-            return share * attendance.weight
-        if isinstance(known, float):
-            return share / known
-        return share / own_numbers("participation", known, clients, axis_name)
-
-    def init(params: PyTree, clients: int) -> MemoryState:
-        fresh = None if known is not None else fresh_attendance(clients)
-        weights(fresh, clients)  # their number is checked
-        last = wrap(zeros_of_all(params, clients), axis_name)
-        return MemoryState(last, None if fresh is None else wrap(fresh, axis_name))
-
-    def start(one: PyTree, state: MemoryState) -> _Round:
-        last = unwrap(state.last)
-        check_rows(one, last)
-        clients = count_rows(last)
-        nothing = as_varying(jnp.zeros(clients, jnp.float32), axis_name)
-        seen, total = nobody(clients, axis_name), zeros_for(one, axis_name)
-        return _Round(total, nothing, last, last, unwrap(state.attendance), seen)
-
-    def add(carry: _Round, given: Reports) -> _Round:
-        clients = carry.seen.shape[0]
-        given = remembered(given, clients)
-        own = jnp.where(given.present, weights(carry.attendance, clients)[given.client], 0.0)
-        more = weighted_sum(own, given.displacement)
-        # The memory is not read here: of rows that are read and written the compiler copies all.
-        return carry._replace(
-            total=jax.tree.map(jnp.add, carry.total, more),
-            weights=carry.weights.at[rows_of(given, clients)].add(own, mode="drop"),
-            last=written(carry.last, given),
-            seen=mark(carry.seen, given),
-        )
-
-    def finish(carry: _Round) -> Aggregated:
-        counted, share = carry.weights, shares_of(given_shares, carry.seen.shape[0], axis_name)
-        if form == "participants":
-            whole = over_clients(jnp.sum(counted), axis_name)
-            counted = ratio(counted, whole)
-            total = ratio(over_clients(carry.total, axis_name), whole)
-        else:
-            total = over_clients(carry.total, axis_name)
-        recalled = over_clients(weighted_sum(share - counted, carry.before), axis_name)
-        direction = jax.tree.map(lambda d, h: d + beta * h, total, recalled)
-        after = None
-        if carry.attendance is not None:
-            after = wrap(attended(carry.attendance, carry.seen, longest), axis_name)
-        state = MemoryState(wrap(carry.last, axis_name), after)
-        return Aggregated(direction, state, anyone(carry.seen, axis_name))
-
-    fold = Fold(start, add, finish)
-    return folded(init, fold, axis_name, who, lambda state: count_rows(unwrap(state.last)))
+    rule = _Recalling(beta, form, per_client("shares", shares), known, longest, axis_name)
+    fold = Fold(rule.start, rule.add, rule.finish)
+    return folded(rule.init, fold, axis_name, who, lambda state: count_rows(unwrap(state.last)))
 
 
 @register(

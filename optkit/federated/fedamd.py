@@ -13,7 +13,7 @@ from jax import lax
 from optkit.aggregate import mean
 from optkit.aggregate.base import known_only, reports
 from optkit.aggregate.checks import check_ids
-from optkit.federated.server import Server, ServerState, server_step
+from optkit.federated.server import Server, ServerState, check_server, server_step
 from optkit.transforms.base import check_same_leaves, check_state, prng_key
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
@@ -253,8 +253,6 @@ def fedamd(
         )
     if chunk is not None:
         check_static_int("chunk", chunk)
-    given: Any = server
-    if given is not None and not isinstance(given, Server):
-        raise TypeError(f"server={server!r} must be what optkit.server_step returns")
     own = server_step(mean(), optax.sgd(1.0)) if server is None else server
+    check_server(own)
     return FedAmd(grad_fn, learning_rate, anchor_probability, own, chunk)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optkit.aggregate.base import Reports
-from optkit.federated.server import Server, ServerState
+from optkit.aggregate.base import Aggregate, Aggregated, Reports
+from optkit.federated.server import Server, ServerState, check_server
 from optkit.transforms.base import check_same_leaves, check_state
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree import PyTree, tree_bytes, upcast
@@ -79,8 +79,7 @@ def federated_round(
     Reference:
       McMahan et al., arXiv 1602.05629.
     """
-    if not isinstance(server, Server):
-        raise TypeError(f"server={server!r} must be what optkit.server_step returns")
+    check_server(server)
     if chunk is not None:
         check_static_int("chunk", chunk)
 
@@ -101,38 +100,48 @@ def federated_round(
         staleness: Any = None,
     ) -> tuple[PyTree, ServerState, RoundInfo]:
         check_state(state, ServerState, "params, state, data, ...")
-        # The leading axes, and what is missing.
-        given = server.aggregate.reports(data, state.aggregate, client, weight, present, staleness)
-        count = given.client.shape[0]
-        at_once = count if chunk is None else min(chunk, count)
-        parts = jax.tree.map(lambda x: _chunks(x, at_once), given)
-        absent = jnp.arange(parts.present.size).reshape(parts.present.shape) >= count
-        parts = parts._replace(present=parts.present & ~absent)
-        fold = server.aggregate.fold
+        who = {"client": client, "weight": weight, "present": present, "staleness": staleness}
+        given = server.aggregate.reports(data, state.aggregate, **who)
 
         def some(part: Reports) -> tuple[Reports, Any]:
             sent, aux = jax.vmap(worked, in_axes=(None, 0))(params, part.displacement)
             return part._replace(displacement=sent), aux
 
-        if fold is None:
-            sent, aux = lax.map(some, parts)
-            out = server.aggregate.combine(state.aggregate, _joined(sent, count))
-        else:
-
-            def body(carry: Any, part: Reports) -> tuple[Any, Any]:
-                sent, aux = some(part)
-                return fold.add(carry, sent), aux
-
-            one = jax.eval_shape(lambda x: jax.tree.map(upcast, x), params)
-            carry, aux = lax.scan(body, fold.start(one, state.aggregate), parts)
-            out = fold.finish(carry)
+        out, aux = _combined(server.aggregate, state.aggregate, params, some, given, chunk)
         params, state = server.move(params, state, out)
-        heard = jnp.sum(given.present, dtype=jnp.int32)
-        size = float(tree_bytes(params))
-        info = RoundInfo(heard, heard * size, jnp.float32(count * size), _joined(aux, count))
-        return params, state, info
+        heard, size = jnp.sum(given.present, dtype=jnp.int32), float(tree_bytes(params))
+        asked = jnp.float32(given.present.size * size)
+        return params, state, RoundInfo(heard, heard * size, asked, aux)
 
     return run
+
+
+def _combined(
+    aggregate: Aggregate,
+    state: PyTree,
+    params: PyTree,
+    work: Callable[[Reports], tuple[Reports, Any]],
+    given: Reports,
+    chunk: int | None,
+) -> tuple[Aggregated, Any]:
+    """Has clients work in chunks; returns what all come to, and what they returned besides."""
+    count = given.present.size
+    size = count if chunk is None else min(chunk, count)
+    parts = jax.tree.map(lambda x: _chunks(x, size), given)
+    real = jnp.arange(parts.present.size).reshape(parts.present.shape) < count
+    parts = parts._replace(present=parts.present & real)
+    fold = aggregate.fold
+    if fold is None:
+        sent, aux = lax.map(work, parts)
+        return aggregate.combine(state, _joined(sent, count)), _joined(aux, count)
+
+    def body(carry: Any, part: Reports) -> tuple[Any, Any]:
+        sent, aux = work(part)
+        return fold.add(carry, sent), aux
+
+    one = jax.eval_shape(lambda x: jax.tree.map(upcast, x), params)
+    carry, aux = lax.scan(body, fold.start(one, state), parts)
+    return fold.finish(carry), _joined(aux, count)
 
 
 def _chunks(x: Any, size: int) -> jax.Array:

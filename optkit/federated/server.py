@@ -120,6 +120,12 @@ class Server:
         return params, ServerState(out.state, optimizer, state.rounds + out.moved)
 
 
+def check_server(server: Any) -> None:
+    """Raises TypeError with the remedy unless it is a server."""
+    if not isinstance(server, Server):
+        raise TypeError(f"server={server!r} must be what optkit.server_step returns")
+
+
 def server_step(aggregate: Aggregate, tx: optax.GradientTransformation) -> Server:
     """Makes a server of an aggregate and any optimizer, to which it is a gradient.
 
