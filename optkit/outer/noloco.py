@@ -1,5 +1,6 @@
 """NoLoCo: replicas of which pairs meet, and none waits for all."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterable
 from functools import partial
@@ -117,54 +118,66 @@ def noloco(
             "replicas together, and they drift apart; give a larger gamma or a smaller alpha",
             stacklevel=3,
         )
-    first = prng_key(key)
+    made = _Noloco(alpha, beta, pull, group, prng_key(key), among)
+    return OuterStep(made.init, made.step)
 
-    def init(params: PyTree) -> NolocoState:
-        groupings(among.count(params), group)  # or it would fail after the first round
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Noloco:
+    alpha: float
+    beta: float
+    pull: float
+    group: int
+    key: jax.Array
+    among: Replicas
+
+    def init(self, params: PyTree) -> NolocoState:
+        groupings(self.among.count(params), self.group)  # or it would fail after the first round
         anchor = jax.tree.map(fine, params)
         momentum = jax.tree.map(lambda p: jnp.zeros_like(p, compute_dtype(p)), params)
         return NolocoState(jnp.zeros((), jnp.int32), anchor, momentum)
 
-    def in_group(params: PyTree, state: NolocoState, grouping: Grouping) -> PyTree:
-        def there(a: jax.Array, p: jax.Array) -> jax.Array:
-            held = compute_dtype(p) == p.dtype
-            return p if held else a + (upcast(p) - upcast(a.astype(p.dtype)))
+    def step(
+        self, params: PyTree, state: NolocoState, groups: Iterable[Iterable[int]] | None = None
+    ) -> tuple[PyTree, NolocoState]:
+        check_state(state, NolocoState)
+        count = self.among.count(params)
+        _check_replicas(params, state.anchor, self.among)
+        if groups is None:
+            ways = groupings(count, self.group)
+            drawn = jax.random.randint(jax.random.fold_in(self.key, state.count), (), 0, len(ways))
+        else:
+            ways, drawn = (check_grouping(groups, count),), state.count
+        momentum = switch(drawn, [partial(self._momentum, params, state, way) for way in ways])
+        anchor = jax.tree.map(jnp.add, state.anchor, momentum)
+        out = jax.tree.map(lambda a, p: a.astype(p.dtype), anchor, params)
+        return out, NolocoState(state.count + 1, anchor, momentum)
 
-        theta = jax.tree.map(there, state.anchor, params)
-        if pull == beta:
+    def _momentum(self, params: PyTree, state: NolocoState, grouping: Grouping) -> PyTree:
+        theta = jax.tree.map(_there, state.anchor, params)
+        if self.pull == self.beta:
             return jax.tree.map(
-                lambda d, t, a: alpha * d + beta * (t - a),
+                lambda d, t, a: self.alpha * d + self.beta * (t - a),
                 state.momentum,
-                group_mean(theta, grouping, among),
+                group_mean(theta, grouping, self.among),
                 state.anchor,
             )
-        moved = jax.tree.map(lambda t, a: t - a, theta, state.anchor)
-        moved, centre = group_mean((moved, state.anchor), grouping, among)
+        moved = jax.tree.map(jnp.subtract, theta, state.anchor)
+        moved, centre = group_mean((moved, state.anchor), grouping, self.among)
         return jax.tree.map(
-            lambda d, m, a, c: alpha * d + beta * m - pull * (a - c),
+            lambda d, m, a, c: self.alpha * d + self.beta * m - self.pull * (a - c),
             state.momentum,
             moved,
             state.anchor,
             centre,
         )
 
-    def step(
-        params: PyTree, state: NolocoState, groups: Iterable[Iterable[int]] | None = None
-    ) -> tuple[PyTree, NolocoState]:
-        check_state(state, NolocoState)
-        count = among.count(params)
-        _check_replicas(params, state.anchor, among)
-        if groups is None:
-            ways = groupings(count, group)
-            drawn = jax.random.randint(jax.random.fold_in(first, state.count), (), 0, len(ways))
-        else:
-            ways, drawn = (check_grouping(groups, count),), state.count
-        momentum = switch(drawn, [partial(in_group, params, state, way) for way in ways])
-        anchor = jax.tree.map(jnp.add, state.anchor, momentum)
-        out = jax.tree.map(lambda a, p: a.astype(p.dtype), anchor, params)
-        return out, NolocoState(state.count + 1, anchor, momentum)
 
-    return OuterStep(init, step)
+def _there(anchor: jax.Array, p: jax.Array) -> jax.Array:
+    """Where a replica is: of 16 bits, the anchor's finer digits and how far it went."""
+    if compute_dtype(p) == p.dtype:
+        return p
+    return anchor + (upcast(p) - upcast(anchor.astype(p.dtype)))
 
 
 def _check_replicas(params: PyTree, anchor: PyTree, among: Replicas) -> None:
