@@ -1,7 +1,7 @@
 """PSGD's Kronecker whitening: triangular factors an axis, fitted by multiplicative steps."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -228,18 +228,7 @@ def scale_by_psgd_kron(
                 coined = jax.random.fold_in(jax.random.fold_in(state.key, state.count), 1)
                 coin = jax.random.uniform(coined) < balance_probability
             step = functools.partial(fitted, rate=rate, coin=coin, precision=precision)
-            done = map_tensors(
-                step, layout.views, [source, drawn], old, group_bytes, idle=_unfitted, results=0
-            )
-            failed = sum((jnp.sum(x[-1]) for x in done), jnp.zeros(()))
-            new = [
-                tuple(
-                    own.placed(i, q.astype(w.dtype), source[i])
-                    for q, w in zip(x[:-1], was, strict=True)
-                )
-                for i, (x, was) in enumerate(zip(done, old, strict=True))
-            ]
-            return new, failed.astype(jnp.int32)
+            return _fit(own, step, source, drawn, old, group_bytes)
 
         none = jnp.zeros((), jnp.int32)
         new, failed = branch(due, fit, lambda wide, tensors, old: (old, none), wide, tensors, old)
@@ -261,16 +250,32 @@ def scale_by_psgd_kron(
     return Transformation(init_fn, update_fn)
 
 
+def _fit(
+    own: PsgdFactors,
+    step: Callable[..., Any],
+    source: Any,
+    drawn: Any,
+    old: Any,
+    group_bytes: int | None,
+) -> tuple[Any, jax.Array]:
+    """Returns the factors of each tensor after a step, and how many tensors kept theirs."""
+    done = map_tensors(
+        step, own.layout.views, [source, drawn], old, group_bytes, idle=_unfitted, results=0
+    )
+    failed = sum((jnp.sum(x[-1]) for x in done), jnp.zeros(()))
+    new = [
+        tuple(own.placed(i, q.astype(w.dtype), source[i]) for q, w in zip(x[:-1], was, strict=True))
+        for i, (x, was) in enumerate(zip(done, old, strict=True))
+    ]
+    return new, failed.astype(jnp.int32)
+
+
 def _check(b1: Any, rate: Any, chance: Any, init_scale: Any, most: Any) -> None:
     check_number("b1", b1, low=0.0, high=1.0, open_high=True)
     check_number("preconditioner_lr", rate, low=0.0)
     if chance is not None:
-        check_number("update_probability", chance, low=0.0, high=1.0)
-        if isinstance(chance, int | float) and chance == 0:
-            raise ValueError("update_probability=0 never fits a factor; give a number in (0, 1]")
+        check_number("update_probability", chance, low=0.0, high=1.0, open_low=True)
     check_static_number("init_scale", init_scale)
-    check_number("init_scale", init_scale, low=0.0)
-    if init_scale == 0.0:
-        raise ValueError("init_scale=0.0 makes every update 0; give a positive number")
+    check_number("init_scale", init_scale, low=0.0, open_low=True)
     if most is not None:
         check_number("max_update_rms", most, low=0.0)

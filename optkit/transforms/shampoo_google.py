@@ -198,12 +198,8 @@ def scale_by_shampoo_google(
 
         def chosen(group: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
             shape = shapes[layout.paths[group]]
-            if len(shape) < skip_rank or max(shape, default=1) > skip_size:
-                return ()
-            every = tuple(range(-len(sizes), 0))
-            if sides == "all" or len(sizes) < 2:
-                return every
-            return every[:-1] if sides == "in" else every[-1:]
+            skipped = len(shape) < skip_rank or max(shape, default=1) > skip_size
+            return () if skipped else _sides(len(sizes), sides)
 
         return Kronecker(layout, chosen, group_bytes=group_bytes)
 
@@ -275,11 +271,10 @@ def scale_by_shampoo_google(
         b = now["b1"]
         w = 1.0 - b if moving_average else 1.0
 
-        def moved(m: jax.Array, u: jax.Array) -> jax.Array:
-            return b * m + w * u
-
-        grown = map_leaves(moved, wide(state.momentum), steps)
-        short = map_leaves(moved, wide(state.graft_momentum), lengths)
+        grown, short = (
+            map_leaves(lambda m, u: b * m + w * u, wide(held), new)
+            for held, new in ((state.momentum, steps), (state.graft_momentum, lengths))
+        )
 
         def out(m: jax.Array, a: jax.Array, u: jax.Array, v: jax.Array, g: jax.Array) -> Any:
             long, last = (jnp.where(t >= start, x, y) for x, y in ((m, a), (u, v)))
@@ -294,3 +289,11 @@ def scale_by_shampoo_google(
         return result, ScaleByShampooGoogleState(t + 1, failures, m, a, v, factors, record)
 
     return Transformation(init_fn, update_fn)
+
+
+def _sides(rank: int, sides: Sides) -> tuple[int, ...]:
+    """The axes of a block that are preconditioned, from the end."""
+    every = tuple(range(-rank, 0))
+    if sides == "all" or rank < 2:
+        return every
+    return every[:-1] if sides == "in" else every[-1:]
