@@ -43,7 +43,7 @@ def follow(golden: Golden, make: Callable[..., tuple[Any, Outer]]) -> Iterator[C
         init, outer = make(axis, mapped)
         params: Any = optkit.replicas(golden.tree("p0"), count)
         own, state = tx.init(params), init(params)
-        for t in range(steps(golden)):
+        for t in range(golden.steps):
             own, params = work(stacked(golden, f"g/{t}"), own, params)
             params, state = outer(t + 1, params, state)
             params = jax.device_get(params)  # whatever devices they were on
@@ -59,10 +59,6 @@ def forms(count: int) -> list[tuple[str | None, Callable[[Any], Any]]]:
         mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         return [*out, (AXIS, lambda function: optkit.on_replicas(function, AXIS, mesh))]
     return [*out, (AXIS, lambda function: optkit.on_replicas(function, AXIS))]
-
-
-def steps(golden: Golden) -> int:
-    return len({key.split("/")[1] for key in golden.arrays if key.startswith("pw/")})
 
 
 def rounds(golden: Golden, outer_tx: Any) -> Iterator[Comparison]:

@@ -30,7 +30,8 @@ class Golden:
 
     @property
     def steps(self) -> int:
-        return len({key.split("/")[1] for key in self.arrays if key.startswith("p/")})
+        """Steps after which parameters are recorded, common ones or each worker's."""
+        return len({key.split("/")[1] for key in self.arrays if key.startswith(("p/", "pw/"))})
 
     def tree(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays below ``prefix/`` by leaf name."""
