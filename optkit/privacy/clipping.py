@@ -25,12 +25,15 @@ class ClippedSum(NamedTuple):
       examples: int32 scalar, examples that the mask counts.
       clipped: int32 scalar, those of them that were longer than ``clip``.
       refused: int32 scalar, those of them that had no finite norm and added nothing.
+      aux: with ``has_aux`` tree of arrays (B, ...), what ``loss_fn`` said of each example, those
+        that the mask leaves out too; None without.
     """
 
     total: PyTree
     examples: jax.Array
     clipped: jax.Array
     refused: jax.Array
+    aux: PyTree = None
 
 
 def per_example_clip(
@@ -38,6 +41,7 @@ def per_example_clip(
     clip: Scalar,
     *,
     is_gradient: bool = False,
+    has_aux: bool = False,
     microbatch: int | None = None,
     eps: float = 0.0,
     axis_name: AxisName = None,
@@ -56,6 +60,7 @@ def per_example_clip(
       loss_fn: (params, one example) -> scalar, an example being the batch without its leading axis.
       clip: the longest gradient, above 0; infinity clips nothing. A number or a scalar array.
       is_gradient: ``loss_fn`` returns a gradient already, a tree like the parameters.
+      has_aux: ``loss_fn`` returns a pair of that and of a tree of arrays, as for ``jax.grad``.
       microbatch: examples whose gradients are in memory at once; None for all.
       eps: added to norms, as Opacus does with 1e-6.
       axis_name: a mesh axis inside ``jax.shard_map`` that examples are laid along; each device
@@ -90,7 +95,7 @@ def per_example_clip(
         raise TypeError(
             f"loss_fn={loss_fn!r} must be a function of (params, one example) that returns a scalar"
         )
-    gradient = loss_fn if is_gradient else jax.grad(loss_fn)
+    gradient = _pair_of(loss_fn, is_gradient, has_aux)
 
     def run(params: PyTree, batch: Any, mask: jax.Array | None = None) -> ClippedSum:
         check_bound(axis_name, "per_example_clip")
@@ -107,12 +112,12 @@ def per_example_clip(
         own = as_varying(params, axis_name)
 
         def some(batch: Any, mask: jax.Array) -> ClippedSum:
-            grads = jax.vmap(gradient, in_axes=(None, 0))(own, batch)
+            grads, aux = jax.vmap(gradient, in_axes=(None, 0))(own, batch)
             check_same_leaves(own, grads, "a gradient")
             factors, norms = cut_factors(grads, clip, mask, eps)
             finite = jnp.isfinite(norms)
             flags = (mask, mask & finite & (norms > clip), mask & ~finite)
-            return ClippedSum(weighted_sum(factors, grads), *(_number(flag) for flag in flags))
+            return ClippedSum(weighted_sum(factors, grads), *map(_number, flags), aux)
 
         if microbatch is None or microbatch >= count:
             sums = some(batch, given)
@@ -121,14 +126,36 @@ def per_example_clip(
             none = as_varying(jnp.zeros((), jnp.int32), axis_name)
             first = ClippedSum(zeros_for(_one(params), axis_name), none, none, none)
 
-            def body(sums: ClippedSum, part: Any) -> tuple[ClippedSum, None]:
-                return jax.tree.map(jnp.add, sums, some(*part)), None
+            def body(sums: ClippedSum, part: Any) -> tuple[ClippedSum, PyTree]:
+                more = some(*part)
+                return jax.tree.map(jnp.add, sums, more._replace(aux=None)), more.aux
 
-            sums, _ = lax.scan(body, first, parts)
-        out: ClippedSum = over_clients(sums, axis_name)
-        return out
+            sums, aux = lax.scan(body, first, parts)
+            sums = sums._replace(aux=jax.tree.map(lambda x: _in_order(x, count), aux))
+        out: ClippedSum = over_clients(sums._replace(aux=None), axis_name)
+        return out._replace(aux=sums.aux)
 
     return run
+
+
+def _pair_of(loss_fn: Callable[..., Any], is_gradient: bool, has_aux: bool) -> Callable[..., Any]:
+    """A function of one example that returns a gradient and what comes beside it."""
+    if not is_gradient:
+        both = jax.grad(loss_fn, has_aux=has_aux)
+        return both if has_aux else lambda params, example: (both(params, example), None)
+
+    def pair(params: PyTree, example: Any) -> tuple[PyTree, PyTree]:
+        out = loss_fn(params, example)
+        if not has_aux:
+            return out, None
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise TypeError(
+                f"loss_fn returned a {type(out).__name__}: with is_gradient=True and has_aux=True "
+                "it must return a pair (gradient, aux)"
+            )
+        return out
+
+    return pair
 
 
 def _one(params: PyTree) -> PyTree:
@@ -178,3 +205,8 @@ def _strided(x: jax.Array, size: int) -> jax.Array:
     if missing:
         x = jnp.concatenate([x, jnp.zeros((missing, *x.shape[1:]), x.dtype)])
     return jnp.swapaxes(x.reshape(size, -1, *x.shape[1:]), 0, 1)
+
+
+def _in_order(x: jax.Array, count: int) -> jax.Array:
+    """(parts, size, ...) of ``_strided`` as (count, ...), without what it was filled up with."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:count]

@@ -19,7 +19,11 @@ from optkit.tree import PyTree
 
 
 class PrivateState(NamedTuple):
-    """State of a ``PrivateGradient``; keep it in checkpoints, so that no noise is used twice."""
+    """State of a ``PrivateGradient``; keep it in checkpoints, so that no noise is used twice.
+
+    Orbax stores the key as it is. Tools that know arrays alone, such as ``flax.serialization``,
+    take ``optkit.export_state(state)``; ``optkit.restore_state(gradient.init(0), ...)`` reads it.
+    """
 
     key: jax.Array  # PRNG key, constant
     steps: jax.Array  # int32 scalar, gradients so far
@@ -36,7 +40,7 @@ class PrivateGradient:
 
     noise_multiplier: float
     expected_batch: float
-    _step: Callable[..., tuple[PyTree, PrivateState]] = dataclasses.field(repr=False)
+    _step: Callable[..., tuple[Any, PrivateState]] = dataclasses.field(repr=False)
 
     def init(self, key: Key) -> PrivateState:
         """Returns the state before the first gradient.
@@ -59,7 +63,7 @@ class PrivateGradient:
         *,
         mask: jax.Array | None = None,
         noise: PyTree | None = None,
-    ) -> tuple[PyTree, PrivateState]:
+    ) -> tuple[Any, PrivateState]:
         """Returns the gradient and the next state; jit it.
 
         Args:
@@ -70,7 +74,8 @@ class PrivateGradient:
           noise: standard normal numbers like the parameters, to be added in place of drawn ones.
 
         Returns:
-          A gradient like the parameters, and ``PrivateState``.
+          A gradient like the parameters, and ``PrivateState``. With ``has_aux`` a pair of a
+          gradient and of what is beside it, of each example, in the place of the gradient.
 
         Raises:
           TypeError: something else in place of the state, such as a key.
@@ -110,6 +115,7 @@ def private_gradient(
     noise_multiplier: float,
     expected_batch: float,
     is_gradient: bool = False,
+    has_aux: bool = False,
     microbatch: int | None = None,
     axis_name: AxisName = None,
 ) -> PrivateGradient:
@@ -131,17 +137,24 @@ def private_gradient(
       expected_batch: the sampling rate times all examples. It is not how many a batch has: that
         would tell how many were drawn, and accountants assume a fixed divisor.
       is_gradient: ``loss_fn`` returns a gradient already.
+      has_aux: ``loss_fn`` returns a pair (loss, aux), aux a tree of arrays, as for ``jax.grad``.
+        What comes back is **not private**: it has no noise, and tells of each example by itself.
+        Keep it from whoever the model is kept private from; a mean of it is not private either.
       microbatch: examples whose gradients are in memory at once; None for all.
       axis_name: a mesh axis inside ``jax.shard_map``; see ``optkit.privacy.per_example_clip``.
 
     Returns:
       A ``PrivateGradient``: ``init(key)``, and a call ``(params, batch, state, *, mask=None) ->
-      (gradient, state)``. Gradients have the parameters' dtypes. State bytes: a key and a counter.
+      (gradient, state)``. Gradients have the parameters' dtypes. With ``has_aux`` the call returns
+      ``((gradient, aux), state)``, aux of arrays (B, ...), an example each, padding that the mask
+      leaves out among them; inside ``jax.shard_map`` those of a device's own examples. State
+      bytes: a key and a counter.
 
     Raises:
       ValueError: an ``expected_batch``, a ``clip`` or a ``microbatch`` that is not positive, noise
         for an infinite ``clip``.
-      TypeError: a schedule for the noise multiplier; ``loss_fn`` is no function.
+      TypeError: a schedule for the noise multiplier; ``loss_fn`` is no function, or returns no
+        pair where ``has_aux`` says so.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -168,16 +181,22 @@ def private_gradient(
         state: PrivateState,
         mask: jax.Array | None,
         noise: PyTree | None,
-    ) -> tuple[PyTree, PrivateState]:
+    ) -> tuple[Any, PrivateState]:
         at = value_at(clip, state.steps)
         clipped = per_example_clip(
-            loss_fn, at, is_gradient=is_gradient, microbatch=microbatch, axis_name=axis_name
-        )
+            loss_fn,
+            at,
+            is_gradient=is_gradient,
+            has_aux=has_aux,
+            microbatch=microbatch,
+            axis_name=axis_name,
+        )(params, batch, mask)
         std = 0.0 if silent else at * noise_multiplier
-        total = add_noise(clipped(params, batch, mask).total, std, state.key, state.steps, noise)
+        total = add_noise(clipped.total, std, state.key, state.steps, noise)
         gradient = jax.tree.map(
             lambda x, p: (x / jnp.asarray(expected_batch, x.dtype)).astype(p.dtype), total, params
         )
-        return gradient, PrivateState(state.key, state.steps + 1)
+        out = (gradient, clipped.aux) if has_aux else gradient
+        return out, PrivateState(state.key, state.steps + 1)
 
     return PrivateGradient(noise_multiplier, expected_batch, step)

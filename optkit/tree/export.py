@@ -73,7 +73,9 @@ def _readable(value: Any, wanted: Any) -> Any:
 def export_state(state: PyTree) -> dict[str, np.ndarray]:
     """Returns an optimizer state as a flat dict from names to NumPy arrays.
 
-    Save it with any tool, for example ``np.savez(path, **export_state(state))``.
+    Save it with any tool, for example ``np.savez(path, **export_state(state))`` or
+    ``flax.serialization.to_bytes(export_state(state))``, which takes no PRNG keys: they are given
+    as their words.
 
     Args:
       state: a concrete optimizer state.
