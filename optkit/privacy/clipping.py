@@ -116,8 +116,13 @@ def per_example_clip(
             check_same_leaves(own, grads, "a gradient")
             factors, norms = cut_factors(grads, clip, mask, eps)
             finite = jnp.isfinite(norms)
-            flags = (mask, mask & finite & (norms > clip), mask & ~finite)
-            return ClippedSum(weighted_sum(factors, grads), *map(_number, flags), aux)
+            return ClippedSum(
+                weighted_sum(factors, grads),
+                _number(mask),
+                _number(mask & finite & (norms > clip)),
+                _number(mask & ~finite),
+                aux,
+            )
 
         if microbatch is None or microbatch >= count:
             sums = some(batch, given)
