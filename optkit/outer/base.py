@@ -1,6 +1,7 @@
 """What every outer step is, and how it reaches replicas: stacked, or each along a mesh axis."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from optkit.distributed.workers import (
 )
 from optkit.outer.checks import check_averages, check_inside, check_outside
 from optkit.transforms.base import Transformation, check_same_leaves, check_transformation
+from optkit.transforms.hyperparams import check_choice
 from optkit.tree import PyTree, compute_dtype, leaves_with_paths, upcast
 from optkit.tree.sharding import place_like
 
@@ -173,6 +175,10 @@ class Replicas:
             sizes = jax.tree.map(lambda _: count_workers(self.axis_name), sent)
         return jax.tree.map(lambda s, n, x: s.astype(x.dtype) / n, sums, sizes, tree)
 
+    def total(self, scalar: jax.Array) -> jax.Array:
+        """Adds up what replicas along axes have each; of a stack it is one number already."""
+        return scalar if self.stacked else _summed(scalar, axes_of(self.axis_name))
+
     def lead(self, anchor: PyTree, params: PyTree) -> PyTree:
         """Returns all replicas at the anchor, in their dtypes."""
 
@@ -192,6 +198,7 @@ class Averaging:
     among: Replicas
     wire_dtype: Any = None
     by: Transformation | None = None
+    skips: bool = False
 
     def init(self, anchor: PyTree) -> PyTree:
         """Returns the memory of the transformation that averages, which is seen to do so."""
@@ -204,15 +211,39 @@ class Averaging:
         return state
 
     def __call__(self, displacement: PyTree, state: PyTree, anchor: PyTree) -> tuple[PyTree, Any]:
-        """Returns the mean over replicas, and the new memory."""
+        """Returns the mean over replicas, and the new memory.
+
+        One that skips gives NaN in all entries and the old memory if any replica's is not finite.
+        """
         if self.by is None:
             return self.among.mean(displacement, self.wire_dtype), state
-        return self.by.update(displacement, state, anchor)
+        moved, kept = self.by.update(displacement, state, anchor)
+        if self.skips and jax.tree.leaves(moved):
+            # Codes of a few bits would say something finite of what is not, and remember it.
+            sound = self.among.total(jnp.where(is_finite(displacement), 0.0, 1.0)) == 0
+            moved = jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), moved)
+            kept = chosen(sound, kept, state)
+        return moved, kept
 
 
-def averaging(who: str, axis_name: AxisName, wire_dtype: Any, mean: Any) -> Averaging:
+def is_finite(tree: PyTree) -> jax.Array:
+    """Returns whether all entries are, a bool scalar."""
+    parts = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.logical_and, parts, jnp.array(True))
+
+
+def chosen(keep: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """Returns one of two trees, leaf by leaf: an exchange in a branch would not be one of all."""
+    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+
+
+def averaging(
+    who: str, axis_name: AxisName, wire_dtype: Any, mean: Any, nonfinite: Any = "propagate"
+) -> Averaging:
     """Checks how replicas are to be averaged."""
     among = Replicas(axis_name, who)
+    check_choice("nonfinite", nonfinite, ("propagate", "skip"))
+    skips = nonfinite == "skip"
     if wire_dtype is not None:
         try:
             known = jnp.issubdtype(jnp.dtype(wire_dtype), jnp.floating)
@@ -224,7 +255,7 @@ def averaging(who: str, axis_name: AxisName, wire_dtype: Any, mean: Any) -> Aver
             )
         wire_dtype = jnp.dtype(wire_dtype)
     if mean is None:
-        return Averaging(among, wire_dtype)
+        return Averaging(among, wire_dtype, skips=skips)
     if wire_dtype is not None:
         raise ValueError(
             f"wire_dtype={str(wire_dtype)!r} is for plain means: what mean sends is its own "
@@ -235,4 +266,4 @@ def averaging(who: str, axis_name: AxisName, wire_dtype: Any, mean: Any) -> Aver
             "mean averages over a named axis: give axis_name, the same as in mean, and call init "
             "and step for one replica, inside optkit.on_replicas or jax.shard_map"
         )
-    return Averaging(among, None, check_transformation("mean", mean))
+    return Averaging(among, None, check_transformation("mean", mean), skips)

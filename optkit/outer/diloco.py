@@ -1,12 +1,13 @@
 """DiLoCo: replicas work on their own, and an optimizer steps along how far they went."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
-from optkit.outer.base import OuterStep, averaging
+from optkit.outer.base import OuterStep, averaging, chosen, is_finite
 from optkit.transforms.base import check_state, check_transformation
 from optkit.tree import PyTree
 
@@ -17,6 +18,7 @@ class DilocoState(NamedTuple):
     anchor: PyTree  # like one replica's parameters, float32 or better
     optimizer: PyTree  # of the outer optimizer
     mean: PyTree  # of the transformation that averages; None without
+    skipped: PyTree = None  # int32 scalar, steps left out; None where none are
 
 
 def default_outer() -> optax.GradientTransformation:
@@ -42,6 +44,7 @@ def diloco(
     axis_name: AxisName = None,
     wire_dtype: Any = None,
     mean: optax.GradientTransformation | None = None,
+    nonfinite: Literal["propagate", "skip"] = "propagate",
 ) -> OuterStep:
     """Replicas that meet every few hundred steps: an optimizer steps along how far they went.
 
@@ -76,16 +79,22 @@ def diloco(
       mean: instead of the plain mean, a transformation that averages over ``axis_name``, such as
         ``optkit.compressed_mean(codec, axis_name)`` or ``optkit.powersgd_mean(axis_name)``; its
         errors stay with each replica. That it sends something along the axis is checked.
+      nonfinite: what a mean that is not finite does, as one replica's overflow makes it.
+        ``"propagate"``: it enters x, all replicas and the outer optimizer, for good. ``"skip"``:
+        the step is left out, all replicas alike go back to x, from which they started, and
+        ``state.skipped`` counts it; nothing is read on the host. The work of all of them since
+        is lost. What the inner optimizer keeps is not seen: guard it
+        (``optkit.skip_nonfinite``), or give the replica the state of another.
 
     Returns:
       An ``optkit.outer.OuterStep``. State bytes: 4 per parameter of one replica for x, those of the
-      outer optimizer (4 by default), and those of ``mean``.
+      outer optimizer (4 by default), those of ``mean``, and a counter with ``"skip"``.
 
     Raises:
       TypeError: no optimizer; in init, parameters that are no floats; in step, another state.
-      ValueError: ``mean`` without ``axis_name`` or with ``wire_dtype``; in init and step leading
-        axes that differ, parameters of other shapes, no ``axis_name`` inside of an axis; in step
-        a ``mean`` that does not average over it.
+      ValueError: ``mean`` without ``axis_name`` or with ``wire_dtype``, another ``nonfinite``; in
+        init and step leading axes that differ, parameters of other shapes, no ``axis_name`` inside
+        of an axis; in step a ``mean`` that does not average over it.
       NameError: used outside of its axis.
 
     Example:
@@ -104,19 +113,25 @@ def diloco(
     """
     given = default_outer() if outer_tx is None else outer_tx
     outer = check_transformation("outer_tx", given)
-    average = averaging("diloco", axis_name, wire_dtype, mean)
+    average = averaging("diloco", axis_name, wire_dtype, mean, nonfinite)
     among = average.among
 
     def init(params: PyTree) -> DilocoState:
         anchor = among.first(params)
-        return DilocoState(anchor, outer.init(anchor), average.init(anchor))
+        none = jnp.zeros((), jnp.int32) if average.skips else None
+        return DilocoState(anchor, outer.init(anchor), average.init(anchor), none)
 
     def step(params: PyTree, state: DilocoState) -> tuple[PyTree, DilocoState]:
         check_state(state, DilocoState)
         anchor = state.anchor
         moved, kept = average(among.displacement(anchor, params), state.mean, anchor)
         updates, optimizer = outer.update(moved, state.optimizer, anchor)
-        anchor = optax.apply_updates(anchor, updates)
-        return among.lead(anchor, params), DilocoState(anchor, optimizer, kept)
+        anchor, skipped = optax.apply_updates(anchor, updates), state.skipped
+        if average.skips:
+            sound = is_finite(moved)
+            old = (state.anchor, state.optimizer)
+            anchor, optimizer = chosen(sound, (anchor, optimizer), old)
+            skipped = skipped + jnp.where(sound, 0, 1)
+        return among.lead(anchor, params), DilocoState(anchor, optimizer, kept, skipped)
 
     return OuterStep(init, step)

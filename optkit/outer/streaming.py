@@ -10,7 +10,7 @@ import optax
 
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
-from optkit.outer.base import Averaging, OuterStep, averaging
+from optkit.outer.base import Averaging, OuterStep, averaging, chosen, is_finite
 from optkit.outer.checks import check_due
 from optkit.outer.diloco import default_outer
 from optkit.outer.fragments import Fragments, assign, part, put
@@ -28,6 +28,7 @@ class StreamingDilocoState(NamedTuple):
     optimizers: tuple[PyTree, ...]  # of the outer optimizer, one a fragment
     means: tuple[PyTree, ...]  # of the transformation that averages, one a fragment
     moving: tuple[PyTree, ...]  # mean displacements that are on their way; None for the others
+    skipped: PyTree = None  # int32 scalar, finishes left out; None where none are
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +104,7 @@ def streaming_diloco(
     axis_name: AxisName = None,
     wire_dtype: Any = None,
     mean: optax.GradientTransformation | None = None,
+    nonfinite: Literal["propagate", "skip"] = "propagate",
 ) -> StreamingStep:
     """DiLoCo in fragments that meet one after the other, each while replicas go on working.
 
@@ -131,6 +133,9 @@ def streaming_diloco(
       axis_name: see ``optkit.diloco``.
       wire_dtype: see there.
       mean: see there.
+      nonfinite: see there. With ``"skip"``, where the mean of one fragment is not finite, all of
+        the parameters go back to ``x``: what is not finite elsewhere would be back in the fragment
+        after one inner step. The fragments' means, optimizers and anchors stay as they are.
 
     Returns:
       An ``optkit.outer.StreamingStep``. State bytes: those of ``optkit.diloco``, and 4 per
@@ -159,7 +164,7 @@ def streaming_diloco(
       ``mean``'s affair; its fragments are every so many layers: give their globs.
     """
     outer = check_transformation("outer_tx", default_outer() if outer_tx is None else outer_tx)
-    average = averaging("streaming_diloco", axis_name, wire_dtype, mean)
+    average = averaging("streaming_diloco", axis_name, wire_dtype, mean, nonfinite)
     check_static_int("every", every)
     check_static_int("delay", delay, low=0)
     check_static_number("alpha", alpha)
@@ -188,6 +193,7 @@ class _Streaming:
             tuple(self.outer.init(own) for own in parts),
             tuple(self.average.init(own) for own in parts),
             (None,) * self.count,
+            jnp.zeros((), jnp.int32) if self.average.skips else None,
         )
 
     def step(
@@ -226,13 +232,20 @@ class _Streaming:
             )
         updates, optimizer = self.outer.update(moved, state.optimizers[f], anchor)
         anchor = optax.apply_updates(anchor, updates)
-        state = StreamingDilocoState(
-            put(state.anchor, anchor, places, f),
-            _set(state.optimizers, f, optimizer),
-            state.means,
-            _set(state.moving, f, None),
+        after = state._replace(
+            anchor=put(state.anchor, anchor, places, f),
+            optimizers=_set(state.optimizers, f, optimizer),
+            moving=_set(state.moving, f, None),
         )
-        return put(params, self._led(anchor, own), places, f), state
+        led = put(params, self._led(anchor, own), places, f)
+        if not self.average.skips:
+            return led, after
+        back = self.average.among.lead(state.anchor, params)
+        old = state._replace(moving=after.moving, skipped=state.skipped + 1)
+        out: tuple[PyTree, StreamingDilocoState] = chosen(
+            is_finite(moved), (led, after), (back, old)
+        )
+        return out
 
     def _led(self, anchor: PyTree, own: PyTree) -> PyTree:
         among, alpha = self.average.among, self.alpha

@@ -1,0 +1,150 @@
+"""Replicas of which one is not finite: the step is left out for all alike, and told."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+import optkit
+from tests.outer.test_diloco import AXIS, away, close, start
+
+REPLICAS, BAD = 4, 2
+
+
+def spoilt(params: Any, value: float) -> Any:
+    """One entry of one replica is not finite."""
+    return params | {"w": params["w"].at[BAD, 0, 0].set(value)}
+
+
+def same(one: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def mapping(form: str) -> Any:
+    """How ``init`` and ``step`` reach the replicas."""
+    if form == "stack":
+        return lambda f: f
+    mesh = None
+    if form == "mesh":
+        mesh = jax.make_mesh((REPLICAS, 2), (AXIS, "x"), axis_types=(AxisType.Auto,) * 2)
+    return lambda f: optkit.on_replicas(f, AXIS, mesh)
+
+
+@pytest.mark.parametrize("form", ["stack", "vmap", "mesh"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_skipped_step_changes_nothing_but_the_counter(form: str, value: float) -> None:
+    name = None if form == "stack" else AXIS
+    outer, mapped = optkit.diloco(axis_name=name, nonfinite="skip"), mapping(form)
+    first = start(REPLICAS)
+    step, held = jax.jit(mapped(outer.step)), jax.jit(mapped(outer.init))(first)
+    params, held = step(away(first, 0), held)
+    after, skipped = step(spoilt(away(params, 1), value), held)
+    same(after, params)
+    for p in after.values():
+        assert (p == p[:1]).all()
+    assert np.unique(skipped.skipped).tolist() == [1]
+    same(skipped._replace(skipped=held.skipped), held)
+    # What follows is what would have been.
+    got, told = step(away(after, 2), skipped)
+    plain = optkit.diloco()
+    x, state = plain.step(away(first, 0), plain.init(first))
+    want, _ = plain.step(away(x, 2), state)
+    close(got, want)
+    assert np.unique(told.skipped).tolist() == [1]
+
+
+def test_by_default_it_is_seen_in_all_replicas() -> None:
+    outer = optkit.diloco()
+    params = start(REPLICAS)
+    got, state = outer.step(spoilt(away(params, 0), np.nan), outer.init(params))
+    assert bool(jnp.isnan(got["w"][:, 0, 0]).all()) and state.skipped is None
+
+
+@pytest.mark.parametrize("form", ["codes", "factors"])
+def test_averages_that_hide_what_is_not_finite_are_seen_through(form: str) -> None:
+    average = {
+        "codes": optkit.compressed_mean(
+            optkit.codecs.UniformCodec(bits=4, block=8), AXIS, every_leaf=True
+        ),
+        "factors": optkit.powersgd_mean(AXIS, rank=1, min_compression_rate=0.0),
+    }[form]
+    outer = optkit.diloco(optax.sgd(1.0), axis_name=AXIS, mean=average, nonfinite="skip")
+    mapped, params = mapping("vmap"), start(REPLICAS)
+    step, state = jax.jit(mapped(outer.step)), jax.jit(mapped(outer.init))(params)
+    params, state = step(away(params, 0), state)
+    after, told = step(spoilt(away(params, 1), np.inf), state)
+    same(after, params)
+    same(told._replace(skipped=state.skipped), state)
+    assert told.skipped.tolist() == [1] * REPLICAS
+
+
+def test_a_sum_beyond_the_range_of_what_is_sent_is_skipped() -> None:
+    outer = optkit.diloco(optax.sgd(1.0), wire_dtype="float16", nonfinite="skip")
+    params = jnp.zeros((2, 1))
+    state = outer.init(params)
+    for size, count in ((3e4, 0), (6e4, 1)):  # the sum of two of them is 1.2e5, and 65504 the most
+        moved, told = outer.step(params + size, state)
+        assert int(told.skipped) == count
+        assert bool((moved == (0.0 if count else size)).all())
+
+
+@pytest.mark.parametrize("form", ["stack", "vmap"])
+def test_fragments_send_all_back_and_go_on(form: str) -> None:
+    outer = optkit.streaming_diloco(
+        fragments=[["b"], ["w"]],
+        every=4,
+        delay=1,
+        alpha=0.5,
+        axis_name=None if form == "stack" else AXIS,
+        nonfinite="skip",
+    )
+    mapped, params = mapping(form), start(REPLICAS)
+    state = mapped(outer.init)(params)
+    anchor: Any = jax.tree.map(lambda p: p, params)
+
+    def turn(params: Any, state: Any, count: int, value: float | None = None) -> Any:
+        worked = away(params, count)
+        if value is not None:
+            # Its gradients are not finite: so is all of it.
+            worked = jax.tree.map(lambda p: p.at[BAD].set(value), worked)
+        step = mapped(lambda p, s: outer.step(p, s, outer.due(count)))
+        return step(worked, state)
+
+    params, state = turn(params, state, 1, np.nan)
+    params, after = turn(params, state, 2, np.nan)
+    same(params, anchor)
+    assert np.unique(after.skipped).tolist() == [1]
+    assert jax.tree.leaves(after.moving) == []
+    same((after.anchor, after.optimizers), (state.anchor, state.optimizers))
+    for count in (3, 4, 5, 6):
+        params, after = turn(params, after, count)
+    assert np.unique(after.skipped).tolist() == [1]
+    assert all(bool(jnp.isfinite(p).all()) for p in params.values())
+    assert all(
+        bool((a != b).any())
+        for a, b in zip(*map(jax.tree.leaves, (after.anchor, state.anchor)), strict=True)
+    )
+
+
+def test_one_fragment_without_delay_skips_as_diloco_does() -> None:
+    params = start(2)
+    whole = optkit.diloco(nonfinite="skip")
+    parts = optkit.streaming_diloco(fragments=1, every=1, nonfinite="skip")
+    one, other = (params, whole.init(params)), (params, parts.init(params))
+    for seed in range(3):
+        worked = [away(p, seed) for p, _ in (one, other)]
+        if seed == 1:
+            worked = [p | {"b": p["b"].at[0, 0].set(jnp.nan)} for p in worked]
+        one = whole.step(worked[0], one[1])
+        other = parts.step(worked[1], other[1], parts.due(seed + 1))
+        same(one[0], other[0])
+        assert int(one[1].skipped) == int(other[1].skipped) == (seed > 0)
+
+
+def test_another_word_is_named() -> None:
+    with pytest.raises(ValueError, match=r"nonfinite='skipped'.*did you mean 'skip'"):
+        optkit.diloco(**{"nonfinite": "skipped"})
