@@ -1,10 +1,14 @@
 """Cases of Shampoo, facebookresearch's and google-research's."""
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import optax
+
 import optkit
+from optkit.tree import merge_dims
 from tests.golden.replay import Comparison, Golden, case, trajectory
 
 FACEBOOK, GOOGLE = 2e-5, 2e-4
@@ -12,18 +16,16 @@ FACEBOOK, GOOGLE = 2e-5, 2e-4
 ALL_AXES = 99
 
 
-def _graft(text: Any) -> dict[str, Any]:
-    """Options of a grafting that is written as ``Adam(beta2=0.999, epsilon=1e-8)``."""
-    name = re.match(r"\w*", str(text or "none")).group().lower()
-    name = name.removesuffix("graftingconfig").removesuffix("preconditionerconfig")
-    out: dict[str, Any] = {"graft": name, "graft_eps": 0.0}
+def _graft(given: Any) -> dict[str, Any]:
+    """Options of a grafting, written as ``Adam(beta2=0.999, epsilon=1e-8)`` or as a mapping."""
+    text = str(given or "none").lower()
+    name = next(x for x in ("none", "sgd", "adagrad", "rmsprop", "adam") if x in text)
     # (The reference's own defaults.)
-    out |= {"adagrad": {"graft_eps": 1e-10}, "rmsprop": {"graft_b2": 0.99, "graft_eps": 1e-8}}.get(
-        name, {}
-    )
-    out |= {"graft_b2": 0.999, "graft_eps": 1e-8} if name == "adam" else {}
+    own = {"adagrad": (None, 1e-10), "rmsprop": (0.99, 1e-8), "adam": (0.999, 1e-8)}
+    b2, eps = own.get(name, (None, 0.0))
+    out = {"graft": name, "graft_b2": b2, "graft_eps": eps}
     names = {"beta2": "graft_b2", "epsilon": "graft_eps"}
-    found = re.findall(r"(beta2|epsilon)\s*=\s*([-+.\de]+)", str(text))
+    found = re.findall(r"(beta2|epsilon)[\"']?\s*[=:]\s*([-+.\de]+)", text)
     return out | {names[key]: float(value) for key, value in found}
 
 
@@ -35,19 +37,41 @@ def _root(text: Any) -> str:
     return "coupled_newton" if "newton" in lowered else "eigh"
 
 
+def _exponent(hyper: dict[str, Any], order: int) -> float | None:
+    """The p of roots ``-1/p`` for tensors of so many axes; None for ``2*order``."""
+    given = hyper.get("inv_root_override", 0)
+    if isinstance(given, list):
+        given = given[order - 1] if order <= len(given) else 0
+    if given:
+        return given
+    pattern = r"exponent\s*-\s*([.\d]+)\s*/\s*\(?\s*([.\d]+)(\s*\*\s*order)?"
+    found = re.search(pattern, str(hyper.get("preconditioner")))
+    top, below, times = found.groups() if found else (1, 2, "* order")
+    p = float(below) / float(top) * (order if times else 1) / hyper.get("exponent_multiplier", 1)
+    return None if p == 2 * order else p
+
+
+def _keep(hyper: dict[str, Any]) -> int:
+    if not hyper.get("use_merge_dims", True):
+        return ALL_AXES
+    return hyper.get("target_parameter_dimensionality", 1)
+
+
 @case("shampoo")
 def shampoo(golden: Golden) -> Iterator[Comparison]:
     hyper = golden.hyper
     b1, b2 = hyper.get("betas", (0.9, 1.0))
     beta3 = hyper.get("beta3", -1.0)
-    kind = str(hyper.get("weight_decay_type", "DECOUPLED")).upper()
+    kind = str(hyper.get("weight_decay_type", "DECOUPLED")).upper().split(".")[-1]
     rate, decay = hyper["lr"], hyper.get("weight_decay", 0.0)
     start = hyper.get("start_preconditioning_step", -1)
-    override = hyper.get("inv_root_override", 0)
-    override = override[0] if isinstance(override, list) else override
-    # Under a constant rate CORRECTED is DECOUPLED, and INDEPENDENT has its rate taken out.
+    # A constant rate is its own peak, unless the file has another; INDEPENDENT is without a rate.
+    if kind in ("CORRECTED", "INDEPENDENT"):
+        decay *= rate / hyper.get("peak_lr", rate)
     kinds = {"L2": "coupled", "INDEPENDENT": "independent"}
-    tx = optkit.shampoo(
+    block_size = hyper.get("max_preconditioner_dim", 1024)
+    recipe = functools.partial(
+        optkit.shampoo,
         rate,
         b1=b1,
         b2=b2,
@@ -58,11 +82,8 @@ def shampoo(golden: Golden) -> Iterator[Comparison]:
         refresh_every=hyper.get("precondition_frequency", 1),
         start=None if start == -1 else start,
         stagger=False,
-        block_size=hyper.get("max_preconditioner_dim", 1024),
-        keep=hyper.get("target_parameter_dimensionality", 1)
-        if hyper.get("use_merge_dims", True)
-        else ALL_AXES,
-        exponent=override or None,
+        block_size=block_size,
+        keep=_keep(hyper),
         bias_correction=hyper.get("use_bias_correction", True),
         method=_root(hyper.get("preconditioner")),
         weight_decay=decay,
@@ -70,6 +91,14 @@ def shampoo(golden: Golden) -> Iterator[Comparison]:
         preconditioned="*",
         dims="tensor",
     )
+    # Exponents go by the number of axes, which merging leaves of a leaf.
+    exponents = {
+        name: _exponent(hyper, len(merge_dims(p.shape, block_size, keep=_keep(hyper))))
+        for name, p in golden.tree("p0").items()
+    }
+    by_name = {str(p): recipe(exponent=p) for p in exponents.values()}
+    labels = {name: str(p) for name, p in exponents.items()}
+    tx = optax.partition(by_name, labels) if len(by_name) > 1 else by_name.popitem()[1]
     yield from trajectory(golden, tx, tolerance=FACEBOOK)
 
 
