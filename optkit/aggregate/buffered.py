@@ -64,7 +64,8 @@ def fedbuff(
        ``b <- 0``; with fewer nothing moves.
 
     With ``size=1``, "sum" and ``constant_staleness()`` it is a plain weighted sum, what the weights
-    of ``optkit.async_weights`` ask for. Reports are added as they are:
+    of ``optkit.async_weights`` ask for; with momentum, of which late reports have less, that is
+    ``optkit.federated.weighted_momentum``. Reports are added as they are:
     ``optkit.aggregate.finite_clients`` tells which are finite.
 
     Args:

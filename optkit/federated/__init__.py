@@ -6,6 +6,13 @@ from optkit.aggregate.staleness import (
     polynomial_staleness,
     threshold_staleness,
 )
+from optkit.federated.arrivals import (
+    AdaptiveCompensation,
+    MeanSquareState,
+    WeightedMomentumState,
+    adaptive_dc_asgd,
+    weighted_momentum,
+)
 from optkit.federated.asynchrony import (
     ParamsHistory,
     convert_stale,
@@ -21,13 +28,17 @@ from optkit.federated.server import Server, ServerState, server_step
 from optkit.federated.timing import AsyncSchedule, async_schedule, async_weights
 
 __all__ = [
+    "AdaptiveCompensation",
     "AsyncSchedule",
     "FedAmd",
     "FedAmdState",
+    "MeanSquareState",
     "ParamsHistory",
     "RoundInfo",
     "Server",
     "ServerState",
+    "WeightedMomentumState",
+    "adaptive_dc_asgd",
     "async_schedule",
     "async_weights",
     "constant_staleness",
@@ -44,4 +55,5 @@ __all__ = [
     "server_step",
     "stale_params",
     "threshold_staleness",
+    "weighted_momentum",
 ]

@@ -38,8 +38,8 @@ def dc_asgd(lam: float) -> Converter:
       [4.0]
 
     Reference:
-      Zheng et al., arXiv 1609.08326, DC-ASGD-c; the variant with a running mean of squares is not
-      here.
+      Zheng et al., arXiv 1609.08326, DC-ASGD-c; the variant with a running mean of squares is
+      ``optkit.federated.adaptive_dc_asgd``.
     """
     check_number("lam", lam, low=0.0)
 
