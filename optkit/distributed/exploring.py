@@ -177,6 +177,20 @@ def steered(
     return centre * (1.0 - decay) + auto.gain * velocity, velocity
 
 
+def check_explored(which: str, given: Any) -> None:
+    """Raises unless it is a mapping from names to what replicas can explore."""
+    if given is None:
+        return
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise TypeError(
+            f"{which}={given!r} must be a mapping from names to numbers, schedules or "
+            f"optkit.Spread, such as {which}={{'weight_decay': 0.1}}"
+        )
+    for name, value in given.items():
+        if not isinstance(value, Spread):
+            check_number(f"{which}[{name!r}]", value)
+
+
 def as_spreads(
     name: str,
     learning_rate: ScalarOrSchedule | None,

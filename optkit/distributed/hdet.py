@@ -8,7 +8,7 @@ import jax
 import optax
 
 from optkit.catalogue import register
-from optkit.distributed.exploring import AutoRate, Spread, as_spreads
+from optkit.distributed.exploring import AutoRate, Spread, as_spreads, check_explored
 from optkit.distributed.hdet_steps import FACTOR, RATE, Factory, HdetState, Replica
 from optkit.distributed.workers import AxisName, check_axis_name
 from optkit.transforms.base import Transformation, check_transformation
@@ -29,7 +29,7 @@ def _check_inner(
     if is_one or not callable(inner):
         if explore:
             raise ValueError(
-                f"explore={dict(explore)!r} names arguments of a factory, and inner is none: give "
+                f"explore={explore!r} names arguments of a factory, and inner is none: give "
                 "a function of them that returns the transformation, such as optkit.adamw"
             )
         inner = check_transformation("inner", inner)
@@ -128,6 +128,7 @@ def hdet(
     Raises:
       ValueError: an option out of range, a name that the factory does not take; in update no loss
         with ``auto``, no parameters, ``axis_name=None`` inside a ``shard_map``.
+      TypeError: ``explore`` or ``outside`` is no mapping from names.
       NameError: used outside of its axis.
 
     Example:
@@ -152,6 +153,8 @@ def hdet(
     check_choice("dialect", dialect, ("paper", "code"))
     if auto is not None and not isinstance(auto, AutoRate):
         raise TypeError(f"auto={auto!r} must be an optkit.AutoRate or None")
+    check_explored("explore", explore)
+    check_explored("outside", outside)
     inner, learning_rate = _check_inner(inner, learning_rate, explore)
     first = RATE if callable(inner) else FACTOR
     spreads = as_spreads(first, learning_rate, explore, outside, auto.shrink if auto else 1.0)

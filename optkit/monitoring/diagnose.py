@@ -121,9 +121,10 @@ def diagnose(
        ``iterations`` of the power method from where it was last time, and the stable rank
        ``norm(p)**2 / top_singular**2``; with ``spectrum`` all singular values.
 
-    ``optkit.diagnostics(state)`` reads what was measured last. Between measurements a step costs
-    nothing (``lax.cond``); under ``vmap`` both branches run, so give ``every=1`` there. Around
-    everything, learning rate and all, ``u`` is what the weights move by.
+    ``optkit.diagnostics(state)`` reads what was measured last; before the first step all of it is
+    0. Between measurements a step costs nothing (``lax.cond``); under ``vmap`` both branches run,
+    so give ``every=1`` there. Around everything, learning rate and all, ``u`` is what the weights
+    move by.
 
     Args:
       inner: any transformation.

@@ -18,6 +18,7 @@ from optkit.tree import PyTree, RuleLike, Selector, leaves_with_paths, selects, 
 from optkit.tree.selection import check_selects
 
 Output = Literal["rate", "multiplier"]
+_STILL = "base and params have the same shapes: every factor is 1"
 _ATTENTION = "attention logits are to be q.k * sqrt(d_base)/d, d the size of a head, where it grows"
 
 
@@ -61,7 +62,8 @@ def mup(
       roles: your own ``(pattern, role)`` rules.
 
     Returns:
-      ``Laws``; nothing is allocated.
+      ``Laws``; nothing is allocated. Where ``params`` is the base itself all factors are 1, which
+      a note says.
 
     Raises:
       ValueError: trees of other leaves or ranks, a leaf that can be read in two ways, or another
@@ -92,7 +94,8 @@ def mup(
     found = growths(base, params, wider=wider, rules=rules, roles=roles)
     rows = [_mup(growth, output) for growth in found]
     heads = any(_has_heads(growth.path) and growth.kind == "hidden" for growth in found)
-    return Laws(rows, (_ATTENTION,) * heads)
+    still = is_still(base, params, None)
+    return Laws(rows, (_STILL,) * still + (_ATTENTION,) * heads)
 
 
 def _has_heads(path: str) -> bool:

@@ -310,6 +310,13 @@ def test_a_noisy_start_has_the_size_that_was_asked_for() -> None:
 SGD = optax.sgd
 
 
+@pytest.mark.parametrize("wrong", [["momentum"], "momentum", optkit.Spread(0.9), {1: 0.9}])
+def test_what_is_explored_has_names(wrong: Any) -> None:
+    for which in ("explore", "outside"):
+        with pytest.raises(TypeError, match=f"{which}=.* must be a mapping from names"):
+            optkit.hdet(SGD, 0.1, **{which: wrong})
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -317,6 +324,8 @@ SGD = optax.sgd
         (lambda: optkit.hdet(SGD(0.1), explore={"b": 1.0}), "names arguments of a factory"),
         (lambda: optkit.hdet(SGD, 0.1, explore={"bb": 1.0}), "'bb', which inner does not take"),
         (lambda: optkit.hdet(SGD, 0.1, outside={"learning_rate": 1.0}), "is there already"),
+        (lambda: optkit.hdet(SGD, explore={"momentum": "x"}), r"explore\['momentum'\] must be a"),
+        (lambda: optkit.hdet(SGD, 0.1, outside={"rate": np.nan}), r"outside\['rate'\]=nan"),
         (lambda: optkit.hdet(SGD, 0.1, auto=optkit.AutoRate(9, 0.5)), "makes it grow"),
         (lambda: optkit.hdet(SGD, 0.1, alpha=1.5), "alpha=1.5"),
         (lambda: optkit.hdet(SGD, 0.1, every=0), "every=0"),

@@ -41,6 +41,14 @@ def test_kinds_are_read_off_shapes() -> None:
     assert any("attention" in note for note in laws.notes)
 
 
+def test_the_base_itself_has_factors_of_one_and_says_so() -> None:
+    laws = transfer.mup(shapes(8), shapes(8), wider=shapes(16))
+    factors = {(x.learning_rate, x.init, x.eps, x.forward) for x in laws.values()}
+    assert factors == {(1.0, 1.0, 1.0, 1.0)}
+    assert "base and params have the same shapes" in str(laws)
+    assert "same shapes" not in str(transfer.mup(shapes(8), shapes(32)))
+
+
 @given(st.sampled_from([2, 4, 6]), st.sampled_from([2, 4, 8, 12]))
 def test_factors_of_mup(base: int, width: int) -> None:
     """The table of 2203.03466 for Adam, in either form of the output layer."""
