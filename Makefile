@@ -3,6 +3,7 @@
 #   make demo         race four optimizers on real text; the report is demo_out/report.html
 #   make test         style, types, examples in the documentation, and the quick tests
 #   make test-slow    the tests that `make test` leaves out
+#   make test-sweep   the costly contracts of all methods; `make test` looks at a third of these
 #   make test-latest  a part of the tests on Python 3.12 or later with the newest JAX
 #   make test-tpu     compile kernels with the TPU's own compiler; no TPU is needed
 #   make test-gpu     compile kernels with the GPU's own compiler; no GPU is needed
@@ -21,11 +22,11 @@ VENV_GPU ?= .venv-gpu
 DEMO ?= optkit race adamw lion muon cautious_adamw --task bytelm --config benchmarks/demo.toml \
 	--out demo_out
 PYTEST_FLAGS ?= -n $(JOBS) --dist worksteal
-LATEST_TESTS ?= tests/golden tests/kernels $(patsubst %,tests/conformance/test_%.py,compilation models sharding state) \
+LATEST_TESTS ?= tests/golden/test_replay.py tests/kernels $(patsubst %,tests/conformance/test_%.py,compilation models sharding state) \
 	tests/transforms/test_elementwise.py tests/transforms/test_stored_kernel.py \
 	tests/evolution/test_population_apply.py tests/evolution/test_perturb.py tests/evolution/test_mesh.py \
 	tests/spmd tests/distributed/test_inside.py tests/aot
-LATEST_EVERY ?= 5
+LATEST_EVERY ?= 10
 LATEST_FLAGS ?= -m "not slow and not tpu and not gpu"
 
 # Packages of the user or of another project must not be seen in place of those installed here.
@@ -35,7 +36,7 @@ export PYTHONNOUSERSITE := 1
 # Files with such tests: each worker would read all others too, for half a minute.
 marked = $(shell grep -rlw --include='test_*.py' 'mark.$(1)' tests)
 
-.PHONY: help demo test test-slow test-latest test-tpu test-gpu lint types clean
+.PHONY: help demo test test-slow test-sweep test-latest test-tpu test-gpu lint types clean
 .PHONY: own-venv own-venv-latest own-venv-tpu own-venv-gpu
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -52,8 +53,12 @@ test: lint types
 test-slow: $(VENV)/.optkit-test
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m slow $(call marked,slow)
 
+test-sweep: $(VENV)/.optkit-test
+	OPTKIT_SWEEP=all $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) \
+	  -m "sweep and not slow" tests/conformance
+
 test-latest: $(VENV_LATEST)/.optkit-test
-	OPTKIT_EVERY_METHOD=$(LATEST_EVERY) $(VENV_LATEST)/bin/python -m pytest \
+	OPTKIT_EVERY_METHOD=$(LATEST_EVERY) OPTKIT_SWEEP=all $(VENV_LATEST)/bin/python -m pytest \
 	  $(PYTEST_FLAGS) $(LATEST_FLAGS) $(LATEST_TESTS)
 
 test-tpu: $(VENV_TPU)/.optkit-test

@@ -1,5 +1,6 @@
 """How JAX and Hypothesis run under every test; the environment is set before JAX is imported."""
 
+import functools
 import gc
 import os
 import platform
@@ -39,6 +40,8 @@ def _prepare_environment() -> None:
     # Programs run once or twice on a handful of numbers: optimizing takes longer than it saves.
     # Processes that tests start have to get the same numbers, and inherit this.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    # Where each operation was traced, ten frames deep, is a twentieth of what compiling takes.
+    os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
     # Keep all programs, however small. Entries are keyed by program, flags and versions, so that
     # environments can share them.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
@@ -51,10 +54,19 @@ _prepare_environment()
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
 
 # Silent rank promotion hides shape errors in update rules. Set here and not by the environment:
 # processes that tests start run as a user's would.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Each program has an MLIR context of its own, and making one takes a third of what compiling a
+# single operation does: tests compile some 30,000 of those. They share one.
+if hasattr(mlir, "make_ir_context"):
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+# JAX's caches hold millions of objects that stay: to look through them for garbage again and again
+# is another twentieth.
+gc.set_threshold(200_000, 50, 50)
 
 settings.register_profile(
     "quick",

@@ -19,6 +19,7 @@ def keep_caches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("module", [step_time, compile_time, group_bytes])
+@pytest.mark.slow
 def test_quick_run_prints_tables(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
     module.main(["--quick"])
     assert "---" in capsys.readouterr().out

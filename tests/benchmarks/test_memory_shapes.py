@@ -114,6 +114,7 @@ def test_ldadam_keeps_an_error(model, published):
         pytest.param("llama", 256, 1.48, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_bytes_of_q_galore_are_those_of_the_table_and_of_what_waits(model, rank, published):
     """The table's, what leaves below 4096 entries have more, and 4 min(sides) + 28 of a matrix."""
     total, matrices = sizes(model)

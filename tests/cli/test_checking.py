@@ -8,6 +8,7 @@ import pytest
 from optkit import transfer
 
 
+@pytest.mark.slow
 def test_check_transfer_writes_slopes_and_a_picture(command, tmp_path):
     words = "check transfer adamw --task digits_linen --widths 4,16 --steps 1 --seeds 0"
     found = command(*words.split(), "-p", "learning_rate=0.001", "--out", str(tmp_path / "out"))
@@ -25,6 +26,7 @@ def test_check_transfer_writes_slopes_and_a_picture(command, tmp_path):
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.slow
 def test_the_exit_code_tells_the_verdict_if_it_is_asked_for(command, tmp_path, monkeypatch, power):
     widths = (4, 16)
     grown = np.float64(widths) ** power

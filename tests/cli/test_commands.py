@@ -198,6 +198,7 @@ def test_a_task_without_its_data_package_says_so(command, monkeypatch, tmp_path)
     assert finished.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module(launch):
     process = launch("-m", "optkit", "list", "signum")
     out, _ = process.communicate(timeout=60)

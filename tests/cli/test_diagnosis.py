@@ -45,6 +45,7 @@ def rows(*steps):
     ]
 
 
+@pytest.mark.slow
 def test_measurements_land_in_log_and_page(command, tmp_path):
     out, board = tmp_path / "run", tmp_path / "board"
     words = ("--diagnose", "2", "--out", str(out), "--tensorboard", str(board))
@@ -64,6 +65,7 @@ def test_measurements_land_in_log_and_page(command, tmp_path):
     assert again.code == 2 and "diagnose: saved 2, now 3" in again.err
 
 
+@pytest.mark.slow
 def test_race_draws_what_it_measured(command, tmp_path):
     words = ("race", "adamw", "muon", *TINY, "--seeds", "0", "--diagnose", "1")
     assert command(*words, "--out", str(tmp_path)).code == 0

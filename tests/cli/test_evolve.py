@@ -80,6 +80,7 @@ def counting(monkeypatch):
     return functools.partial(request, task="regression", task_options=None)
 
 
+@pytest.mark.slow
 def test_the_log_says_how_each_generation_went(whole):
     rows = read_log(whole[0] / "log.jsonl")
     assert [row["step"] for row in rows] == list(range(GENERATIONS + 1))
@@ -90,6 +91,7 @@ def test_the_log_says_how_each_generation_went(whole):
         assert row["sigma"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_is_bit_for_bit_the_whole_run(whole, tmp_path):
     evolve(request(tmp_path, steps=2))
     outcome = evolve(request(tmp_path, resume=True))
@@ -156,6 +158,7 @@ def test_an_interrupted_run_without_a_generation_has_a_report(whole, tmp_path):
 @pytest.mark.parametrize(
     ("method", "rate"), [("snes", 1.0), ("cma_es", 1.0), ("polystep", 1.0), ("mezo", None)]
 )
+@pytest.mark.slow
 def test_a_step_of_its_own_is_taken_as_it_is(counting, tmp_path, method, rate):
     given = {"cma_es": {"sigma": 0.5}, "mezo": {"sigma": 0.5}}.get(method, {})
     common = {"method": method, "hyperparameters": given, "population": None, "steps": 1}
@@ -166,6 +169,7 @@ def test_a_step_of_its_own_is_taken_as_it_is(counting, tmp_path, method, rate):
     assert bits(load_run(tmp_path / "named", EVOLUTION)[0]) == usual
 
 
+@pytest.mark.slow
 def test_fitness_rises_without_being_told_to_maximise(counting, tmp_path):
     common = {"hyperparameters": {"sigma": 0.1}, "population": 16, "steps": 12}
     for method in ("mezo", "openai_es"):  # mezo minimises unless told otherwise
@@ -181,6 +185,7 @@ def test_parameters_that_are_not_finite_stop_the_run(counting, tmp_path):
     assert math.isfinite(load_run(tmp_path, EVOLUTION)[0]["w"].sum())
 
 
+@pytest.mark.slow
 def test_the_command_runs_and_takes_a_configuration(command, tmp_path):
     config = tmp_path / "c.json"
     options = {"task_options": SMALL, "population": 4, "generations": 2, "optimizer": "sgd"}

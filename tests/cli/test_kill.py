@@ -49,6 +49,7 @@ def whole(command, tmp_path):
     return fingerprint(out)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_of_a_save_goes_on(command, launch, whole, tmp_path):
     out = tmp_path / "killed"
     wait_killed(launch(KILLER, "save", 20, *words(out)))

@@ -121,6 +121,7 @@ def test_wrong_meshes(text: str) -> None:
 
 
 @pytest.mark.usefixtures("fake")
+@pytest.mark.slow
 def test_a_whole_training_step(command: Any) -> None:
     found = command(
         "preflight", "--task", "bytelm", "--task-option", "width=32", "--method", "signsgd",

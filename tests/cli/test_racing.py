@@ -133,6 +133,7 @@ def test_the_command_writes_the_report_and_names_the_winners(command, tmp_path):
     assert sizes["lion"] < sizes["adamw:learning_rate=0.01"]
 
 
+@pytest.mark.slow
 def test_a_configuration_gives_the_methods_and_the_command_line_overrules(command, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text(

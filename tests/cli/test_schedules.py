@@ -158,6 +158,7 @@ def test_a_schedule_has_to_fit_the_run(schedule, steps, message):
         schedule.over(0.1, steps)
 
 
+@pytest.mark.slow
 def test_a_scheduled_run_that_died_goes_on_bit_for_bit(whole, tmp_path):
     def die(row):
         if row["step"] == 8:
@@ -233,6 +234,7 @@ def test_a_race_on_the_clock_alone_cannot_decay(command, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_refined_and_the_next_one_follows_the_file(command, tmp_path):
     words = ["--task", "regression", "--task-option", "batch=8", "--steps", 12]
     first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "rate.json"

@@ -8,6 +8,22 @@ import pytest
 from tests.conformance import methods
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves methods whose turn it is not out of the contracts marked ``sweep``."""
+    waiting = [item for item in items if _waits(item)]
+    if waiting:
+        config.hook.pytest_deselected(items=waiting)
+        items[:] = [item for item in items if not _waits(item)]
+
+
+def _waits(item: pytest.Item) -> bool:
+    if item.get_closest_marker("sweep") is None:
+        return False
+    assert isinstance(item, pytest.Function)
+    given = item.callspec.params
+    return not methods.has_its_turn(given["method"] if "method" in given else given["recipe"])
+
+
 @pytest.fixture(autouse=True)
 def _kept_out_of_the_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """LIFT's step on a mesh is compiled each time: out of the cache, emulated devices run its

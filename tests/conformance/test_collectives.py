@@ -63,6 +63,7 @@ def _many(count: int, size: tuple[int, ...], spec: P) -> dict:
     return {f"layer{i}/kernel": (size, spec) for i in range(count)}
 
 
+@pytest.mark.sweep
 def test_a_step_exchanges_what_it_needs(method: Method) -> None:
     name = method.entry.name
     assert collectives(sharded(name, "auto").compiled) == STEP.get(name, {})
@@ -78,6 +79,7 @@ def _counts() -> tuple[int, int]:
     return 4 * numbers, 4 * entries
 
 
+@pytest.mark.sweep
 def test_a_step_sends_no_more_than_its_class(method: Method) -> None:
     name, compiled = method.entry.name, sharded(method.entry.name, "auto").compiled
     numbers, entries = _counts()

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import optkit
 from optkit.tree import leaf_bytes
@@ -62,6 +63,7 @@ def test_state_keeps_its_shapes_and_dtypes(method: Method) -> None:
     assert described(before) == described(after)
 
 
+@pytest.mark.sweep
 def test_vmap_over_a_population(method: Method) -> None:
     def two_steps(params: Any, first: Any, second: Any) -> tuple:
         out, state = method.tx.update(first, method.tx.init(params), params)
@@ -93,6 +95,7 @@ def test_scan_equals_a_loop(method: Method) -> None:
         assert_close(jax.tree.map(pick, (states, params)), (state, at))
 
 
+@pytest.mark.sweep
 def test_accumulation_steps_on_the_mean(method: Method) -> None:
     params = method.params(PAIR)
     first, second = method.grads(0, PAIR), method.grads(1, PAIR)

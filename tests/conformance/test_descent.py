@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from optkit.tree import leaves_with_paths
 from tests.conformance.methods import DESCENT_STEPS, Method
@@ -47,6 +48,7 @@ def _build(recipe: Method, rate: float | optax.Schedule) -> optax.GradientTransf
     return recipe.build(**dict.fromkeys(rates, rate), weight_decay=0.0)
 
 
+@pytest.mark.sweep
 def test_matrix_regression(recipe: Method) -> None:
     """Y = X W with a wide spread of singular values in X."""
     truth = filled({"dense/kernel": (6, 4), "dense/bias": (4,)}, 7)

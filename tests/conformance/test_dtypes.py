@@ -48,6 +48,7 @@ def _traced(tx: Any, method: Method, pairs: Sequence[tuple] = PAIRS) -> tuple:
     return params, grads, state, *jax.eval_shape(tx.update, grads, state, params)
 
 
+@pytest.mark.sweep
 def test_updates_keep_their_dtype(method: Method) -> None:
     params, grads, state, updates, after = _traced(method.tx, method)
     for u, p, g in zip(*map(jax.tree.leaves, (updates, params, grads)), strict=True):
@@ -77,6 +78,7 @@ def test_state_dtype_is_honoured(method: Method) -> None:
     assert _statistics(state, params) <= {jnp.dtype(BF16), jnp.dtype(F32)}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=lambda x: jnp.dtype(x).name)
 def test_two_steps_in_16_bits_are_finite(method: Method, dtype: Any) -> None:
     params = method.params(PAIR, dtype=dtype)
@@ -88,6 +90,7 @@ def test_two_steps_in_16_bits_are_finite(method: Method, dtype: Any) -> None:
     assert_finite([x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=lambda x: jnp.dtype(x).name)
 def test_16_bit_gradients_cost_their_own_rounding_only(method: Method, dtype: Any) -> None:
     """The same numbers in float32 give the same updates up to the last rounding."""

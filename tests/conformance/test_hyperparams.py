@@ -63,6 +63,7 @@ def test_schedules_start_at_0_and_advance_by_1(method: Method) -> None:
         _, state = tx.update(method.grads(0), state, params)
 
 
+@pytest.mark.sweep
 def test_a_schedule_acts_at_the_step_it_names(recipe: Method) -> None:
     rates = {n: v for n, v in _schedulable(recipe).items() if n.endswith("learning_rate")}
     halved = {
@@ -104,6 +105,7 @@ def test_injection_traces_with_numbers_as_arrays(method: Method) -> None:
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
+@pytest.mark.sweep
 def test_injected_learning_rates_differ_over_a_population(recipe: Method) -> None:
     """A sweep: the updates of vmapped rates scale with them."""
     if "adam_learning_rate" in recipe.hyperparameters:

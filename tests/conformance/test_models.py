@@ -82,6 +82,7 @@ def _small(recipe: Method) -> tuple[Any, Any]:
     return model, nnx.state(grads, nnx.Param)
 
 
+@pytest.mark.sweep
 def test_nnx_parameters_make_the_program_of_the_plain_tree(recipe: Method) -> None:
     model, grads = _small(recipe)
     programs = []

@@ -70,6 +70,7 @@ def mapped(name: str) -> Mapped:
     return Mapped(method_named(name))
 
 
+@pytest.mark.sweep
 def test_what_needs_no_exchange_runs_and_all_else_refuses(method: Method) -> None:
     case = mapped(method.entry.name)
     if case.refuses(check_vma=True):

@@ -157,10 +157,12 @@ def _assert_placed(x: jax.Array, want: NamedSharding) -> None:
         assert concrete.is_equivalent_to(want, x.ndim), (x.sharding, want)
 
 
+@pytest.mark.sweep
 def test_sharded_equals_unsharded(method: Method) -> None:
     check_equal(sharded(method.entry.name, "auto"))
 
 
+@pytest.mark.sweep
 def test_state_stays_sharded_like_its_parameters(method: Method) -> None:
     check_stable(sharded(method.entry.name, "auto"))
 
@@ -198,6 +200,7 @@ def test_no_large_state_lies_on_all_devices_unless_declared(method: Method) -> N
     assert whole or not method.entry.replicated or method.entry.kind == "part"
 
 
+@pytest.mark.sweep
 def test_types_of_an_explicit_mesh_are_kept(method: Method) -> None:
     case = sharded(method.entry.name, "explicit")
     state, updates, after = case.traced

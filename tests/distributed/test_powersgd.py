@@ -176,6 +176,7 @@ def test_16_bit_gradients_lose_nothing_either() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.slow
 def test_eight_devices_do_what_a_vmapped_axis_does(schedule: str) -> None:
     # More of one shape than are worked through in a block. (Not below a condition: jaxlib 0.10 may
     # crash on large ones with collectives once their program comes from the compilation cache.)

@@ -41,6 +41,7 @@ def moves(updates):
 
 
 @given(st.integers(0, 2**31), st.sampled_from([1e-30, 1.0, 1e25]))
+@pytest.mark.slow
 def test_no_particle_moves_farther_than_the_step_radius(seed, size):
     losses = np.random.default_rng(seed).standard_normal(COUNT).astype(np.float32) * np.float32(
         size

@@ -118,6 +118,7 @@ def test_one_member_alone_is_left_to_xla() -> None:
 # ---- noise that the kernel makes itself
 
 
+@pytest.mark.slow
 def test_what_the_kernel_makes_is_the_members_noise() -> None:
     es = population_perturb(8, sigma=0.1, rank=2, draws="counters")
     params = {"w": numbers(40, 300), "b": jnp.zeros(300)}

@@ -9,16 +9,16 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*.py"))
+# Those that a reader tries first.
+QUICK = {"quickstart", "resume", "routing", "sharded"}
 
 
-PROGRAMS = [
-    pytest.param(
-        file,
-        id=file.stem,
-        marks=[pytest.mark.slow, pytest.mark.multiprocess] * ("host" in file.stem),
-    )
-    for file in FILES
-]
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    slow = [pytest.mark.slow] * (name not in QUICK)
+    return slow + [pytest.mark.multiprocess] * ("host" in name)
+
+
+PROGRAMS = [pytest.param(file, id=file.stem, marks=_marks(file.stem)) for file in FILES]
 
 
 @pytest.mark.parametrize("file", PROGRAMS)
@@ -48,4 +48,4 @@ def test_example_is_short(file: Path) -> None:
 
 
 def test_examples_are_found() -> None:
-    assert {file.stem for file in FILES} >= {"quickstart", "routing", "sharded", "resume"}
+    assert {file.stem for file in FILES} >= QUICK

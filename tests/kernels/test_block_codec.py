@@ -41,6 +41,7 @@ def largest(moments: Any, arrays: Any, scalars: Any) -> Any:
     spread=st.sampled_from([0.0, 1.0, 8.0]),
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_kernel_equals_its_meaning_bit_for_bit(
     codec: TableCodec, shape: tuple[int, ...], spread: float, seed: int
 ) -> None:

@@ -72,6 +72,7 @@ def assert_close(found: jax.Array, x: Any, w: Any, a: Any, b: Any, scale: Any) -
     generated=st.booleans(),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
+@pytest.mark.slow
 def test_the_kernels_equal_the_sum(shape: Any, kernel: Any, generated: bool, dtype: Any) -> None:
     x, w, a, b, scale = operands(shape, dtype)
     noise: Any = (jnp.asarray(a), jnp.asarray(b))

@@ -64,6 +64,7 @@ def test_numbers_are_those_of_an_oracle() -> None:
 
 
 @given(st.floats(1.5, 10.0), st.integers(0, 50), st.sampled_from([1e-25, 1.0, 1e25]))
+@pytest.mark.slow
 def test_power_iteration_approaches_from_below(gap: float, seed: int, scale: float) -> None:
     matrix = built([gap, 1.0, 0.5], 3, 6, seed)
     v, last = jnp.zeros(3), 0.0

@@ -34,6 +34,7 @@ SIZES = [(3, 8), (2, 7), (2, 3, 4), (5,)]
     shape=st.sampled_from(SIZES), pattern=st.sampled_from([(1, 2), (2, 4), (3, 4), (4, 4)]),
     seed=st.integers(0, 99),
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_mask_is_that_of_a_stable_sort(shape, pattern, seed):
     x = np.float32(np.random.default_rng(seed).integers(-3, 4, shape))  # many ties
     for axis in range(len(shape)):

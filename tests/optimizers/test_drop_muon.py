@@ -34,6 +34,7 @@ OPTIONS = {"b1": 0.8, "weight_decay": 0.1, "scale": "rms_op", "steps": 3}
 
 
 @pytest.mark.parametrize("options", [{}, {**OPTIONS, "nesterov": False}])
+@pytest.mark.slow
 def test_training_everything_is_muon_to_the_bit(options):
     got = trajectory(optkit.drop_muon(0.1, sampling=1, **options))
     check(got, trajectory(optkit.muon(0.1, **options)), rtol=0, atol=0)

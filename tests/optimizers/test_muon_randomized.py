@@ -123,6 +123,7 @@ def turned(tree):
 
 
 @pytest.mark.parametrize("sketch", ["gaussian", "kaczmarz"])
+@pytest.mark.slow
 def test_steps_have_the_rank_of_the_sketch_and_the_other_layout_is_the_same_run(sketch):
     options = {"sketch": sketch, "weight_decay": 0.1, "sphere": True, **LOW}
     moved = run(optkit.muon_randomized(0.1, **options), PARAMS, GRADS)[1]
@@ -136,6 +137,7 @@ def test_steps_have_the_rank_of_the_sketch_and_the_other_layout_is_the_same_run(
         assert np.all(top < 0.1 * 1.01) and np.all(top > 0.05), name
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_key_are_equal_and_of_two_keys_are_not():
     runs = [
         run(optkit.muon_randomized(0.1, key=key, **LOW), PARAMS, GRADS)[1] for key in (3, None, 0)
@@ -146,6 +148,7 @@ def test_two_runs_of_a_key_are_equal_and_of_two_keys_are_not():
     assert all(np.max(np.abs(runs[0][name] - runs[1][name])) > 1e-3 for name in LEAVES)
 
 
+@pytest.mark.slow
 def test_the_sphere_comes_before_the_step():
     zeros = jax.tree.map(np.zeros_like, PARAMS)
     params = {**PARAMS, "Conv_0": {"kernel": gradients(3, 1, {"k": (2, 2, 3, 7)})[0]["k"]}}

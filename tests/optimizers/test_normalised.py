@@ -89,6 +89,7 @@ def test_normuon_steps_as_far_as_muon_and_first_with_equal_rows(name, seed):
 
 
 @given(seed=st.integers(0, 10**6))
+@pytest.mark.slow
 def test_the_rms_of_a_step_is_that_of_adamw(seed):
     grads = built(seed)
     for tx in (
@@ -104,6 +105,7 @@ def test_the_rms_of_a_step_is_that_of_adamw(seed):
             np.testing.assert_allclose(lengths(u[leaf]) / size, 0.2 * 0.5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_normuon_takes_the_random_sketch_too():
     """Of full rank it is the exact factor; it goes through a link of its own."""
     grads = gradients(9, 3, SHAPES)
@@ -208,6 +210,7 @@ def reg_limit(x):
 
 
 @given(st.integers(0, 10**6))
+@pytest.mark.slow
 def test_reg_forgets_row_and_column_factors_in_the_limit(seed):
     rng = np.random.default_rng(seed)
     x = np.sign(rng.standard_normal((4, 6))) * rng.uniform(0.3, 1.0, (4, 6))

@@ -22,6 +22,7 @@ def stacked(grads, name):
 
 
 @given(rate=st.floats(0.01, 0.5), decay=st.floats(0.1, 2.0), seed=st.integers(0, 5))
+@pytest.mark.slow
 def test_lion_stays_in_its_box(rate, decay, seed):
     grads = gradients(seed, 8, SHAPES)
     moved = RUN_LION(rate, decay, jax.tree.map(lambda *x: jnp.stack(x), *grads))

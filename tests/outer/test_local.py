@@ -9,6 +9,7 @@ import pytest
 import optkit
 
 
+@pytest.mark.slow
 def test_a_round_is_its_steps_and_leaves_replicas_alone() -> None:
     tx = optax.adam(0.1)
 

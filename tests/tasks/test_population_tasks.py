@@ -161,6 +161,7 @@ def test_members_are_counted():
         population.count_members({"w": jnp.zeros(3)})
 
 
+@pytest.mark.slow
 def test_int8_bytes_are_read_from_an_empty_state():
     task = population.get("int8_bytes", width=8, streams=2, tokens=4)
     es, params = optkit.egg(MEMBERS), task.init(_key())

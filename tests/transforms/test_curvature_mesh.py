@@ -39,6 +39,7 @@ def compiled(name: str, count: int, spread: bool) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_no_replica_repeats_the_work_of_another(name: str) -> None:
     # Of all layers one device works on in a loop, whose body the compiler counts once.
     half, _ = compiled(name, DEVICES // 2, spread=False)

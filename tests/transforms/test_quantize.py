@@ -317,6 +317,7 @@ PLACES = {
     ],
     ids=lambda c: c.name,
 )
+@pytest.mark.slow
 def test_eight_devices_store_what_one_does(codec: Codec, kind: AxisType) -> None:
     tx = quantize_state(optax.adam(0.1), codec, min_size=0)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))

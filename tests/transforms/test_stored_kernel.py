@@ -51,6 +51,7 @@ def trained(tx: optax.GradientTransformation, dtype: Any = jnp.float32) -> Any:
         ("lion", "linear8", jnp.bfloat16),
     ],
 )
+@pytest.mark.slow
 def test_training_is_the_same(name: str, codec: str, dtype: Any) -> None:
     found, wanted = (
         trained(

@@ -43,6 +43,7 @@ def slices(name, x, along):
     st.sampled_from(["short", "rows"]),
     st.sampled_from([0.0, 0.7, 1.0]),
 )
+@pytest.mark.slow
 def test_chosen_slices_move_and_decay_and_the_others_wait(seed, fraction, along, kept):
     grads = gradients(seed, 3, SHAPES)
     tx = optkit.select_submatrix(fraction, ef_decay=kept, slices=along, method="svd")

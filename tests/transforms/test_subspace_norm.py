@@ -117,6 +117,7 @@ def test_fira_without_a_rest_is_low_rank(seed):
 
 
 @given(seeds)
+@pytest.mark.slow
 def test_the_rest_has_the_length_that_the_inside_got(seed):
     """With an inner factor of 3 the rest is multiplied by 3 too: the gradient, three times."""
     (g,) = gradients(seed, 1, SHAPES)

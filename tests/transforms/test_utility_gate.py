@@ -128,6 +128,7 @@ def test_each_average_may_have_its_own_dtype():
 
 
 @pytest.mark.parametrize("kind", AXES)
+@pytest.mark.slow
 def test_rows_that_lie_on_several_devices_are_whole(kind):
     method = Method(optkit.catalogue.get("utility_gate"))
     method.tx = optkit.utility_gate(profile="experiment_local", b=0.5)
