@@ -8,9 +8,9 @@ from jax import lax
 
 from optkit.aggregate.base import Aggregate, Aggregated, Reports, weighted_sum
 from optkit.aggregate.checks import check_leaves
-from optkit.aggregate.vectors import all_vectors
+from optkit.aggregate.vectors import all_vectors, check_axes
 from optkit.catalogue import register
-from optkit.distributed.workers import AxisName, check_axis_name
+from optkit.distributed.workers import AxisName
 from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
 from optkit.tree import PyTree, zeros_like_params
 
@@ -31,7 +31,11 @@ class CentreState(NamedTuple):
     example={"radius": 10.0},
 )
 def centered_clipping(
-    *, radius: float, iterations: int = 1, axis_name: AxisName = None
+    *,
+    radius: float,
+    iterations: int = 1,
+    axis_name: AxisName = None,
+    coordinates_axis: AxisName = None,
 ) -> Aggregate:
     """Centered clipping: a centre moves by the clients' mean distance from it, each clipped.
 
@@ -50,6 +54,7 @@ def centered_clipping(
       iterations: 1, or 3 for a start without memory.
       axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, some on each
         device; None for all on a leading axis.
+      coordinates_axis: see ``optkit.aggregate.krum``.
 
     Returns:
       An ``optkit.aggregate.Aggregate``. State bytes: 4 a parameter; it needs all vectors at once.
@@ -58,7 +63,7 @@ def centered_clipping(
       coordinates, and a gather.
 
     Raises:
-      ValueError: ``radius`` not above 0, ``iterations`` below 1.
+      ValueError: ``radius`` not above 0, ``iterations`` below 1; axes as ``optkit.aggregate.krum``.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -74,7 +79,7 @@ def centered_clipping(
     check_static_number("radius", radius)
     check_number("radius", radius, low=0.0, open_low=True, infinite=True)
     check_static_int("iterations", iterations)
-    check_axis_name(axis_name)
+    check_axes(axis_name, coordinates_axis)
 
     def init(params: PyTree, clients: int) -> CentreState:
         check_static_int("clients", clients)
@@ -82,7 +87,7 @@ def centered_clipping(
 
     def combine(state: CentreState, given: Reports) -> Aggregated:
         check_leaves(given.displacement, state.centre, "state")
-        v = all_vectors(given, axis_name, "centered_clipping")
+        v = all_vectors(given, axis_name, "centered_clipping", coordinates_axis=coordinates_axis)
 
         def body(_: int, c: PyTree) -> PyTree:
             squared = v.squares(c)
@@ -92,7 +97,8 @@ def centered_clipping(
             away = weighted_sum(f, jax.tree.map(lambda x, y: x - y[None], v.tree, c))
             return jax.tree.map(lambda x, y: x + y / v.present.shape[0], c, away)
 
-        start = jax.tree.map(lambda x, y: x.astype(y.dtype), v.own(state.centre), v.zeros())
+        # Added to zeros, which vary as the vectors do.
+        start = jax.tree.map(lambda x, y: y + x.astype(y.dtype), v.own(state.centre), v.zeros())
         out = v.whole(lax.fori_loop(0, iterations, body, start))
         centre = jax.tree.map(lambda new, old: new.astype(old.dtype), out, state.centre)
         return Aggregated(out, CentreState(centre), v.count > 0)

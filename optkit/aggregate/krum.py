@@ -8,9 +8,9 @@ from jax import lax
 
 from optkit.aggregate.base import Aggregate, Aggregated, Reports, weighted_sum
 from optkit.aggregate.robust import memoryless
-from optkit.aggregate.vectors import all_vectors, column, in_order, middle
+from optkit.aggregate.vectors import all_vectors, check_axes, column, in_order, middle
 from optkit.catalogue import register
-from optkit.distributed.workers import AxisName, check_axis_name
+from optkit.distributed.workers import AxisName, as_varying
 from optkit.transforms.hyperparams import check_choice, check_static_int
 from optkit.tree import PyTree
 
@@ -48,17 +48,24 @@ def scores(
     return jnp.where(readable, total, jnp.inf)
 
 
-def _best(hostile: int, keep: int, dialect: Dialect, axis_name: AxisName, who: str) -> Aggregate:
+def _best(
+    hostile: int,
+    keep: int,
+    dialect: Dialect,
+    axis_name: AxisName,
+    coordinates_axis: AxisName,
+    who: str,
+) -> Aggregate:
     """The aggregate of the ``keep`` clients of the lowest scores."""
     check_static_int("hostile", hostile, low=0)
     check_choice("dialect", dialect, ("flower", "epfl"))
-    check_axis_name(axis_name)
+    check_axes(axis_name, coordinates_axis)
     # The code allows one client less than the proof.
     least = max(2 * hostile + (2 if dialect == "epfl" else 3), keep + hostile)
     why = f"hostile={hostile}" + (f", keep={keep}" if keep > 1 else "")
 
     def combine(state: PyTree, given: Reports) -> Aggregated:
-        v = all_vectors(given, axis_name, who, least, why)
+        v = all_vectors(given, axis_name, who, least, why, coordinates_axis)
         distances = v.distances()
         if dialect == "epfl":
             distances = jnp.square(distances)
@@ -81,7 +88,13 @@ def _best(hostile: int, keep: int, dialect: Dialect, axis_name: AxisName, who: s
     chain="argmin_i(sum of |D_i - D_j|^2 over the nearest others)",
     example={"hostile": 1},
 )
-def krum(*, hostile: int, dialect: Dialect = "flower", axis_name: AxisName = None) -> Aggregate:
+def krum(
+    *,
+    hostile: int,
+    dialect: Dialect = "flower",
+    axis_name: AxisName = None,
+    coordinates_axis: AxisName = None,
+) -> Aggregate:
     """Krum: what that client reports which lies nearest to the others.
 
     1. ``s_i = sum of |D_i - D_j|^2`` over the ``W - hostile - 2`` nearest others, norms over the
@@ -98,6 +111,10 @@ def krum(*, hostile: int, dialect: Dialect = "flower", axis_name: AxisName = Non
         from 2*hostile + 2 clients on.
       axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, some on each
         device; None for all on a leading axis.
+      coordinates_axis: a mesh axis inside ``jax.shard_map`` that leaves are cut along, or several:
+        norms are summed over it. Types tell which leaves are cut and which are whole
+        (``check_vma=True``, the default). None: leaves are whole, and others are refused. (): they
+        are not, and each device has a server of its own.
 
     Returns:
       An ``optkit.aggregate.Aggregate``. State bytes: 0; it needs all vectors at once. Coordinates
@@ -105,7 +122,9 @@ def krum(*, hostile: int, dialect: Dialect = "flower", axis_name: AxisName = Non
       that gives each device all clients' values of its share of the coordinates, and a gather.
 
     Raises:
-      ValueError: ``hostile`` below 0, another dialect; in a round, fewer clients than it needs.
+      ValueError: ``hostile`` below 0, another dialect, one axis for clients and coordinates; in a
+        round, fewer clients than it needs, leaves that vary along an axis that neither names, or
+        no types that tell which are cut.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -117,7 +136,7 @@ def krum(*, hostile: int, dialect: Dialect = "flower", axis_name: AxisName = Non
     Reference:
       Blanchard et al., arXiv 1703.02757.
     """
-    return _best(hostile, 1, dialect, axis_name, "krum")
+    return _best(hostile, 1, dialect, axis_name, coordinates_axis, "krum")
 
 
 @register(
@@ -130,7 +149,12 @@ def krum(*, hostile: int, dialect: Dialect = "flower", axis_name: AxisName = Non
     example={"hostile": 1, "keep": 3},
 )
 def multi_krum(
-    *, hostile: int, keep: int, dialect: Dialect = "flower", axis_name: AxisName = None
+    *,
+    hostile: int,
+    keep: int,
+    dialect: Dialect = "flower",
+    axis_name: AxisName = None,
+    coordinates_axis: AxisName = None,
 ) -> Aggregate:
     """Multi-Krum: the mean of what those clients report that lie nearest to the others.
 
@@ -148,13 +172,14 @@ def multi_krum(
         et al. does, and runs from 2*hostile + 2 clients on.
       axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, some on each
         device; None for all on a leading axis.
+      coordinates_axis: see ``optkit.aggregate.krum``.
 
     Returns:
       An ``optkit.aggregate.Aggregate``. State bytes: 0; communication as ``krum``.
 
     Raises:
       ValueError: ``hostile`` below 0, ``keep`` below 1, another dialect; in a round, fewer clients
-        than it needs.
+        than it needs; axes as ``krum``.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -167,7 +192,7 @@ def multi_krum(
       Blanchard et al., arXiv 1703.02757. Flower weighs the chosen by their numbers of examples.
     """
     check_static_int("keep", keep)
-    return _best(hostile, keep, dialect, axis_name, "multi_krum")
+    return _best(hostile, keep, dialect, axis_name, coordinates_axis, "multi_krum")
 
 
 @register(
@@ -179,7 +204,9 @@ def multi_krum(
     chain="krum again and again > mean of the values nearest to the median",
     example={"hostile": 1},
 )
-def bulyan(*, hostile: int, axis_name: AxisName = None) -> Aggregate:
+def bulyan(
+    *, hostile: int, axis_name: AxisName = None, coordinates_axis: AxisName = None
+) -> Aggregate:
     """Bulyan: Krum chooses clients, and each coordinate is the mean of its most central values.
 
     1. ``theta = W - 2*hostile`` times, of the W present ones: the choice of
@@ -195,12 +222,14 @@ def bulyan(*, hostile: int, axis_name: AxisName = None) -> Aggregate:
       hostile: f, how many clients may be.
       axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, some on each
         device; None for all on a leading axis.
+      coordinates_axis: see ``optkit.aggregate.krum``.
 
     Returns:
       An ``optkit.aggregate.Aggregate``. State bytes: 0; communication as ``krum``.
 
     Raises:
-      ValueError: ``hostile`` below 0; in a round, fewer than 4*hostile + 3 clients.
+      ValueError: ``hostile`` below 0; in a round, fewer than 4*hostile + 3 clients; axes as
+        ``krum``.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -213,11 +242,12 @@ def bulyan(*, hostile: int, axis_name: AxisName = None) -> Aggregate:
       El Mhamdi et al., arXiv 1802.07927.
     """
     check_static_int("hostile", hostile, low=0)
-    check_axis_name(axis_name)
+    check_axes(axis_name, coordinates_axis)
     least = 4 * hostile + 3
 
     def combine(state: PyTree, given: Reports) -> Aggregated:
-        v = all_vectors(given, axis_name, "bulyan", least, f"hostile={hostile}")
+        why = f"hostile={hostile}"
+        v = all_vectors(given, axis_name, "bulyan", least, why, coordinates_axis)
         distances, size = v.distances(), v.present.shape[0]
         theta = v.count - 2 * hostile
 
@@ -226,7 +256,8 @@ def bulyan(*, hostile: int, axis_name: AxisName = None) -> Aggregate:
             best = jnp.arange(size) == v.ranking(score)[0]
             return left & ~(best & (k < theta) & jnp.isfinite(score))
 
-        left = lax.fori_loop(0, size - 2 * hostile, choose, v.present)
+        every = as_varying(v.present, v.beside)
+        left = lax.fori_loop(0, size - 2 * hostile, choose, every)
         chosen = v.present & ~left
         moved = (v.count >= least) & (jnp.sum(chosen) == theta)
         kept = jnp.arange(size) < theta - 2 * hostile

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.aggregate.base import Aggregate, Aggregated, Reports, ratio, weighted_sum
-from optkit.aggregate.vectors import all_vectors, column, finite, in_order, middle
+from optkit.aggregate.vectors import all_vectors, check_axes, column, finite, in_order, middle
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName, check_axis_name
 from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
@@ -145,7 +145,11 @@ def trimmed_mean(*, trim: int, axis_name: AxisName = None) -> Aggregate:
     chain="iterations * (sum(D/max(|z - D|, floor))/sum(1/max(|z - D|, floor)))",
 )
 def geometric_median(
-    *, iterations: int = 8, floor: float = 0.1, axis_name: AxisName = None
+    *,
+    iterations: int = 8,
+    floor: float = 0.1,
+    axis_name: AxisName = None,
+    coordinates_axis: AxisName = None,
 ) -> Aggregate:
     """RFA: nearly the point whose distances from the present clients' vectors sum to the least.
 
@@ -163,6 +167,7 @@ def geometric_median(
         the distances between honest vectors.
       axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, some on each
         device; None for all on a leading axis.
+      coordinates_axis: see ``optkit.aggregate.krum``.
 
     Returns:
       An ``optkit.aggregate.Aggregate``. State bytes: 0; it needs all vectors at once. Coordinates
@@ -171,7 +176,7 @@ def geometric_median(
       a gather.
 
     Raises:
-      ValueError: ``floor`` not above 0, ``iterations`` below 1.
+      ValueError: ``floor`` not above 0, ``iterations`` below 1; axes as ``optkit.aggregate.krum``.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -187,10 +192,10 @@ def geometric_median(
     check_static_int("iterations", iterations)
     check_static_number("floor", floor)
     check_number("floor", floor, low=0.0, open_low=True)  # it divides a vector that is met
-    check_axis_name(axis_name)
+    check_axes(axis_name, coordinates_axis)
 
     def combine(state: PyTree, given: Reports) -> Aggregated:
-        v = all_vectors(given, axis_name, "geometric_median")
+        v = all_vectors(given, axis_name, "geometric_median", coordinates_axis=coordinates_axis)
 
         def body(_: int, z: PyTree) -> PyTree:
             squared = v.squares(z)

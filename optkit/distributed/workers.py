@@ -27,12 +27,12 @@ def axes_of(axis_name: AxisName) -> tuple[str, ...]:
     return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
 
-def check_axis_name(axis_name: Any) -> None:
+def check_axis_name(axis_name: Any, what: str = "axis_name") -> None:
     """Raises TypeError unless a value is a name, a tuple of names, or None."""
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     if axis_name is not None and not all(isinstance(name, str) for name in names):
         raise TypeError(
-            f"axis_name={axis_name!r} must be the name of a mesh axis, a tuple of names, or None "
+            f"{what}={axis_name!r} must be the name of a mesh axis, a tuple of names, or None "
             "for one worker"
         )
 
