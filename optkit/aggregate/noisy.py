@@ -17,10 +17,11 @@ from optkit.aggregate.base import (
     zeros_for,
 )
 from optkit.aggregate.norms import cut_factors
-from optkit.distributed.workers import AxisName, as_varying
+from optkit.distributed.workers import AxisName, as_varying, axes_of
+from optkit.spmd import varying
 from optkit.transforms.hyperparams import Scalar, ScalarOrSchedule, check_number, value_at
 from optkit.transforms.noise import normal_like
-from optkit.tree import PyTree, upcast
+from optkit.tree import PyTree, leaves_with_paths, upcast
 
 Recorded: TypeAlias = Callable[[jax.Array], PyTree] | None
 
@@ -101,6 +102,7 @@ def clipped_reports(
         return ClippedReports(zeros_for(one, axis_name), none, state)
 
     def add(sums: ClippedReports, given: Reports) -> ClippedReports:
+        _check_whole(given.displacement, axis_name, who)
         sent, middle = given.displacement, centre(sums.state)
         if middle is not None:
             sent = jax.tree.map(lambda x, c: upcast(x) - c[None], sent, middle)
@@ -116,3 +118,14 @@ def clipped_reports(
         return finish(ClippedReports(total, count, sums.state))
 
     return folded(init, Fold(start, add, finished), axis_name, who)
+
+
+def _check_whole(sent: PyTree, axis_name: AxisName, who: str) -> None:
+    """Raises ValueError where a length would be of a part, and noise the same in several parts."""
+    for path, leaf in leaves_with_paths(sent):
+        if others := sorted(varying(leaf) - set(axes_of(axis_name))):
+            raise ValueError(
+                f"{who} bounds the length of all that a client sends, but that varies at leaf "
+                f"{path!r} along the mesh axis {others[0]!r}: give axis_name={others[0]!r} if "
+                "clients are laid along it; if leaves are cut along it, use jax.jit on whole arrays"
+            )

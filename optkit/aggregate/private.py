@@ -84,7 +84,8 @@ def dp_mean(
       chunks.
 
     Raises:
-      ValueError: no ``expected``, ``clip`` not positive, noise for an infinite ``clip``.
+      ValueError: no ``expected``, ``clip`` not positive, noise for an infinite ``clip``; in a round
+        inside ``jax.shard_map``, leaves that are cut along an axis.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -184,7 +185,8 @@ def dp_centered_clipping(
       in chunks.
 
     Raises:
-      ValueError: ``clip`` not positive.
+      ValueError: ``clip`` not positive; in a round inside ``jax.shard_map``, leaves that are cut
+        along an axis.
 
     Example:
       >>> import jax.numpy as jnp, optkit

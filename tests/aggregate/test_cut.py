@@ -131,6 +131,20 @@ def test_an_axis_that_was_forgotten_is_named(name: str) -> None:
         jax.eval_shape(mapped(rule, None, ALONG_Y), sent(0), rule.init(zeros(), CLIENTS), *here)
 
 
+@pytest.mark.parametrize("name", ["dp_mean", "dp_centered_clipping"])
+def test_private_rules_refuse_to_clip_parts(name: str) -> None:
+    entry = optkit.catalogue.get(name)
+    rule = entry.factory(**entry.example)
+
+    def run(displacement: Any) -> Any:
+        return rule.apply(displacement, rule.init({"both": displacement["both"][0]}, CLIENTS))
+
+    cut = {"both": P(None, "y")}
+    whole = jax.shard_map(run, mesh=mesh_of("auto", (4, 2)), in_specs=(cut,), out_specs=P("y"))
+    with pytest.raises(ValueError, match=f"{name} bounds the length .* 'both' .* 'y'.*jax.jit on"):
+        jax.eval_shape(whole, {"both": sent(0)["both"]})
+
+
 def test_wrong_use_is_named() -> None:
     with pytest.raises(ValueError, match="both have 'x'"):
         rules.krum(hostile=1, axis_name="x", coordinates_axis=("y", "x"))
