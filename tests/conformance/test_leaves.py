@@ -33,6 +33,8 @@ LOOK_AT_ALL = (
 )
 # Compares gradients with a length of its own.
 SEES_THE_SCALE = ("adago",)
+# Decay and noise move weights whatever the gradient.
+MOVE_BY_THEMSELVES = ("weight_decay", "l1_decay", "sigma", "temperature")
 
 
 def _check_types(updates: Any, params: Any) -> None:
@@ -151,6 +153,18 @@ def test_extreme_gradients_give_finite_updates(method: Method, scale: float) -> 
     for size in (scale, scale, 1.0):
         updates, state = method.update(method.tx, method.grads(0, scale=size), state, params)
         assert_finite(updates)
+
+
+@pytest.mark.sweep
+def test_zero_gradients_move_nothing(recipe: Method) -> None:
+    options = {n: 0.0 for n in recipe.hyperparameters if n.endswith(MOVE_BY_THEMSELVES)}
+    if recipe.entry.name == "scion":
+        options = {"constrained": False}  # its constraint shrinks weights whatever the gradient
+    tx, params = recipe.build(**options), recipe.params()
+    zeros, state = jax.tree.map(jnp.zeros_like, params), tx.init(params)
+    for _ in range(3):
+        updates, state = recipe.update(tx, zeros, state, params)
+        assert not any(jnp.any(x) for x in jax.tree.leaves(updates))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e25])

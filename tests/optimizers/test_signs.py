@@ -76,22 +76,6 @@ def test_the_size_of_the_gradient_does_not_matter(name, factor):
     chex.assert_trees_all_close(run(tx, PARAMS, scaled)[1], run(tx, PARAMS, GRADS)[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in optkit.catalogue.entries(kind="recipe")])
-def test_zero_gradients_move_nothing(name):
-    entry = optkit.catalogue.get(name)
-    # Decay and noise move weights whatever the gradient.
-    idle = ("weight_decay", "l1_decay", "sigma", "temperature")
-    options = {name: 0.0 for name in entry.hyperparameters() if name.endswith(idle)}
-    if name == "scion":
-        options = {"constrained": False}  # its constraint shrinks weights whatever the gradient
-    grid = {"eco_adamw": "codec", "eco_sgdm": "codec", "q_galore": "weight_codec"}
-    if name in grid:
-        options[grid[name]] = optkit.codecs.IdentityCodec()  # weights move onto the grid of others
-    zeros = [jax.tree.map(np.zeros_like, PARAMS)] * 3
-    u = run(entry.factory(0.1, **{**entry.example, **options}), PARAMS, zeros)[0]
-    assert not any(np.any(x) for x in jax.tree.leaves(u))
-
-
 @pytest.mark.parametrize("name", ["lion", "signsgd", "signum"])
 def test_entries_move_by_the_learning_rate_or_not_at_all(name):
     u = run(optkit.catalogue.get(name).factory(0.25), PARAMS, GRADS)[0]
