@@ -68,21 +68,24 @@ def test_on_diagonals_it_is_adagrad(logs: list[float], seed: int) -> None:
 @FEW
 @given(
     shape=st.sampled_from(SHAPES),
-    exponent=st.sampled_from([None, 3.0]),
+    kind=st.sampled_from([(None, 1.0), (3.0, 0.7)]),
     logs=st.lists(st.floats(-1.0, 0.3), min_size=6, max_size=6),
     seed=SEEDS,
 )
 def test_roots_are_those_of_dense_second_moments(
-    shape: tuple[int, int], exponent: float | None, logs: list[float], seed: int
+    shape: tuple[int, int], kind: tuple[float | None, float], logs: list[float], seed: int
 ) -> None:
     """Of gradients whose singular values are drawn, against matrices in float64."""
+    exponent, b2 = kind
     spectra = 10.0 ** np.array(logs).reshape(2, 3)
     grads = [of_spectrum(x, *shape, seed + i) for i, x in enumerate(spectra)]
-    tx = scale_by_shampoo(0.0, 1.0, eps=0.1, exponent=exponent, **PLAIN)
-    got, state = run(tx, grads)
+    got, state = run(scale_by_shampoo(0.0, b2, eps=0.1, exponent=exponent, **PLAIN), grads)
     p = exponent or 4.0
-    left = sum(g @ g.T for g in grads) + 0.1 * np.eye(shape[0])
-    right = sum(g.T @ g for g in grads) + 0.1 * np.eye(shape[1])
+    # A sum, or a mean by weights that fall with age.
+    weights = (1.0, 1.0) if b2 == 1.0 else (b2 / (1.0 + b2), 1.0 / (1.0 + b2))
+    pairs = list(zip(weights, grads, strict=True))
+    left = sum(w * g @ g.T for w, g in pairs) + 0.1 * np.eye(shape[0])
+    right = sum(w * g.T @ g for w, g in pairs) + 0.1 * np.eye(shape[1])
     want = power(left, -1 / p) @ grads[-1] @ power(right, -1 / p)
     np.testing.assert_allclose(got, want, atol=1e-4 * np.max(np.abs(want)))
     for root, a in zip(state.kronecker.roots, (left, right), strict=True):
