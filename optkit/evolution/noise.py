@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.evolution.perturbed import Draw, outer
-from optkit.kernels.perturbed_matmul.counters import factor_of
+from optkit.kernels.counters import factor_of
 from optkit.tree import (
     MATRIX_ROLES,
     Dims,

@@ -14,6 +14,7 @@ from jax.extend.random import threefry_2x32
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optkit.kernels.counters import threefry
 from optkit.kernels.perturbed_matmul import (
     Counters,
     gpu,
@@ -21,7 +22,6 @@ from optkit.kernels.perturbed_matmul import (
     perturbed_rows,
     tpu,
 )
-from optkit.kernels.perturbed_matmul.counters import threefry
 
 # (groups, rows, n, m, rank): fewer columns than a register has; several tiles and runs; ragged.
 SHAPES = (

@@ -5,9 +5,9 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from optkit.kernels.counters import MOST_COLUMNS, Counters
 from optkit.kernels.implementation import Implementation, by_platform, check_implementation
 from optkit.kernels.perturbed_matmul import base, gpu, tpu
-from optkit.kernels.perturbed_matmul.counters import MOST_COLUMNS, Counters
 from optkit.kernels.perturbed_matmul.sharded import on_each_device, why_not_split
 
 __all__ = ["Counters", "Implementation", "perturbed_matmul", "perturbed_rows", "why_not"]

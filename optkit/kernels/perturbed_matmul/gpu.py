@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from optkit.kernels.blocks import Blocks
+from optkit.kernels.counters import APART, Counters, normals, stream
 from optkit.kernels.implementation import Unserved
-from optkit.kernels.perturbed_matmul.counters import APART, Counters, normals, stream
 
 Factor = Callable[[str, int, jax.Array, Any], tuple[jax.Array, jax.Array]]
 

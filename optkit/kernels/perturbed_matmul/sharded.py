@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
+from optkit.kernels.counters import Counters
 from optkit.kernels.meshes import AUTO, free_axes, names_of, parts_of, placed
-from optkit.kernels.perturbed_matmul.counters import Counters
 
 
 def why_not_split(x: jax.Array) -> str | None:

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from optkit.kernels.blocks import LANES, ON_CHIP, Blocks, check_on_chip, cut, filled, rounded_up
-from optkit.kernels.perturbed_matmul.counters import APART, Counters, normals, runs, stream
+from optkit.kernels.counters import APART, Counters, normals, runs, stream
 
 # Sublanes of a register of 16-bit numbers.
 SUBLANES = 16
