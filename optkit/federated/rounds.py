@@ -46,7 +46,8 @@ def federated_round(
     3. The server steps.
 
     Clients have a leading axis of their data, so that ``NamedSharding`` spreads them over devices,
-    and what ``drjax`` maps over a placement fits as it is.
+    and what ``drjax`` maps over a placement goes into ``Server.step`` as it is
+    (examples/drjax_round.py).
 
     Args:
       local: (parameters, one client's data) -> parameters after its local work; with ``has_aux``
