@@ -3,7 +3,13 @@
 ``implementation="pallas"`` takes the kernel of the platform that a program is lowered for.
 """
 
-from optkit.kernels import block_codec, newton_schulz, perturbed_matmul, symmetric_matmul
+from optkit.kernels import (
+    block_codec,
+    newton_schulz,
+    perturbed_matmul,
+    population_update,
+    symmetric_matmul,
+)
 from optkit.kernels.implementation import Implementation
 
 __all__ = [
@@ -11,5 +17,6 @@ __all__ = [
     "block_codec",
     "newton_schulz",
     "perturbed_matmul",
+    "population_update",
     "symmetric_matmul",
 ]

@@ -91,7 +91,7 @@ def factor_of(key: Any, numbers: jax.Array, side: str, size: int, rank: int) -> 
     return jnp.stack(ranks, axis=2)
 
 
-def stream(side: str, rank: int) -> int:
+def stream(side: str, rank: Any) -> Any:
     """Returns what tells the places of a factor and rank from those of the others."""
     return (2 * rank + (side == "a")) << _PLACE_BITS
 
@@ -116,6 +116,28 @@ def normals(k0: Any, k1: Any, number: jax.Array, place: jax.Array, stream: int) 
     one = _signed(jnp.where(swapped, sin, cos), second)
     other = _signed(jnp.where(swapped, cos, sin), second << 1)
     return radius * one, radius * other
+
+
+def in_registers(words: Any) -> list[jax.Array]:
+    """Returns ``Counters.words`` as a TPU's kernel reads them, uint32 ``(1, 1)`` each."""
+    held = [jnp.full((1, 1), words[n], jnp.int32) for n in range(3)]
+    return [jax.lax.bitcast_convert_type(word, jnp.uint32) for word in held]
+
+
+def normals_at(words: Any, number: jax.Array, place: jax.Array, stream: Any) -> Any:
+    """``normals``, as kernels count: from the first pair on, and in int32.
+
+    Args:
+      words: key and number of the first pair, uint32.
+      number: of the draws from there on, int32.
+      place: in a draw, int32.
+      stream: of the factor and the rank; int32 if it is an array.
+    """
+    k0, k1, first = words
+    if not isinstance(stream, int):
+        place, stream = place + stream, 0  # the places' words have the bits free
+    number, place = (jax.lax.bitcast_convert_type(v, jnp.uint32) for v in (number, place))
+    return normals(k0, k1, number + first, place, stream)
 
 
 def threefry(k0: Any, k1: Any, x0: jax.Array, x1: jax.Array) -> tuple[jax.Array, jax.Array]:

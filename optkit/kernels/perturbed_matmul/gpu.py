@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from optkit.kernels.blocks import Blocks
-from optkit.kernels.counters import APART, Counters, normals, stream
+from optkit.kernels.counters import APART, Counters, normals_at, stream
 from optkit.kernels.implementation import Unserved
 
 Factor = Callable[[str, int, jax.Array, Any], tuple[jax.Array, jax.Array]]
@@ -130,8 +130,7 @@ class _Rows:
             words = [jax.lax.bitcast_convert_type(ref[n], jnp.uint32) for n in range(3)]
             place = jnp.broadcast_to((lane + (first >> 1))[None], (len(self.groups), APART))
             number = jnp.broadcast_to(self.groups[:, None], place.shape)
-            number, place = (jax.lax.bitcast_convert_type(v, jnp.uint32) for v in (number, place))
-            return normals(words[0], words[1], number + words[2], place, stream(side, k))
+            return normals_at(words, number, place, stream(side, k))
 
         def held(side: str, k: int, first: Any, size: int) -> Any:
             def run(first: Any) -> jax.Array:

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from optkit.kernels.blocks import LANES, ON_CHIP, Blocks, check_on_chip, cut, filled, rounded_up
-from optkit.kernels.counters import APART, Counters, normals, runs, stream
+from optkit.kernels.counters import APART, Counters, in_registers, normals_at, runs, stream
 
 # Sublanes of a register of 16-bit numbers.
 SUBLANES = 16
@@ -218,18 +218,13 @@ def _given(tiles: Tiles, refs: Any) -> Any:
 
 def _generated(tiles: Tiles, words: Any) -> Any:
     groups, first_group = tiles.groups, pl.program_id(0) * tiles.groups
-    k0, k1, first_pair = (
-        jax.lax.bitcast_convert_type(jnp.full((1, 1), words[n], jnp.int32), jnp.uint32)
-        for n in range(3)
-    )
+    held = in_registers(words)
 
     def factor(side: str, k: int, start: int, first: Any, size: int) -> jax.Array:
         shape = (groups, APART)
         row, lane = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
-        number = row + first_group
         place = lane + ((start + first) >> 1)
-        number, place = (jax.lax.bitcast_convert_type(v, jnp.uint32) for v in (number, place))
-        near, far = normals(k0, k1, number + first_pair, place, stream(side, k))
+        near, far = normals_at(held, row + first_group, place, stream(side, k))
         made = near if size <= APART else jnp.concatenate([near, far], axis=1)
         return made[None] if tiles.beside else made[:, None]
 
