@@ -13,6 +13,8 @@ from optkit.evolution.drawing import Drawing
 from optkit.evolution.judging import Judge
 from optkit.evolution.noise import Factors, LeafNoise, is_noise, summed, weighted_sum
 from optkit.evolution.spread import Spread
+from optkit.evolution.summing import by_kernel, check_leaves, summed_by_kernel
+from optkit.kernels.implementation import Implementation
 from optkit.tree import PyTree
 from optkit.tree.sharding import place_like
 
@@ -37,6 +39,14 @@ class Estimate:
     signs: bool
     chunk: int | None
     spread: Spread | None = None
+    implementation: Implementation = "xla"
+
+    def leaves(self, params: PyTree) -> list[LeafNoise]:
+        """Returns how the noise of each leaf is drawn, where it can be summed."""
+        leaves = self.drawing.leaves(params)
+        if self.implementation != "xla":
+            check_leaves(leaves)
+        return leaves
 
     def weights(self, fitness: Any) -> jax.Array:
         """Returns the weight of each pair's noise, ``(pairs,)``: of + less that of -."""
@@ -56,13 +66,16 @@ class Estimate:
         """Returns the pseudo-gradient in the dtypes of the parameters."""
         factor = -self.factor(state.es_sigma)
         flat, structure = jax.tree.leaves(params), jax.tree.structure(params)
-        leaves = self.drawing.leaves(params)
+        leaves = self.leaves(params)
         if noise is not None:
             given = jax.tree.leaves(noise, is_leaf=is_noise)
             totals = [None if own is None else self._sum(own, weights) for own in given]
         elif self.spread is not None and self.spread.sums_apart(len(weights), self.drawing.rank):
             apart = self.spread.added(partial(self._part, leaves))
             totals = apart(weights, state.es_key, state.es_step)
+        elif self.spread is not None and self.implementation != "xla":
+            alike = self.spread.repeated(partial(self._totals, leaves, first=0))
+            totals = alike(weights, state.es_key, state.es_step)
         else:
             totals = self._totals(leaves, weights, state.es_key, state.es_step, 0)
         out = [
@@ -85,9 +98,14 @@ class Estimate:
         """The weighted sum of each leaf's noise over pairs from the first on; None if frozen."""
         keys = self.drawing.keys(len(leaves), key, step)
         return [
-            summed(leaf, own, weights, self._sum, self.chunk, first) if leaf.moved else None
+            self._total(leaf, own, weights, first) if leaf.moved else None
             for leaf, own in zip(leaves, keys, strict=True)
         ]
+
+    def _total(self, leaf: LeafNoise, key: Any, weights: jax.Array, first: Any) -> Any:
+        if self.implementation != "xla" and by_kernel(leaf):
+            return summed_by_kernel(leaf, key, weights, self.signs, self.implementation, first)
+        return summed(leaf, key, weights, self._sum, self.chunk, first)
 
     def _sum(self, noise: Any, weights: jax.Array) -> jax.Array:
         if self.signs and isinstance(noise, Factors):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from optkit.evolution.perturbed import Draw, outer
 from optkit.kernels.counters import factor_of
+from optkit.kernels.population_update.base import TOGETHER
 from optkit.tree import (
     MATRIX_ROLES,
     Dims,
@@ -29,9 +30,6 @@ from optkit.tree import (
 Law = Literal["low_rank", "gaussian", "rademacher"]
 Compat = Literal["hyperscalees"]
 Draws = Literal["jax", "counters"]
-
-# Numbers of noise that live together while an update is summed up: 64 MiB in float32.
-TOGETHER = 2**24
 
 
 @partial(

@@ -21,6 +21,8 @@ from optkit.evolution.noise import Compat, Draws, Law
 from optkit.evolution.shaping import NonFinite, Shaping, baseline_difference
 from optkit.evolution.spread import Reduce, Spread
 from optkit.evolution.strategy import Strategy
+from optkit.evolution.summing import check_by_kernel
+from optkit.kernels.implementation import Implementation
 from optkit.transforms.base import need_params
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice
 from optkit.transforms.noise import Key, check_seed, fresh_key
@@ -169,6 +171,7 @@ def population_perturb(
     chunk: int | None = None,
     compat: Compat | None = None,
     draws: Draws = "jax",
+    implementation: Implementation = "xla",
     key: Key = None,
 ) -> PopulationPerturb:
     """Estimates the gradient of a population's mean fitness from the fitnesses of its members.
@@ -219,6 +222,10 @@ def population_perturb(
       draws: what low-rank noise is drawn by: "jax" by ``jax.random``; "counters" by those of
         ``optkit.kernels.perturbed_matmul``, other numbers of the same law, which the kernel makes
         itself where ``population_apply(implementation=)`` takes it.
+      implementation: of the sum in step 3 over low-rank noise, with ``draws="counters"``: "xla";
+        "pallas", the kernel ``optkit.kernels.population_update``, which makes the noise on the chip
+        of a TPU or an NVIDIA GPU; "interpret" runs it slowly on any device. Stacks of matrices,
+        noise in full and noise that is given to ``update`` are XLA's in any case.
       key: seed or PRNG key; None for 0.
 
     Returns:
@@ -227,7 +234,7 @@ def population_perturb(
 
     Raises:
       ValueError: an odd population of pairs, a rank above a leaf's smaller side, fitnesses of
-        another length, leaves that noise can't be added to.
+        another length, leaves that noise can't be added to, noise that no kernel makes.
 
     Example:
       >>> import jax.numpy as jnp, optax, optkit
@@ -250,6 +257,7 @@ def population_perturb(
     check_deviation(sigma)
     check_seed(key)
     check_choice("scale", scale, ("gradient", "paper", "reference", "sum"))
+    check_by_kernel(implementation, noise, draws)
     drawing = Drawing(
         population,
         antithetic=antithetic,
@@ -267,7 +275,7 @@ def population_perturb(
     )
     shape = baseline_difference if baseline else shaping
     judge = Judge(population, shape, maximize, nonfinite, paired=antithetic, questions=baseline)
-    estimate = Estimate(drawing, judge, scale, signs, chunk)
+    estimate = Estimate(drawing, judge, scale, signs, chunk, implementation=implementation)
     return _strategy(estimate, sigma, key)
 
 
@@ -275,7 +283,7 @@ def _strategy(estimate: Estimate, sigma: ScalarOrSchedule, key: Key) -> Populati
     drawing = estimate.drawing
 
     def init(params: PyTree) -> PerturbState:
-        drawing.leaves(params)
+        estimate.leaves(params)
         step = jnp.zeros((), jnp.int32)
         return PerturbState(fresh_key(key), step, deviation_at(sigma, step))
 

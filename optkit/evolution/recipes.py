@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from optkit.catalogue import register
 from optkit.evolution.estimate import Scale
-from optkit.evolution.noise import Compat, Law
+from optkit.evolution.noise import Compat, Draws, Law
 from optkit.evolution.perturb import PopulationPerturb, population_perturb
 from optkit.evolution.shaping import NonFinite, Shaping, top_pairs
+from optkit.kernels.implementation import Implementation
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_number
 from optkit.transforms.noise import Key
 from optkit.tree import Dims, PyTree, RuleLike, Selector
@@ -44,6 +45,8 @@ def eggroll(
     rules: Iterable[RuleLike] = (),
     chunk: int | None = None,
     compat: Compat | None = None,
+    draws: Draws = "jax",
+    implementation: Implementation = "xla",
     key: Key = None,
 ) -> PopulationPerturb:
     """Evolution strategies whose members differ from the model by matrices of low rank.
@@ -75,6 +78,8 @@ def eggroll(
       rules: role rules of yours.
       chunk: pairs whose noise lives together while the update is summed.
       compat: "hyperscalees" repeats the draws of the authors' code.
+      draws: "counters" for noise that kernels make themselves; see ``population_perturb``.
+      implementation: of the update's sum; see ``population_perturb``.
       key: seed or PRNG key.
 
     Returns:
@@ -113,6 +118,8 @@ def eggroll(
         rules=rules,
         chunk=chunk,
         compat=compat,
+        draws=draws,
+        implementation=implementation,
         key=key,
     )
 

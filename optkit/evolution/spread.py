@@ -90,6 +90,22 @@ class Spread:
 
         return jax.jit(lambda *args: self._mapped(local, [False] * len(args))(*args))
 
+    def repeated(self, function: Callable[..., PyTree]) -> Any:
+        """Makes each device compute ``function(*args)`` by itself, of all the arguments.
+
+        That is for kernels, which the compiler can't partition.
+
+        Raises:
+          ValueError: further axes of the mesh, along which the arguments may be split.
+        """
+        rest = {name: n for name, n in self.mesh.shape.items() if name not in self.names}
+        if math.prod(rest.values()) > 1:
+            raise ValueError(
+                f"the kernel is called on whole leaves, and the mesh has the axes {rest} beside "
+                f"those of members, {self.names}; give implementation='xla'"
+            )
+        return jax.jit(lambda *args: self._mapped(function, [False] * len(args))(*args))
+
     def _mapped(self, function: Callable[..., Any], cut: Sequence[bool]) -> Callable[..., Any]:
         return jax.shard_map(
             function,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optkit.evolution.deviation import check_deviation, deviation_at, next_deviation
 from optkit.evolution.drawing import Drawing
-from optkit.evolution.noise import TOGETHER
+from optkit.kernels.population_update.base import TOGETHER
 from optkit.transforms.base import check_same_leaves, map_leaves
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,

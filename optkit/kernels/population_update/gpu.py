@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from optkit.kernels.counters import APART, normals_at, stream
+from optkit.kernels.counters import APART, normals_at, signs_of, stream
 from optkit.kernels.implementation import Unserved
 
 PLACES, PAIRS = 64, 32
@@ -63,24 +63,24 @@ def _kernel(
     held = [jax.lax.bitcast_convert_type(words[n], jnp.uint32) for n in range(3)]
     places = [jnp.arange(PLACES, dtype=jnp.int32) + pl.program_id(axis) * PLACES for axis in (0, 1)]
 
-    def factor(side: str, index: Any, axis: int) -> tuple[jax.Array, jax.Array]:
-        """Of 32 pairs, which lie along ``axis``."""
+    def factor(side: str, number: Any, k: Any, axis: int) -> tuple[jax.Array, jax.Array]:
+        """Of some pairs, which lie along ``axis``."""
         full = (PAIRS, PLACES) if axis == 0 else (PLACES, PAIRS)
-        number = jnp.arange(PAIRS, dtype=jnp.int32) + index // rank * PAIRS
         along = [number, places[1]] if axis == 0 else [places[0], number]
         along = [jnp.broadcast_to(along[0][:, None], full), jnp.broadcast_to(along[1][None], full)]
-        halves = normals_at(held, along[axis], along[1 - axis], stream(side, index % rank))
-        return tuple(jnp.sign(half) for half in halves) if signs else halves
+        near, far = normals_at(held, along[axis], along[1 - axis], stream(side, k))
+        return (signs_of(near), signs_of(far)) if signs else (near, far)
 
     def step(index: Any, totals: Any) -> Any:
-        number = jnp.arange(PAIRS, dtype=jnp.int32) + index // rank * PAIRS
+        tile, k = jax.lax.div(index, jnp.int32(rank)), jax.lax.rem(index, jnp.int32(rank))
+        number = jnp.arange(PAIRS, dtype=jnp.int32) + tile * PAIRS
         each = plgpu.load(weights.at[number], mask=number < pairs, other=0.0)
-        left = factor("a", index, 0)
+        left = factor("a", number, k, 0)
         return tuple(
             total + jnp.dot(own, other, precision=precision, preferred_element_type=jnp.float32)
             for total, (own, other) in zip(
                 totals,
-                [(b * each[None], a) for b in factor("b", index, 1) for a in left],
+                [(b * each[None], a) for b in factor("b", number, k, 1) for a in left],
                 strict=True,
             )
         )

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from optkit.kernels.blocks import LANES, ON_CHIP, Blocks, check_on_chip, filled, rounded_up
-from optkit.kernels.counters import APART, in_registers, normals_at, stream
+from optkit.kernels.counters import APART, in_registers, normals_at, signs_of, stream
 from optkit.kernels.implementation import Unserved
 
 # Entries of a tile of the sum: 16 MiB, which are held twice.
@@ -44,7 +44,7 @@ class Tiles(Blocks):
 
     def runs(self) -> tuple[int, int]:
         """Returns in how many passes rows and columns are made."""
-        return tuple(-(-size // (2 * APART)) for size in (self.rows, self.columns))
+        return -(-self.rows // (2 * APART)), -(-self.columns // (2 * APART))
 
     def grid(self, pairs: int, n: int, m: int, rank: int) -> tuple[int, int, int, int]:
         """Returns the grid: tiles of rows, of columns, of pairs, and ranks."""
@@ -138,8 +138,8 @@ def _kernel(tiles: Tiles, signs: bool, precision: Any, unroll: int, *refs: Any) 
         shape = (tiles.pairs, APART) if axis == 0 else (APART, tiles.pairs)
         number, place = (jax.lax.broadcasted_iota(jnp.int32, shape, n) for n in (axis, 1 - axis))
         number, place = number + k * tiles.pairs, place + (first >> 1)
-        halves = normals_at(held, number, place, stream(side, rank))
-        return tuple(jnp.sign(half) for half in halves) if signs else halves
+        near, far = normals_at(held, number, place, stream(side, rank))
+        return (signs_of(near), signs_of(far)) if signs else (near, far)
 
     @pl.when((k == 0) & (rank == 0))
     def _() -> None:
