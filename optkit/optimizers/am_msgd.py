@@ -37,7 +37,9 @@ def am_msgd(
     Without matrix work: two sums over all leaves beyond SGD with momentum, 10 FLOPs a parameter,
     and two more readings of the gradient and ``d``. Choose it over SGD with momentum to have one
     number less to tune. The paper claims that it beats the best fixed momentum on convex problems
-    and images; not reproduced here.
+    and images. In ``python -m benchmarks.claims adaptive_memory`` it does not: on digits its
+    training loss ends 6% above that of the best fixed coefficient in logistic regression, and 54%
+    above it in a perceptron.
 
     Args:
       learning_rate: a number or a schedule; the coefficient does not depend on it.

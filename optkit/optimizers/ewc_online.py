@@ -45,6 +45,11 @@ def ewc_online(
     Fisher information here, which it is not; and steps are stable only while ``lr*strength*F``
     stays below 2.
 
+    Evidence: in ``python -m benchmarks.claims forgetting``, two tasks of digits in a row, it keeps
+    little: the mean error of both is 14.4% at a strength of 10, with SGD 16.5%, and with
+    ``optkit.elastic_prior`` at a known boundary 4.1%; at a strength of 30 it is 39% (+- 45% over
+    seeds).
+
     Args:
       learning_rate: a number or a schedule; the reference has 1e-5.
       strength: ``lam`` of the reference.

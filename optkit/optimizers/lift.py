@@ -66,7 +66,10 @@ def lift(
     Extra work: a singular value decomposition of each matrix every ``interval`` steps, some
     ``20*m*n*min(m, n)`` FLOPs. When to choose: fine-tuning with moments for some 5% of the weights
     instead of all. That it learns more and forgets less than LoRA and full fine-tuning is the
-    paper's claim; ``examples/sparse_fine_tuning.py`` compares masks on a small task.
+    paper's claim. In ``python -m benchmarks.claims lift``, digits turned by a quarter, it learns
+    the new task as well as full fine-tuning, within the spread over seeds, and forgets far more:
+    65% errors on the old one against 21%, and 64% with entries drawn at random, each at its own
+    best rate. ``examples/sparse_fine_tuning.py`` compares masks on a small task.
 
     Args:
       learning_rate: a number or a schedule.

@@ -69,7 +69,11 @@ def namo(
 
     Matrix work beside Muon's: two norms, ``4*A*B`` FLOPs a matrix. Choose it over ``muon_rms`` when
     the best learning rate is unknown or noise grows during the run. That it beats Muon and AdamW in
-    pretraining GPT-2 is the paper's claim, not reproduced here.
+    pretraining GPT-2 is the paper's claim. In ``python -m benchmarks.claims namo_d``, a regression
+    of a 64 x 64 matrix, the step shrinks from 0.085 to 0.038 of the rate as noise grows 16 times,
+    where Muon's stays at 0.174; the loss ends below Muon's at little noise (0.027 against 0.040)
+    and not at much (0.921 against 0.906), and more learning rates are good ones at the least noise
+    alone.
 
     Args:
       learning_rate: step of all leaves, a number or a schedule; the paper's GPT-2 runs: 0.012.

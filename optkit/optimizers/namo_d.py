@@ -72,7 +72,10 @@ def namo_d(
 
     Matrix work beside Muon's: two norms of each column, ``4*A*B`` FLOPs a matrix. Choose it over
     ``namo`` where inputs differ in how often they are active. That it improves on NAMO in
-    pretraining GPT-2, with ``clamp`` tuned, is the paper's claim, not reproduced here.
+    pretraining GPT-2, with ``clamp`` tuned, is the paper's claim. In
+    ``python -m benchmarks.claims namo_d``, a regression of a 64 x 64 matrix, it does as NAMO does,
+    to a hundredth of the loss: below Muon at little noise (0.027 against 0.040) and not at much
+    (0.919 against 0.906), and more learning rates are good ones at the least noise alone.
 
     Args:
       learning_rate: step of all leaves, a number or a schedule; the paper's GPT-2 runs: 0.009.

@@ -52,7 +52,10 @@ def upgd(
     Extra work: some ten operations and a normal number per parameter, no matrix products. When to
     choose: streams of tasks, where plain methods forget the old ones or cease to learn new ones; on
     a single task the gate only makes steps shorter. That it alone improves from task to task on
-    label-permuted CIFAR-10, EMNIST and mini-ImageNet is the paper's claim.
+    label-permuted CIFAR-10, EMNIST and mini-ImageNet is the paper's claim. In
+    ``python -m benchmarks.claims plasticity``, where labels of digits are drawn anew 25 times, it
+    is no better than SGD: its loss in the last quarter is 1.840 against 1.836, and has grown by
+    0.250 since the first one against 0.158.
 
     On a stream of small regressions that differ by a permutation of their inputs it learns faster
     than SGD with decay, and faster still with the profile "experiment_local"; the noise changed
