@@ -169,7 +169,10 @@ def adafactor(
     ``lr*weight_decay``.
 
     Choose it where a model's weights leave no room for moments: the state is next to nothing.
-    Evidence: training Transformers for translation as well as Adam does is the paper's claim.
+    Evidence: training Transformers for translation as well as Adam does is the paper's claim. In
+    ``python -m benchmarks.claims memory_lm``, a byte language model and 250 steps, it ends 1.4%
+    below an AdamW whose matrices have a quarter of the rate (the better of two) with 0.7% of the
+    state.
 
     Args:
       learning_rate: a number or a schedule; None for the relative step of above.

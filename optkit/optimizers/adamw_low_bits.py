@@ -47,8 +47,10 @@ def adamw_8bit(
     4. ``p <- (1 - lr*weight_decay)*p - lr*u``; 5. ``mu``, ``nu`` are encoded.
 
     It is ``optkit.quantize_state`` around Adam, as a recipe with the references' options. There is
-    no matrix work. Take it where AdamW's states do not fit; that it trains as AdamW
-    does is the paper's claim.
+    no matrix work. Take it where AdamW's states do not fit; that it trains as AdamW does is the
+    paper's claim. On small byte language models it does: its loss is -0.003 (+- 0.008) beside
+    AdamW's, whose spread over seeds is 0.010 (``python -m benchmarks.claims eight_bit``), and 0.2%
+    below it with 25.5% of its state (``python -m benchmarks.claims memory_lm``).
 
     Args:
       learning_rate: a number or a schedule.
@@ -136,8 +138,10 @@ def adamw_4bit(
     4. ``p <- (1 - lr*weight_decay)*p - lr*u``; 5. ``mu``, ``nu`` are encoded.
 
     It is ``optkit.quantize_state`` around Adam, as a recipe with the references' options. There is
-    no matrix work. Rougher than 8 bits: within a block second
-    moments below 1/16 of the largest are read as that. That it trains well is the paper's claim.
+    no matrix work. Rougher than 8 bits: within a block second moments below 1/16 of the largest are
+    read as that. That it trains well is the paper's claim. In
+    ``python -m benchmarks.claims eight_bit``, a small byte language model, its loss is 0.020 (+-
+    0.026) above AdamW's, more than AdamW's spread over seeds of 0.010.
 
     Args:
       learning_rate: a number or a schedule.
@@ -232,7 +236,10 @@ def adamw_fp8(
     4. ``p <- (1 - lr*weight_decay)*p - lr*u``; 5. ``mu``, ``nu`` are encoded.
 
     It is ``optkit.quantize_state`` around Adam, as a recipe with the references' options. There is
-    no matrix work. Take it where hardware converts float8.
+    no matrix work. Take it where hardware converts float8. In
+    ``python -m benchmarks.claims eight_bit``, a small byte language model, its loss is 0.0105 (+-
+    0.0047) below AdamW's. That is no worse, but just further off than AdamW's spread over seeds
+    (0.0103), the bound that was set.
 
     Args:
       learning_rate: a number or a schedule.

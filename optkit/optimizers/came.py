@@ -42,7 +42,9 @@ def came(
     3. ``W <- (1 - lr*weight_decay)*W - lr*m/sqrt(those, factored)``.
 
     Choose it for Adam's momentum at half of Adam's state. Evidence: training BERT, T5 and GPT-2 as
-    well as Adam or better is the paper's claim.
+    well as Adam or better is the paper's claim. In ``python -m benchmarks.claims memory_lm``, a
+    byte language model and 250 steps, it is not as good: 1.2% above AdamW, with 51.2% of its state,
+    and 6.7% above one whose matrices have a quarter of the rate.
 
     Args:
       learning_rate: a number or a schedule; the authors' are 2e-4 to 2e-3.

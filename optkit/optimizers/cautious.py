@@ -50,6 +50,11 @@ def cautious_adamw(
     2. ``k = 1[u*g > 0]``; ``k <- k/max(mean(k), 1e-3)`` per leaf;
     3. ``p <- (1 - lr*weight_decay)*p - lr*u*k``.
 
+    No matrix work: a mask and its mean. Choose it where AdamW is tuned and a swap has to be free.
+    Evidence: 1.47 times fewer samples at best is the paper's claim. In
+    ``python -m benchmarks.claims cautious``, a small byte language model, it ends 0.045 below
+    AdamW, both at their best rate, and reaches AdamW's last loss in 340 of 400 steps.
+
     Args:
       learning_rate: a number or a schedule.
       b1: decay rate of the first moment.

@@ -41,7 +41,10 @@ def eco_sgdm(
 
     No matrix work; ``optkit.eco`` around momentum. Take it where values have to stay on float8's
     grid and 4 bytes a parameter of master weights are too many; that the loss suffers little is the
-    paper's claim.
+    paper's claim. In ``python -m benchmarks.claims eco``, a quadratic, the squared gradient at the
+    end does not depend on the rate, whereas without it that is 1.4 times as large at a rate of 0.3
+    and 46 times at 0.003, all rounded at random to a grid whose step is drawn anew at each update;
+    on a fixed grid rounding at random alone does as well.
 
     Args:
       learning_rate: a number or a schedule.
@@ -110,7 +113,10 @@ def eco_adamw(
 
     No matrix work; ``optkit.eco`` around ``optkit.adamw``. Take it where weights have to stay in
     float8 and 4 bytes a parameter of master weights are too many; that the loss suffers little is
-    the paper's claim.
+    the paper's claim. In ``python -m benchmarks.claims eco``, a small byte language model with
+    float8 weights, it ends 0.7% above float32 if rounded at random and 3.4% if to the nearest.
+    Rounding at random without it was as good (-0.2%), and to the nearest not worse beyond the
+    spread over seeds (5.4%); that it is needed shows on a quadratic, see ``optkit.eco_sgdm``.
 
     Args:
       learning_rate: a number or a schedule.

@@ -76,7 +76,11 @@ def fira(
     Matrix work of a step: ``6*A*B*r`` operations, and the singular value decompositions of GaLore.
 
     Choose it over ``optkit.galore_adamw``: its updates have full rank, for one number a matrix.
-    Evidence: better than GaLore and on par with full-rank training on C4 is the paper's claim.
+    Evidence: better than GaLore and on par with full-rank training on C4 is the paper's claim. In
+    ``python -m benchmarks.claims memory_lm``, a byte language model and 250 steps, it ends 0.044
+    below GaLore, and 2.7% below an AdamW whose matrices also have a quarter of the rate, with 41.2%
+    of its state; on a regression in which every direction counts 14 decades below GaLore
+    (``python -m benchmarks.claims low_rank``).
 
     Args:
       learning_rate: a number or a schedule.

@@ -124,7 +124,11 @@ def frugal(
 
     Choose it where state has to be small and updates of full rank: ``density`` is the share of
     Adam's state that stays. Evidence: better than GaLore and BAdam at equal memory and near Adam at
-    a quarter of its state on C4 is the paper's claim.
+    a quarter of its state on C4 is the paper's claim. In ``python -m benchmarks.claims memory_lm``,
+    a byte language model and 250 steps, it ends 4.9% below an AdamW of one rate for all leaves with
+    35.8% of the state; with ``full_scale=0.25`` 2.8% below an AdamW whose matrices have a quarter
+    of the rate, too, and 0.045 below GaLore. On a regression it is ahead of GaLore and BAdam, and
+    four decades behind AdamW (``python -m benchmarks.claims low_rank``).
 
     Args:
       learning_rate: a number or a schedule.

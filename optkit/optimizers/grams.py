@@ -32,6 +32,11 @@ def grams(
     1. ``m``, ``v`` as Adam; ``u = m*sqrt(c2)/c1 / (sqrt(v) + eps)``;
     2. ``p <- (1 - lr*weight_decay)*p - lr*sign(g)*|u|``.
 
+    No matrix work. Evidence: a lower loss than Adam's and than that of cautious Adam is the paper's
+    claim. In ``python -m benchmarks.claims cautious``, a small byte language model, the first half
+    holds: it ends 0.036 below AdamW, at four times its rate; cautious AdamW ends lower still (2.034
+    against 2.044).
+
     Args:
       learning_rate: a number or a schedule.
       b1: decay rate of the first moment.

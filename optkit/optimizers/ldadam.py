@@ -69,7 +69,9 @@ def ldadam(
 
     Choose it where a basis that is stale for hundreds of steps, as GaLore's, loses too much; E
     costs 4 bytes per parameter, half of what Adam keeps. Evidence: near Adam in fine-tuning and
-    pre-training at low rank is the paper's claim.
+    pre-training at low rank is the paper's claim. In ``python -m benchmarks.claims low_rank``, a
+    regression that needs every direction, it ends at 5e-4, below GaLore (7e-3) and far above AdamW
+    (5e-14).
 
     Args:
       learning_rate: a number or a schedule.

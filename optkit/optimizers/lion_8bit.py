@@ -44,7 +44,8 @@ def lion_8bit(
 
     It is ``optkit.quantize_state`` around Lion, as a recipe with bitsandbytes' options. There is no
     matrix work. The sign forgives a coarse momentum except where it is near 0. Take it where a byte
-    a parameter is what there is.
+    a parameter is what there is. In ``python -m benchmarks.claims eight_bit``, a small byte
+    language model, its loss is that of Lion: -0.001 (+- 0.006) beside it.
 
     Args:
       learning_rate: a number or a schedule.
