@@ -111,7 +111,9 @@ def lion_k(
     Args:
       learning_rate: a number or a schedule.
       kind: which K, see ``optkit.scale_by_kappa``. "spectral" orthogonalizes hidden matrices and
-        takes the sign elsewhere: Muon with Lion's momentum.
+        takes the sign elsewhere: Muon with Lion's momentum. "identity" is SGD with Nesterov-like
+        momentum: with ``b1 = b2**2`` it is ``optax.sgd((1-b2)*lr, b2, nesterov=True)``, with
+        ``b1 = b2`` its heavy ball.
       e: threshold of shrink and huber (default 1e-3).
       p: exponent of lp (default 2).
       k: entries kept by topk (default a tenth).

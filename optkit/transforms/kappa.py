@@ -11,7 +11,7 @@ from optkit.transforms.hyperparams import check_choice, check_number
 from optkit.transforms.orthogonalize import orthogonalize
 from optkit.tree import PyTree
 
-Kappa = Literal["l1", "lp", "shrink", "topk", "huber", "spectral"]
+Kappa = Literal["l1", "lp", "shrink", "topk", "huber", "identity", "spectral"]
 
 
 def _lp(x: jax.Array, p: float) -> jax.Array:
@@ -63,6 +63,7 @@ def scale_by_kappa(
     shrink      sign(x) where \|x\| > e          e * l1 norm, and the box
     topk        sign(x) on the k largest         box, and l1 norm <= k/lam
     huber       clip(x, -e, e) / e               (e lam / 2) * squared l2 norm, and the box
+    identity    x                                (lam / 2) * squared l2 norm, no constraint
     spectral    orthogonal factor of x           largest singular value <= 1/lam
     ==========  ===============================  =================================================
 
@@ -105,6 +106,7 @@ def scale_by_kappa(
         "shrink": lambda x: jnp.where(jnp.abs(x) > e, jnp.sign(x), 0.0),
         "topk": lambda x: _topk(x, k),
         "huber": lambda x: jnp.clip(x, -e, e) / e,
+        "identity": lambda x: x,
     }
 
     def update(updates: PyTree, params: PyTree | None) -> PyTree:

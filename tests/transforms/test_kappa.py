@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optkit
@@ -20,6 +21,7 @@ KINDS = {
         {"e": 0.5},
         lambda x: np.where(np.abs(x) < 0.5, x**2 / (2 * 0.5), np.abs(x) - 0.25).sum(),
     ),
+    "identity": ({}, lambda x: (x**2).sum() / 2),
 }
 UPDATES = {kind: optkit.scale_by_kappa(kind, **options) for kind, (options, _) in KINDS.items()}
 UPDATES["lp2"] = optkit.scale_by_kappa("lp")
@@ -100,8 +102,9 @@ LION_K = {
 }
 
 
+# The dual of the identity's K is finite everywhere: decay pulls, and bounds nothing.
 @pytest.mark.parametrize("start", [0.9, 5.0], ids=["inside", "outside"])
-@pytest.mark.parametrize("kind", UPDATES)
+@pytest.mark.parametrize("kind", [kind for kind in UPDATES if kind != "identity"])
 def test_parameters_stay_in_or_approach_the_dual_ball(kind, start):
     grads = gradients(3, STEPS, {"w": (SIZE,)})
     for t, g in enumerate(grads):
@@ -129,6 +132,58 @@ def test_spectral_decay_bounds_the_singular_values():
     assert np.all((first > 0.6) & (first < 1.21))
     tops = np.linalg.svd(np.asarray(moved["w"]))[1][:, 0]
     assert np.all(tops <= 1.21 / DECAY)
+
+
+@jax.jit
+def _identity_and_sgd(params, grads, b1, b2, lam):
+    """Parameters after each step, by ``lion_k`` and by a sum of optax's momentum and gradient."""
+    ours = optkit.lion_k(RATE, kind="identity", b1=b1, b2=b2, weight_decay=lam)
+    momentum = optax.trace(b2)
+
+    def step(carry, g):
+        p, q, state, buffer = carry
+        u, state = ours.update(g, state, p)
+        v, buffer = momentum.update(g, buffer)
+        p = p + u
+        q = q - RATE * lam * q - RATE * (b1 * (1 - b2) / b2 * v + (1 - b1 / b2) * g)
+        return (p, q, state, buffer), (p, q)
+
+    first = (params, params, ours.init(params), momentum.init(params))
+    return jax.lax.scan(step, first, grads)[1]
+
+
+@jax.jit
+def _nesterov(params, grads, b2, lam):
+    tx = optax.chain(
+        optax.trace(b2, nesterov=True), optax.scale(1 - b2), optax.add_decayed_weights(lam)
+    )
+
+    def step(carry, g):
+        p, state = carry
+        u, state = tx.update(g, state, p)
+        p = p - RATE * u
+        return (p, state), p
+
+    return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
+
+
+BETAS = st.floats(0.125, 0.96875, width=32)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    params=VALUES,
+    grads=st.lists(VALUES, min_size=5, max_size=5).map(np.float32),
+    betas=st.tuples(BETAS, BETAS).map(sorted),
+    lam=st.floats(0, 1, width=32),
+)
+def test_the_identity_is_sgd_with_momentum(params, grads, betas, lam):
+    b1, b2, lam = (jnp.float32(x) for x in (*betas, lam))
+    params = jnp.asarray(params, jnp.float32)
+    got, want = _identity_and_sgd(params, grads, b1, b2, lam)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    square, _ = _identity_and_sgd(params, grads, b2 * b2, b2, lam)
+    np.testing.assert_allclose(square, _nesterov(params, grads, b2, lam), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
