@@ -48,6 +48,10 @@ def centered_clipping(
     is not finite or whose squared distance is none: each client moves the centre by ``radius/W`` at
     most. A round without any present one moves nothing. Weights are not used.
 
+    Evidence: in ``python -m benchmarks.claims robust``, digits with two hostile workers of nine,
+    errors are 2.5% where these reverse gradients (the mean: 100%), and 2.4% where they hide within
+    the others' spread (the mean: 44.3%), at a radius chosen without hostile workers.
+
     Args:
       radius: tau, above 0; infinite for the mean. It has to match what is sent: the paper's 100 is
         of momenta without the factor 1 - b1, which at b1 = 0.9 are ten times those with it.

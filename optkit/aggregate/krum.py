@@ -105,6 +105,10 @@ def krum(
     present ones, or with so many such vectors that no score is finite, moves nothing. Weights are
     not used.
 
+    Evidence: in ``python -m benchmarks.claims robust``, digits with two hostile workers of nine,
+    errors are 1.8% where these reverse gradients (the mean: 100%), and 1.9%, the fewest of all
+    rules, where they hide within the others' spread (the mean: 44.3%).
+
     Args:
       hostile: f, how many clients may be.
       dialect: ``"epfl"`` squares distances twice as the code of Karimireddy et al. does, and runs
@@ -165,6 +169,10 @@ def multi_krum(
     2*hostile + 3 or keep + hostile, or with so many such vectors that fewer than ``keep`` scores
     are finite, moves nothing. Weights are not used: a hostile client would choose its own.
 
+    Evidence: in ``python -m benchmarks.claims robust``, digits with two hostile workers of nine,
+    errors are 1.7% where these reverse gradients (the mean: 100%), and 3.8% where they hide within
+    the others' spread (the mean: 44.3%).
+
     Args:
       hostile: f, how many clients may be.
       keep: m, how many to average.
@@ -217,6 +225,10 @@ def bulyan(
     A vector that is not finite is infinitely far from all. A round with fewer than 4*hostile + 3
     present ones, or with more than ``hostile`` such vectors, may move nothing. Weights are not
     used.
+
+    Evidence: in ``python -m benchmarks.claims robust``, digits with two hostile workers of eleven,
+    errors are 2.1% where these reverse gradients (the mean of nine: 100%), and 2.7% where they hide
+    within the others' spread (the mean: 44.3%).
 
     Args:
       hostile: f, how many clients may be.

@@ -179,6 +179,10 @@ def fedvarp(
     whoever comes, once all have come. A round without anybody moves nothing. Who reports
     a number that is not finite counts as absent.
 
+    Evidence: in ``python -m benchmarks.claims federated``, digits whose labels 0 to 4 come in nine
+    of ten rounds and the others in one, it is no better than the mean of who comes: 0.092 against
+    0.091, and fewer right answers, 96.8% against 98.1%.
+
     Args:
       form: see above; "participants" needs no probabilities, and is unbiased where all ``p_i`` are
         equal.
@@ -246,6 +250,10 @@ def fedstale(
     What a client sent long ago is stale: the less alike participation is, and the noisier
     gradients are, the smaller the best ``beta``. A round without anybody moves nothing.
     Who reports a number that is not finite counts as absent.
+
+    Evidence: in ``python -m benchmarks.claims federated``, digits whose labels 0 to 4 come in nine
+    of ten rounds and the others in one, it ends at 0.067, where the mean of who comes has 0.091,
+    but with as many right answers.
 
     Args:
       beta: weight of the memory, in [0, 1].

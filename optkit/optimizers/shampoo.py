@@ -114,7 +114,10 @@ def shampoo(
 
     Choose it for few steps at a cost of two products a side, and roots, for each matrix; it won
     AlgoPerf's external tuning in 2024. Learning rates of AdamW are a start. Evidence here: its
-    reference's trajectories and ``python -m benchmarks.curvature_step``, no training at size.
+    reference's trajectories, ``python -m benchmarks.curvature_step``, and small models in
+    ``python -m benchmarks.claims curvature``: on bytes AdamW's last loss in 174 of 300 steps, each
+    1.5 times as long on a CPU; on digits 0.042 against AdamW's 0.051, within the spread over seeds,
+    in steps 5.3 times as long. No training at size.
 
     Args:
       learning_rate: a number or a schedule.

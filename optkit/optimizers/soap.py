@@ -137,8 +137,10 @@ def soap(
     ``max_precond_dim`` entries takes 8 times its square in bytes, 536 MB at a vocabulary of 8192.
     Lower the bound to leave vocabularies as they are.
 
-    Choose it where steps are expensive and batches large. The paper's claim, not reproduced here:
-    at 360 and 660 million parameters 40% fewer steps than AdamW.
+    Choose it where steps are expensive and batches large. The paper's claim is 40% fewer steps than
+    AdamW at 360 and 660 million parameters. In ``python -m benchmarks.claims curvature`` a small
+    byte model has AdamW's last loss in 144 of 300 steps; on digits it is worse, 0.101 against
+    0.051, and never gets there.
 
     Args:
       learning_rate: a number or a schedule.

@@ -68,6 +68,11 @@ def sophia_g(
     Of a flax.nnx model ``graph, params, rest = nnx.split(model, nnx.Param, ...)`` are parts from
     which functions of the parameters make it: ``lambda p: nnx.merge(graph, p, rest)(inputs)``.
 
+    Evidence: half of AdamW's steps is the paper's claim. In
+    ``python -m benchmarks.claims curvature`` a small byte model is worse than with AdamW, 3.433
+    against 3.097 bits a byte, and never gets there; on digits it ends at 0.041 against 0.051,
+    within the spread over seeds.
+
     Args:
       learning_rate: like Lion's; it is the paper's times its rho.
       b1: decay rate of the momentum.

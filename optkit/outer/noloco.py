@@ -69,6 +69,11 @@ def noloco(
     Stacked along a sharded axis, pairs of a power of 2 of replicas are sent directly; of other
     numbers and of larger groups the compiler gathers all: give those an ``axis_name``.
 
+    Evidence: in ``python -m benchmarks.claims diloco``, a small byte model on four replicas, it
+    comes nearer to synchronous training than DiLoCo and sends a third less, but not within the 1%
+    that was asked: 1.079 times its bits a byte at 50 steps between meetings, 3.113 against 2.922 at
+    10.
+
     Args:
       alpha: of the momentum.
       beta: the outer learning rate.

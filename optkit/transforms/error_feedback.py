@@ -114,6 +114,10 @@ def error_feedback(
     Whatever the compressor, ``sum(c) + e = sum(u)``: nothing is lost for good. If it contracts
     (``compressor.contraction``), ``e`` stays bounded.
 
+    Evidence: in ``python -m benchmarks.claims error_feedback`` signs alone leave a least squares
+    problem of two dimensions at its first loss of 2, with feedback they solve it; and PowerSGD at
+    rank 1 without feedback ends 0.129 above plain averages on digits.
+
     Args:
       compressor: a codec of ``optkit.codecs``, also one for states.
       inner: see above.
@@ -208,6 +212,10 @@ def ef21(
     A worker has to send ``c`` only; the mean of all ``h`` follows from the mean of all ``c``. When
     gradients settle, so do the estimates, and no error is fed back. Stands before the base
     optimizer; behind ``optkit.momentum`` it is EF21 with momentum.
+
+    Evidence: in ``python -m benchmarks.claims error_feedback``, logistic regression of workers with
+    different data that send one of 65 coordinates, the squared gradient ends 10.7 decades below
+    that of classic feedback, each at its best step.
 
     Args:
       compressor: a codec that contracts.

@@ -124,6 +124,9 @@ def schedule_free(
     ``x``; to train on, keep the state too, which holds ``z`` (see
     ``optkit.schedule_free_train_params``).
 
+    Evidence: ``python -m benchmarks.claims schedule_free`` has it around AdamW, see
+    ``optkit.schedule_free_adamw``; other inner optimizers are not compared there.
+
     Args:
       inner: any optimizer, such as ``optax.sgd(1.0)`` or ``optkit.muon(0.02, b1=0.0)``.
       learning_rate: the inner one's, for the weights alone: only its course matters, so that a

@@ -78,8 +78,10 @@ def polystep(
     Each number is judged by losses of its own, so that a generation costs several evaluations a
     coordinate: choose it where evaluations are many, or tell what few parameters change, as in
     MAX-SAT. The paper reports it ahead of evolution strategies on non-differentiable networks,
-    which had 100 to 10000 times fewer evaluations there; with as many, and few, it was behind all
-    of them on digits (``python -m benchmarks.claims polystep``).
+    which had 100 to 10000 times fewer evaluations there; with as many, and few, it was behind the
+    best of them on each of five such networks on digits, by 0.15 to 0.36 of the held-out error
+    (``python -m benchmarks.claims polystep``). Of the clauses of 100000 variables it satisfies
+    0.982 after 12 generations, hill climbing 0.977 (``python -m benchmarks.claims maxsat``).
 
     Args:
       population: number of probes of a generation, a multiple of v times ``num_probe``; None for

@@ -50,6 +50,10 @@ def pes(
     the flags ``(pairs,)``, with the fitness up to the end as ``fitness`` and that of the rest as
     ``after``: the rest is weighted by ``sigma*eps_k`` alone, and ``xi_k = sigma*eps_k`` for them.
 
+    Evidence: in ``python -m benchmarks.claims unrolled_estimates``, influence balancing in
+    truncations of one step, the loss falls from 8.8 above its least to 1e-4 at the best of three
+    rates; ``truncated_es`` does not lower it at any.
+
     Args:
       population: number of members N, even.
       sigma: deviation, a number or a schedule over truncations.
@@ -123,7 +127,10 @@ def nres(
        pair's inner problem begins, and the same until it ends;
     2. ``g = -1/(N*sigma) * sum_k (f+ - f-)*eps_k``, f the fitness of this truncation alone.
 
-    Without sums to keep; of lower variance than PES, says its paper.
+    Without sums to keep; of lower variance than PES, says its paper. In
+    ``python -m benchmarks.claims unrolled_estimates``, influence balancing in truncations of one
+    step, the loss falls from 8.8 above its least to 5e-6 at the best of three rates, with PES to
+    1e-4; at the smallest both are at 0.04.
 
     Args:
       population: number of members N, even.
@@ -191,6 +198,9 @@ def truncated_es(
 
     Biased where the effect of parameters outlasts a truncation: what ``pes`` and ``nres`` are
     compared with.
+
+    In ``python -m benchmarks.claims unrolled_estimates``, influence balancing in truncations of one
+    step, parameters run away from the optimum at each of three rates.
 
     Args:
       population: number of members N, even.
