@@ -8,6 +8,9 @@ as Adam does. Here: two blocks of width 128 on bytes, 32 directions of 128 at mo
 50 steps. Of the methods that serve matrices alone, embedding and head, a seventh of the parameters,
 have all of Adam's state.
 
+The experiment was specified (as H2) with 1,000 steps; here are 250, and the rates have fallen by
+then: what methods do after that, as bases grow stale or moments begin anew, is not seen.
+
 GaLore and its like take matrices' steps at a quarter of the rate of the other leaves. That alone
 may be better than one rate for all, whatever the subspace does. So AdamW is run both ways, and each
 method compared with the AdamW of its own ratio; where steps have other lengths than Adam's (APOLLO,

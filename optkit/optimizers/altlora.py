@@ -68,8 +68,9 @@ def altlora(
     Choose it for adapters where AdamW's dependence on the scale of A and B is a nuisance: with
     delta 0 the path of ``B A`` does not depend on how it is written. Directions are gradients, not
     normalised: the learning rate depends on the loss, see ``optkit.altlora_plus``. Evidence: gains
-    over LoRA at its cost are the paper's claim; ``python -m benchmarks.claims lora`` compares it on
-    a regression.
+    over LoRA at its cost are the paper's claim; in ``python -m benchmarks.claims lora``, a
+    regression, the loss ends 0.6 (+- 1.8) decades below LoRA's, and with ``schedule="joint"`` at
+    that of Adam on W itself.
 
     Args:
       learning_rate: a number or a schedule.
@@ -176,9 +177,10 @@ def altlora_plus(
 
     Choose it over ``optkit.altlora`` where one learning rate has to serve layers of very different
     gradients; what a division by entry costs is that the path of ``B A`` depends on how it is
-    written. Evidence: the paper's claim is that it comes closest to full fine-tuning of all
-    methods that keep no full-size state; ``python -m benchmarks.claims lora`` compares it on a
-    regression.
+    written. Evidence: the paper's claim is that it comes closest to full fine-tuning of all methods
+    that keep no full-size state; in ``python -m benchmarks.claims lora``, a regression, it is no
+    better than LoRA, 0.9 (+- 1.5) decades above it; with ``schedule="joint"`` its loss falls by 6.4
+    decades, LoRA's by 4.5.
 
     Args:
       learning_rate: a number or a schedule.

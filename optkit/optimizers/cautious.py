@@ -184,6 +184,14 @@ def cautious_muon(
 
     All other leaves go to Adam with the same mask on its own update.
 
+    Extra matrix work of a step: that of ``optkit.muon``, 5 Newton-Schulz steps of
+    ``4*m**2*n + 2*m**3`` FLOPs for an m x n matrix, m the shorter side, or its Gram form; the mask
+    and its mean take none.
+
+    Choose it as Muon, to see whether a mask helps: the evidence is thin.
+    ``python -m benchmarks.claims cautious`` has the mask on AdamW,
+    ``python -m benchmarks.claims muon`` has Muon without it; no table here has both.
+
     Args:
       learning_rate: step of the matrices, a number or a schedule.
       b1: decay rate of the momentum.

@@ -81,8 +81,9 @@ def lora_plus(
     ``other="adamw"`` vectors among them have B's rate.
 
     Choose it as the baseline of adapters: it costs what plain LoRA costs. Evidence: the analysis of
-    wide networks, and up to twice the speed of fine-tuning, are the paper's claims;
-    ``python -m benchmarks.claims lora`` compares it on a regression.
+    wide networks, and up to twice the speed of fine-tuning, are the paper's claims; in
+    ``python -m benchmarks.claims lora``, a regression, it is worse than plain LoRA: the loss falls
+    by 1.7 decades, LoRA's by 4.5.
 
     Args:
       learning_rate: of A, a number or a schedule.

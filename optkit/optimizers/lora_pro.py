@@ -59,8 +59,9 @@ def lora_pro(
 
     Choose it for adapters of a small rank where plain LoRA stays behind full fine-tuning, and where
     Adam's moments of all adapted weights fit: it saves the memory of gradients, not of moments.
-    Evidence: that it narrows the gap to full fine-tuning is the paper's claim;
-    ``python -m benchmarks.claims lora`` compares it on a regression.
+    Evidence: that it narrows the gap to full fine-tuning is the paper's claim; in
+    ``python -m benchmarks.claims lora``, a regression, the loss ends 3.0 (+- 1.6) decades below
+    LoRA's and at that of Adam on W itself, whose state it has.
 
     Args:
       learning_rate: a number or a schedule.

@@ -54,6 +54,14 @@ def muon_dion(
     3. ``W <- (1 - lr*weight_decay)*W - lr*sqrt(A/B)*O``; with ``decay="cautious"`` only entries
        with ``W*O >= 0`` decay.
 
+    All other leaves go to AdamW, or to ``other``. Extra matrix work of a step: that of
+    ``optkit.muon``, 5 Newton-Schulz steps of ``4*m**2*n + 2*m**3`` FLOPs for an m x n matrix, m the
+    shorter side, or its Gram form.
+
+    Choose it where learning rates shall carry over between widths, or to go on with a run of the
+    library. Evidence: ``python -m benchmarks.claims muon`` has ``optkit.muon``; this form, with its
+    own momentum, coefficients and factor, is not compared here.
+
     Args:
       learning_rate: step of the matrices, a number or a schedule.
       b1: decay rate of the heavy ball.

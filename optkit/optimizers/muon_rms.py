@@ -54,6 +54,13 @@ def muon_rms(
     All other leaves go to AdamW with the same learning rate and decay, betas (0.9, 0.95) and eps
     beside the uncorrected root, or to ``other``.
 
+    Extra matrix work of a step: that of ``optkit.muon``, 5 Newton-Schulz steps of
+    ``4*m**2*n + 2*m**3`` FLOPs for an m x n matrix, m the shorter side, or its Gram form.
+
+    Choose it to keep the learning rate and decay of an AdamW run. Evidence: about half of AdamW's
+    compute to a loss is the paper's claim, not examined here; ``python -m benchmarks.claims muon``
+    has ``optkit.muon``, whose steps differ by a factor for each shape.
+
     Args:
       learning_rate: step of all leaves, a number or a schedule.
       b1: decay rate of the heavy ball.

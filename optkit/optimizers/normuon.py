@@ -218,9 +218,11 @@ def normuon_dion(
     4. ``W <- (1 - lr*weight_decay)*W - lr*sqrt(A/B)*X``; with ``decay="cautious"`` only entries
        with ``W*X >= 0`` decay.
 
-    Choose it where learning rates shall carry over between widths; ``normuon`` is the authors'
-    own form, with the evidence there is. Beyond ``muon_dion`` a step takes about ``3*A*B``
-    operations.
+    Choose it where learning rates shall carry over between widths; ``normuon`` is the authors' own
+    form, which a byte model did not learn faster with than with Muon
+    (``python -m benchmarks.claims normuon``); this one is not compared here. Extra matrix work of a
+    step: that of ``optkit.muon``, 5 Newton-Schulz steps of ``4*m**2*n + 2*m**3`` FLOPs for an m x n
+    matrix, m the shorter side, or its Gram form; beyond it about ``3*A*B`` operations.
 
     Args:
       learning_rate: step of the matrices, a number or a schedule.

@@ -66,9 +66,10 @@ def scion(
     which JAX does not keep.
 
     No matrix work but that of ``optkit.orthogonalize`` on the hidden matrices: 5 steps of
-    ``4 m^2 n + 2 m^3`` FLOPs for an m x n matrix, ``m <= n``. Choose it where learning rates have
-    to hold over widths, or weights have to stay bounded in a long run. That the best rate transfers
-    over widths is the paper's claim.
+    ``4*m**2*n + 2*m**3`` FLOPs for an m x n matrix, m the shorter side, or the Gram form of
+    ``optkit.muon``. Choose it where learning rates have to hold over widths, or weights have to
+    stay bounded in a long run. That the best rate transfers over widths is the paper's claim; no
+    table of ``python -m benchmarks.claims`` has Scion.
 
     Args:
       learning_rate: step of all leaves, a number or a schedule; in [0, 1] if constrained.

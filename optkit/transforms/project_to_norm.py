@@ -199,8 +199,11 @@ def project_to_norm(
     Reference:
       Lyle et al., Normalization and effective learning rates in reinforcement learning, arXiv
       2407.01800. There is no public reference code. Its claim that networks stay plastic holds in
-      small: an MLP of two normalized layers goes on learning random labels that are drawn anew
-      (slow test in ``tests/transforms/test_project_to_norm.py``).
+      part: an MLP of two normalized layers goes on learning random labels that are drawn anew (slow
+      test in ``tests/transforms/test_project_to_norm.py``). In
+      ``python -m benchmarks.claims plasticity`` AdamW learns the last of 25 such tasks better with
+      it, 1.750 against 1.900 in the online loss of the last quarter; yet that grows from the first
+      one, by 0.180 instead of 0.305.
     """
     check_choice("per", per, get_args(Per))
     check_static_int("every", every)
