@@ -2,10 +2,10 @@
 
 Fan et al., arXiv 2510.15262: under muP the top singular value of a hidden matrix goes as
 sqrt(lr/wd)*m^0.75 in the steady state, so that wd*sqrt(m) keeps it. Here: the two-block byte
-language model at widths 32, 64 and 128 with heads of 16, AdamW at a constant rate and wd = 1, so
-that lr*wd*steps is 2 to 5: a steady state needs as much. One rate and decay for all leaves against
-muP with wd, wd*sqrt(m) and wd*m; rates are swept at each width with one seed, and the sizes of
-matrices are those of runs at the narrowest width's best rate.
+language model at widths 32, 64 and 128 with heads of 16, AdamW at a constant rate and wd = 1:
+lr*wd*steps is about 1.5 at the best rates, on the way to a steady state. One rate and decay for all
+leaves against muP with wd, wd*sqrt(m) and wd*m; rates are swept at each width with one seed, and
+the sizes of matrices are those of runs at the narrowest width's best rate.
 """
 
 from typing import Any
@@ -89,7 +89,7 @@ def trainer(
 def experiment(setting: Setting) -> Outcome:
     """Sweeps rates over widths for each rule, and compares matrices at the narrowest one's."""
     widths = setting.pick(WIDTHS, (16, 32))
-    steps, batch = setting.pick((600, 8), (2, 1))
+    steps, batch = setting.pick((400, 4), (2, 1))
     rates = RATES[: setting.pick(None, 1)]
     rules = list(RULES)[: setting.pick(None, 3)][:: setting.pick(1, 2)]
     layers = setting.pick(2, 1)
