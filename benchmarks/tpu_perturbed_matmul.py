@@ -3,18 +3,21 @@
 Weights and rows in bfloat16, noise in float32. XLA's program of the operation's meaning beside the
 kernel's, noise given and noise generated: by the counters of the kernel, and for XLA also by
 ``jax.random``, a key a pair. ``x bound`` sets cycles beside the least that the matrix units need
-for the shared product alone. Then the sum over the pairs that an update is, which no kernel
-computes: XLA's, of given factors and with noise drawn, beside the bound of its product.
+for the shared product alone. Then the sum over the pairs that an update is: XLA's, of given factors
+and with noise drawn, and the kernel ``population_update``, beside the bound of its product.
 
 Cycles are the compiler's static estimate, nothing was run: XLA's estimates of its fusions and
 products, and for the kernel its bundles times its grid, or the bound if that is more. Where columns
 are in several tiles the thin product with the right factor counts in each, though the kernel skips
-it in all but the first. XLA's estimates know of memory, bundles do not. No TPU is needed.
+it in all but the first. The update's kernel has two loops, whose bodies its schedule shows once: it
+is compiled again with two passes of one of them in a body, and the difference counts as often as
+the loop runs. XLA's estimates know of memory, bundles do not. No TPU is needed.
 ``--save`` keeps the rows in the table beside this file.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +31,13 @@ from optkit.kernels.blocks import LANES, rounded_up
 from optkit.kernels.perturbed_matmul import Counters, perturbed_rows
 from optkit.kernels.perturbed_matmul.arg_specs import ARG_SPECS, ArgSpec
 from optkit.kernels.perturbed_matmul.tpu import Tiles
+from optkit.kernels.population_update import arg_specs as updates
+from optkit.kernels.population_update import tpu as update_kernel
 
 # Of a v5e and a v5p, in a cycle: 4 matrix units of 128 by 128.
 MULTIPLICATIONS = 4 * 128 * 128
 STORED = Path(__file__).parent / "results" / "tpu_perturbed_matmul.json"
 NOISES = ("given", "counters", "jax.random")
-# Pairs, and the sides of a matrix.
-UPDATES = ((4096, 1024, 1024), (512, 4096, 4096))
 
 
 class Row(NamedTuple):
@@ -89,26 +92,57 @@ def measure(spec: ArgSpec, by: str, noise: str, chip: str) -> Row:
     return Row(spec.name, by, noise, cycles, bound)
 
 
-def measure_update(pairs: int, n: int, m: int, noise: str, chip: str) -> Row:
+def measure_update(spec: updates.ArgSpec, by: str, noise: str, chip: str) -> Row:
     """Compiles the weighted sum of the noise of all pairs."""
+    _, pairs, n, m, rank = spec
 
     def run(weights: Any, *given: Any) -> jax.Array:
         if noise == "counters":
-            own = Counters(given[0], 0)
+            own = Counters(given[0], 0, rank)
             given = own.factor("a", pairs, m), own.factor("b", pairs, n)
         elif noise == "jax.random":
-            given = drawn(given[0], pairs, n, m, 1)
+            given = drawn(given[0], pairs, n, m, rank)
         return Factors(*given, left=(1,), right=(0,)).weighted_sum(weights)
 
     struct = jax.ShapeDtypeStruct
     shapes = [struct((pairs,), jnp.float32)]
     if noise == "given":
-        shapes += [struct((pairs, size, 1), jnp.float32) for size in (m, n)]
+        shapes += [struct((pairs, size, rank), jnp.float32) for size in (m, n)]
     else:
         shapes.append(struct((2,), jnp.uint32))
-    cycles = tpu.estimated_cycles(tpu.compile_for(chip, run, *shapes))
-    name = f"update of ({n}, {m}), {pairs} pairs"
-    return Row(name, "xla", noise, cycles, pairs * n * m // MULTIPLICATIONS)
+    bound = pairs * rank * n * m // MULTIPLICATIONS
+    if by == "pallas":
+        cycles = max(kernel_cycles(spec, chip, shapes), bound)
+    else:
+        cycles = tpu.estimated_cycles(tpu.compile_for(chip, run, *shapes))
+    return Row(update_name(spec), by, noise, cycles, bound)
+
+
+def update_name(spec: updates.ArgSpec) -> str:
+    """Returns what an update is called in the table."""
+    ranks = f", rank {spec.rank}" if spec.rank > 1 else ""
+    return f"update of ({spec.n}, {spec.m}), {spec.pairs} pairs{ranks}"
+
+
+def kernel_cycles(spec: updates.ArgSpec, chip: str, shapes: list[Any]) -> int:
+    """Returns the bundles of the update's kernel times its grid, each loop as often as it runs."""
+    _, pairs, n, m, rank = spec
+    tiles = update_kernel.Tiles.of(pairs, n, m)
+    bundles, outside = [], 0
+    for unroll in ((1, 1), (2, 1), (1, 2)):
+
+        def run(weights: Any, key: Any, unroll: Any = unroll) -> jax.Array:
+            words = Counters(key, 0, rank).words()
+            return update_kernel.population_update(
+                weights, words, shape=(n, m), rank=rank, unroll=unroll
+            )
+
+        tpu.forget_bundles()
+        outside = tpu.estimated_cycles(tpu.compile_for(chip, run, *shapes))
+        bundles.append(tpu.most_bundles())
+    once, *twice = bundles
+    more = ((passes - 1) * (both - once) for passes, both in zip(tiles.runs(), twice, strict=True))
+    return outside + math.prod(tiles.grid(pairs, n, m, rank)) * (once + sum(more))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -120,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--chip", default="v5e", choices=sorted(tpu.TOPOLOGIES))
     parser.add_argument("--only", action="append", help="part of the name of a row")
+    parser.add_argument("--by", choices=("xla", "pallas"), help="of updates: one of them alone")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args(argv)
 
@@ -139,11 +174,15 @@ def main(argv: list[str] | None = None) -> None:
             rows += mine
             for row in mine:
                 print(text(row, mine[0]), flush=True)
-    for sizes in UPDATES:
-        if wanted("update"):
-            for noise in NOISES:
-                rows.append(measure_update(*sizes, noise, options.chip))
-                print(text(rows[-1], rows[-1]), flush=True)
+    for update in updates.ARG_SPECS:
+        if wanted(update_name(update)):
+            programs = [("xla", noise) for noise in NOISES] + [("pallas", "counters")]
+            mine = []
+            for by, noise in programs:
+                if options.by in (None, by):
+                    mine.append(measure_update(update, by, noise, options.chip))
+                    rows.append(mine[-1])
+                    print(text(mine[-1], mine[0]), flush=True)
     if options.save:
         save([{**row._asdict(), "chip": options.chip} for row in rows])
 

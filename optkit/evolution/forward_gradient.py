@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from optkit.catalogue import register
 from optkit.linalg.one_by_one import one_by_one
 from optkit.transforms.base import check_same_leaves
 from optkit.transforms.hyperparams import check_choice, check_number
@@ -65,6 +66,18 @@ def project_guess(
     return jax.tree.map(leaf, target, guess)
 
 
+@register(
+    kind="gradient",
+    family="evolution",
+    paper=(
+        "Can Forward Gradient Match Backpropagation?",
+        "2306.06968",
+        2023,
+    ),
+    state_bytes={"*": 0},
+    tags=("forward gradient", "jvp", "no backward pass"),
+    chain="<g, guess>/|guess|^2 guess",
+)
 def forward_gradient(
     loss: Callable[..., Array],
     guess: Callable[..., Any],

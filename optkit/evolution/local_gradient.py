@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from optkit.catalogue import register
 from optkit.evolution.forward_gradient import scaled, weighed
 from optkit.transforms.hyperparams import check_choice, check_number
 from optkit.tree import PyTree
@@ -90,6 +91,14 @@ def local_guess(
     return guess
 
 
+@register(
+    kind="gradient",
+    family="evolution",
+    paper=("Can Forward Gradient Match Backpropagation?", "2306.06968", 2023),
+    state_bytes={"*": 0},
+    tags=("forward gradient", "jvp", "local losses"),
+    chain="<dL/dout, l>/|l|^2 l of each block's own loss, carried back inside it",
+)
 def activation_gradient(
     blocks: Sequence[Block],
     heads: Sequence[Block],

@@ -45,7 +45,7 @@ def check_leaves(leaves: Iterable[LeafNoise]) -> None:
         if leaf.dtype != jnp.float32:
             reason: str | None = f"its noise is {leaf.dtype}, and float32 is made"
         else:
-            reason = why_not(jnp.zeros(1), Counters(None, 0, leaf.rank), shape)
+            reason = why_not(Counters(None, 0, leaf.rank), shape)
         if reason is not None:
             raise ValueError(
                 f"leaf {leaf.path!r}: no kernel serves it: {reason}; give implementation='xla'"

@@ -166,7 +166,7 @@ def test_auto_axes_are_refused() -> None:
 
 
 def test_what_no_kernel_serves_is_refused() -> None:
-    found = why_not(weights(2), counters(), (2, 2**25 + 1))
+    found = why_not(counters(), (2, 2**25 + 1))
     assert found == "33554433 columns are more than 33554432 that counters tell apart"
     with pytest.raises(ValueError, match="no kernel serves this: 33554433 columns"):
         population_update(weights(2), counters(), (2**25 + 1, 2), implementation="interpret")

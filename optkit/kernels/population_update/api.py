@@ -67,7 +67,7 @@ def population_update(
     check_implementation(implementation)
     if weights.ndim != 1:
         raise ValueError(f"weights of shape {weights.shape}: give one number a pair, (pairs,)")
-    if implementation != "xla" and (reason := why_not(weights, noise, shape)) is not None:
+    if implementation != "xla" and (reason := why_not(noise, shape, weights)) is not None:
         raise ValueError(f"no kernel serves this: {reason}; give implementation='xla'")
     if 0 in (*weights.shape, *shape):
         return jnp.zeros(shape, jnp.float32)
@@ -85,13 +85,15 @@ def population_update(
     return _on_all_devices(call, weights.astype(jnp.float32), noise.words())
 
 
-def why_not(weights: jax.Array, noise: Counters, shape: tuple[int, int]) -> str | None:
+def why_not(
+    noise: Counters, shape: tuple[int, int], weights: jax.Array | None = None
+) -> str | None:
     """Returns why no kernel serves an update, with the numbers; None if one does.
 
     Args:
-      weights: ``(pairs,)``.
       noise: what the factors follow from.
       shape: ``(n, m)`` of the sum.
+      weights: ``(pairs,)``; None if it is not known yet where they lie.
 
     Returns:
       A clause for an error message, or None.
@@ -99,12 +101,12 @@ def why_not(weights: jax.Array, noise: Counters, shape: tuple[int, int]) -> str 
     Example:
       >>> import jax.numpy as jnp
       >>> from optkit.kernels.population_update import Counters, why_not
-      >>> why_not(jnp.ones(2), Counters(jnp.zeros(2, jnp.uint32), 0), (2**26, 8))
+      >>> why_not(Counters(jnp.zeros(2, jnp.uint32), 0), (2**26, 8))
       '67108864 columns are more than 33554432 that counters tell apart'
     """
     if max(shape) > MOST_COLUMNS:
         return f"{max(shape)} columns are more than {MOST_COLUMNS} that counters tell apart"
-    mesh, kinds = free_axes(weights)
+    mesh, kinds = (None, {}) if weights is None else free_axes(weights)
     if AxisType.Auto in kinds.values():
         return AUTO.format(mesh=dict(mesh.shape))
     return None

@@ -101,9 +101,12 @@ def population_update(
     precision: Any = None,
     interpret: bool = False,
     tiles: Tiles | None = None,
-    unroll: int = 1,
+    unroll: tuple[int, int] = (1, 1),
 ) -> jax.Array:
-    """``base.population_update`` of the counters that ``words`` are, ``Counters.words()``."""
+    """``base.population_update`` of the counters that ``words`` are, ``Counters.words()``.
+
+    ``unroll``: passes over rows and over columns in a body of their loops.
+    """
     pairs = weights.shape[0]
     tiles = tiles or Tiles.of(pairs, *shape)
     tiles.check(*shape)
@@ -127,7 +130,7 @@ def population_update(
     )(words, filled(weights.reshape(1, -1), {1: tiles.pairs}))
 
 
-def _kernel(tiles: Tiles, signs: bool, precision: Any, unroll: int, *refs: Any) -> None:
+def _kernel(tiles: Tiles, signs: bool, precision: Any, unroll: tuple[int, int], *refs: Any) -> None:
     words, weights, out, a = refs
     i, j, k, rank = (pl.program_id(axis) for axis in range(4))
     held = in_registers(words)
@@ -163,8 +166,8 @@ def _kernel(tiles: Tiles, signs: bool, precision: Any, unroll: int, *refs: Any) 
         product = jnp.dot(b, a[...], precision=precision, preferred_element_type=jnp.float32)
         out[_at(run, size), :] += product
 
-    jax.lax.fori_loop(0, columns, left, None, unroll=min(unroll, columns))
-    jax.lax.fori_loop(0, rows, right, None, unroll=min(unroll, rows))
+    jax.lax.fori_loop(0, columns, left, None, unroll=unroll[1])
+    jax.lax.fori_loop(0, rows, right, None, unroll=unroll[0])
 
 
 def _at(index: Any, size: int) -> Any:
