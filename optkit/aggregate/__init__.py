@@ -5,7 +5,7 @@ from optkit.aggregate.buffered import fedbuff
 from optkit.aggregate.centered import centered_clipping
 from optkit.aggregate.checks import finite_clients
 from optkit.aggregate.krum import bulyan, krum, multi_krum
-from optkit.aggregate.means import mean
+from optkit.aggregate.means import majority_vote, mean
 from optkit.aggregate.memory import fedstale, fedvarp
 from optkit.aggregate.mifa import mifa
 from optkit.aggregate.participation import fedau
@@ -34,6 +34,7 @@ __all__ = [
     "finite_clients",
     "geometric_median",
     "krum",
+    "majority_vote",
     "mean",
     "mifa",
     "multi_krum",

@@ -29,6 +29,9 @@ def signsgd(
 
     ``p <- (1 - lr*weight_decay)*p - lr*sign(g)``, with ``sign(0) = 0``.
 
+    Of several workers ``optkit.aggregate.majority_vote`` makes one gradient of signs, which this
+    leaves as it is.
+
     Args:
       learning_rate: a number or a schedule; 1e-4 for large networks.
       weight_decay: coefficient.
