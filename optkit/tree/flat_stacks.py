@@ -254,10 +254,12 @@ class _Stack:
             out_specs=spec,
             axis_names=set(names),
         )(x)
-        done = done[..., : self.width] if missing else done
         if self.spread.explicit:
-            return place(done, mesh, PartitionSpec(None, *self._spec(done)))
-        return done
+            # Before the cut: of what lies on Explicit axes no part can be cut out that these do not
+            # divide.
+            whole = (*done.shape[1:-1], self.width)
+            done = place(done, mesh, PartitionSpec(None, *self.specs.get(whole, PartitionSpec())))
+        return done[..., : self.width] if missing else done
 
     def _spec(self, x: jax.Array) -> PartitionSpec:
         """A result lies like the argument of its shape, or replicated."""

@@ -128,6 +128,11 @@ def test_two_mesh_axes_give_the_same_numbers(name: str, kind: str) -> None:
     check_equal(Sharded(method_named(name), LEAVES_4X2, kind, (4, 2)))
 
 
+def test_columns_that_are_padded_for_all_devices_are_cut_off_again() -> None:
+    leaves = {"both/kernel": ((4, 12), P("y", "x"))}  # 12 columns, of which 8 devices hold 2 each
+    check_equal(Sharded(method_named("muon"), leaves, "explicit", (4, 2)))
+
+
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
 def test_three_mesh_axes_and_leaves_they_do_not_divide_give_the_same_numbers(name: str) -> None:
     check_equal(Sharded(method_named(name), LEAVES_2X2X2, "auto", (2, 2, 2)))
