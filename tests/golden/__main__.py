@@ -1,9 +1,15 @@
 """``python -m tests.golden FILE...``: replays reference files from their own meta."""
 
+import os
 import sys
 from pathlib import Path
 
-from tests.golden.replay import DATA, replay
+# What has clients runs along a mesh too. JAX reads it when it is imported.
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+
+from tests.golden.replay import DATA, replay  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """The cases of federated servers: recorded displacements in, the server's parameters out."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,10 +11,12 @@ import optax
 
 import optkit
 from optkit.aggregate import Aggregate
+from tests.golden.meshes import ALL, EACH, along, axis_of, forms, laid, started
 from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference, trajectory
 
 # Of weights of some 3 that are averaged in float32.
 MEANS = 1e-6
+Build = Callable[..., Aggregate]  # of axis_name=
 
 
 def sent(golden: Golden, t: int, clients: int) -> dict[str, jax.Array]:
@@ -32,19 +35,33 @@ def clients_of(golden: Golden) -> int:
 
 
 def follow(
-    golden: Golden, rule: Aggregate, tx: optax.GradientTransformation, rounds: list[dict[str, Any]]
+    golden: Golden, build: Build, tx: optax.GradientTransformation, rounds: list[dict[str, Any]]
 ) -> Iterator[Comparison]:
-    """Feeds the rounds to a server and compares its parameters after each."""
-    server = optkit.server_step(rule, tx)
-    params = {leaf: jnp.asarray(p) for leaf, p in golden.tree("p0").items()}
+    """Feeds the rounds to a server and compares its parameters after each, in both forms."""
     clients = clients_of(golden)
-    state = server.init(params, clients)
-    step = jax.jit(server.step)
-    for t, given in enumerate(rounds):
-        given = {name: jnp.asarray(value) for name, value in given.items()}
-        params, state = step(params, state, sent(golden, t, clients), **given)
-        want = golden.tree(f"p/{t}")
-        yield Comparison(max(difference(params[k], v) for k, v in want.items()), TOLERANCE)
+    for mesh in forms(clients):
+        server = optkit.server_step(build(axis_name=axis_of(mesh)), tx)
+        params, state, step = running(golden, server, clients, mesh)
+        for t, given in enumerate(rounds):
+            given = {name: jnp.asarray(value) for name, value in given.items()}
+            params, state = step(params, state, sent(golden, t, clients), given)
+            yield compared(golden, t, params)
+
+
+def running(golden: Golden, server: Any, clients: int, mesh: Any) -> tuple[Any, Any, Any]:
+    """Parameters, a server's state, and its step, whose clients may lie along a mesh."""
+    params = {leaf: jnp.asarray(p) for leaf, p in golden.tree("p0").items()}
+    state, specs = started(lambda count: server.init(params, count), clients, mesh)
+
+    def step(params: Any, state: Any, displacement: Any, given: Any) -> Any:
+        return server.step(params, state, displacement, **given)
+
+    return params, state, jax.jit(along(step, mesh, (ALL, specs, EACH, EACH), (ALL, specs)))
+
+
+def compared(golden: Golden, t: int, params: Any) -> Comparison:
+    want = golden.tree(f"p/{t}")
+    return Comparison(max(difference(params[k], v) for k, v in want.items()), TOLERANCE)
 
 
 def attendance(golden: Golden) -> list[dict[str, Any]]:
@@ -66,22 +83,25 @@ def stale(golden: Golden) -> Iterator[Comparison]:
     common = {"shares": tuple(hyper["n_samples"]), "participation": probabilities(golden)}
     beta = hyper.get("beta") or 0.0
     if beta == 1.0:
-        rule = optkit.aggregate.fedvarp(**common)
+        build: Build = functools.partial(optkit.aggregate.fedvarp, **common)
     else:
-        rule = optkit.aggregate.fedstale(beta, **common)
-    yield from follow(golden, rule, optax.sgd(hyper["server_lr"]), attendance(golden))
+        build = functools.partial(optkit.aggregate.fedstale, beta, **common)
+    yield from follow(golden, build, optax.sgd(hyper["server_lr"]), attendance(golden))
 
 
 @case("fedvarp_participant_mean", "mifa", "fedau")
 def participants(golden: Golden) -> Iterator[Comparison]:
     hyper, name = golden.hyper, golden.meta.get("method", golden.stem)
     longest = hyper.get("K")
-    rule = {
-        "fedvarp_participant_mean": lambda: optkit.aggregate.fedvarp(form="participants"),
+    gap = None if longest is None else int(longest)
+    build: Build = {
+        "fedvarp_participant_mean": functools.partial(
+            optkit.aggregate.fedvarp, form="participants"
+        ),
         "mifa": optkit.aggregate.mifa,
-        "fedau": lambda: optkit.aggregate.fedau(None if longest is None else int(longest)),
-    }[name]()
-    yield from follow(golden, rule, optax.sgd(hyper["server_lr"]), attendance(golden))
+        "fedau": functools.partial(optkit.aggregate.fedau, gap),
+    }[name]
+    yield from follow(golden, build, optax.sgd(hyper["server_lr"]), attendance(golden))
 
 
 @case("fedavgm_flwr", "fedadam_flwr", "fedyogi_flwr", "fedadagrad_flwr")
@@ -94,21 +114,26 @@ def flower(golden: Golden) -> Iterator[Comparison]:
         options = {ours: hyper[theirs] for ours, theirs in known.items() if theirs in hyper}
         rule = name.removeprefix("fed").removesuffix("_flwr")
         tx = optkit.fedopt(hyper["eta"], rule=rule, dialect="flwr", **options)
-    server = optkit.server_step(optkit.aggregate.mean(), tx)
-    step, mean = jax.jit(server.step), jax.jit(optkit.aggregate.mean().apply)
-    weight = np.asarray(hyper["n_samples"], np.float32)
-    params = golden.tree("p0")
-    state = server.init(params, 1)
-    for t in range(golden.steps):
-        displacement = sent(golden, t, clients_of(golden))
-        ours = mean(displacement, (), weight=jnp.asarray(weight)).direction
-        theirs = {k: float32_mean(params[k], d, weight, name) for k, d in displacement.items()}
-        for k, d in theirs.items():
-            yield Comparison(difference(ours[k], d), MEANS)
-        params, state = step(params, state, {k: d[None] for k, d in theirs.items()})
-        params = jax.device_get(params)
-        want = golden.tree(f"p/{t}")
-        yield Comparison(max(difference(params[k], v) for k, v in want.items()), TOLERANCE)
+    weight, clients = np.asarray(hyper["n_samples"], np.float32), clients_of(golden)
+    alone = {"present": jnp.arange(clients) == 0}
+    for mesh in forms(clients):
+        rule = optkit.aggregate.mean(axis_name=axis_of(mesh))
+
+        def direction(sent: Any, weight: Any, rule: Aggregate = rule) -> Any:
+            return rule.apply(sent, (), weight=weight).direction
+
+        mean = jax.jit(along(direction, mesh, (EACH, EACH), ALL))
+        params, state, step = running(golden, optkit.server_step(rule, tx), clients, mesh)
+        for t in range(golden.steps):
+            displacement = sent(golden, t, clients)
+            ours, params = mean(displacement, weight), jax.device_get(params)
+            theirs = {k: float32_mean(params[k], d, weight, name) for k, d in displacement.items()}
+            for k, d in theirs.items():
+                yield Comparison(difference(ours[k], d), MEANS)
+            # One client reports it, so that the server steps along these very digits.
+            first = {k: jnp.stack([d] + [0 * d] * (clients - 1)) for k, d in theirs.items()}
+            params, state = step(params, state, first, alone)
+            yield compared(golden, t, params)
 
 
 def float32_mean(p: np.ndarray, sent: Any, weight: np.ndarray, name: str) -> np.ndarray:
@@ -148,14 +173,13 @@ def asynchronous(golden: Golden) -> Iterator[Comparison]:
         times, hyper["n_samples"], scheme, identical=identical, **options
     )
     yield Comparison(difference(weights, golden.arrays["agg_weights"]), 1e-12)
-    rule = optkit.aggregate.fedbuff(
-        1, reduce="sum", staleness_weight=optkit.federated.constant_staleness()
-    )
+    always = optkit.federated.constant_staleness()
+    build = functools.partial(optkit.aggregate.fedbuff, 1, reduce="sum", staleness_weight=always)
     rounds = [
         {"present": plan.present[t], "weight": weights, "staleness": plan.staleness[t]}
         for t in range(golden.steps)
     ]
-    yield from follow(golden, rule, optax.sgd(hyper["server_lr"]), rounds)
+    yield from follow(golden, build, optax.sgd(hyper["server_lr"]), rounds)
 
 
 @case("fedlex")
@@ -164,10 +188,15 @@ def fedlex(golden: Golden) -> Iterator[Comparison]:
     count = len({key.split("/")[1] for key in golden.arrays if key.startswith("scout/")})
     scouts = {k: np.stack([golden.arrays[f"scout/{s}/{k}"] for s in range(count)]) for k in base}
     kinds: dict[str, Any] = {"MinMax": "minmax", "RobustScaler": "robust"}
-    guidance = optkit.fold_guidance(scouts, base, kinds[golden.hyper["normalization"]])
-    for leaf, want in golden.tree("guidance").items():
-        size = max(1.0, float(np.max(np.abs(want))))  # a robust one is no fraction
-        yield Comparison(difference(guidance[leaf], want) / size, 1e-6)
+    for mesh in forms(count):
+        guidance = optkit.fold_guidance(
+            laid(scouts, mesh), base, kinds[golden.hyper["normalization"]]
+        )
+        for leaf, want in golden.tree("guidance").items():
+            size = max(1.0, float(np.max(np.abs(want))))  # a robust one is no fraction
+            yield Comparison(difference(guidance[leaf], want) / size, 1e-6)
+    # From here on there are no clients.
+    guidance = jax.device_get(guidance)
     tx = optax.chain(optkit.scale_by_tree(guidance), optax.adam(golden.hyper["lr"]))
     yield from trajectory(golden, tx)
 
@@ -186,21 +215,24 @@ def fedamd(golden: Golden) -> Iterator[Comparison]:
     first = [golden.tree(f"init/{i}") for i in range(clients)]
     server = optkit.server_step(optkit.aggregate.mean(), optax.sgd(hyper["server_lr"]))
     method = optkit.fedamd(grad_fn, hyper["lr"], server=server)
-    params = {k: jnp.asarray(v) for k, v in golden.tree("p0").items()}
-    stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
-    state = method.init(params, stack(first))
     step = jax.jit(method.round)
-    for t in range(golden.steps):
-        # Who does not work with a batch is not in the file; what stands there is not read.
-        large = stack([golden.tree(f"big/{t}/{i}") or first[i] for i in range(clients)])
-        small = stack([mini_batches(golden, t, i) for i in range(clients)])
-        masks = {
-            "present": golden.arrays["participants"][t] != 0,
-            "anchor": golden.arrays["anchors"][t] != 0,
-        }
-        params, state = step(params, state, large, small, **masks)
-        want = golden.tree(f"p/{t}")
-        yield Comparison(max(difference(params[k], v) for k, v in want.items()), TOLERANCE)
+    for mesh in forms(clients):
+
+        def stack(trees: Any, mesh: Any = mesh) -> Any:
+            return laid(jax.tree.map(lambda *x: np.stack(x), *trees), mesh)
+
+        params = {k: jnp.asarray(v) for k, v in golden.tree("p0").items()}
+        state = method.init(params, stack(first))
+        for t in range(golden.steps):
+            # Who does not work with a batch is not in the file; what stands there is not read.
+            large = stack([golden.tree(f"big/{t}/{i}") or first[i] for i in range(clients)])
+            small = stack([mini_batches(golden, t, i) for i in range(clients)])
+            masks = {
+                "present": golden.arrays["participants"][t] != 0,
+                "anchor": golden.arrays["anchors"][t] != 0,
+            }
+            params, state = step(params, state, large, small, **masks)
+            yield compared(golden, t, params)
 
 
 def mini_batches(golden: Golden, t: int, client: int) -> dict[str, np.ndarray]:

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 import optkit
+from tests.golden.meshes import ALL, AXIS, EACH, along, axis_of, forms
 from tests.golden.replay import Comparison, Golden, case, difference
 
 EXACT = 1e-12
@@ -19,27 +21,28 @@ ROUNDED = 1e-6
 @case("proxskip_vip")
 def proxskip_vip(golden: Golden) -> Iterator[Comparison]:
     hyper, arrays = golden.hyper, golden.arrays
-    with jax.enable_x64(True):
-        matrix, shift = jnp.asarray(arrays["M"]), jnp.asarray(arrays["z"])
+    for mesh in forms(len(arrays["M"])):
+        solver = optkit.games.proxskip_vip(hyper["gamma"], hyper["prob"], axis_name=axis_of(mesh))
 
-        def operator(z: jax.Array) -> jax.Array:
-            return jnp.sum(matrix * z[:, None, :], axis=-1) + shift
+        def run(matrix: Any, shift: Any, start: Any, coins: Any, solver: Any = solver) -> Any:
+            def operator(z: jax.Array) -> jax.Array:
+                return jnp.sum(matrix * z[:, None, :], axis=-1) + shift
 
-        solver = optkit.games.proxskip_vip(hyper["gamma"], hyper["prob"])
+            def body(state: Any, meets: jax.Array) -> Any:
+                state = solver.step(state, operator, meets)
+                return state, (state.z, state.control)
 
-        def body(state: Any, meets: jax.Array) -> Any:
-            state = solver.step(state, operator, meets)
-            return state, (state.z, state.control)
+            return lax.scan(body, solver.init(start), coins)[1]
 
-        start = solver.init(jnp.asarray(arrays["p0/x"]))
-        _, (points, controls) = jax.jit(lambda s, c: lax.scan(body, s, c))(
-            start, jnp.asarray(arrays["coins"]) == 1
-        )
-    for t in range(golden.steps):
-        for prefix, got in (("p", points), ("control", controls)):
-            want = arrays[f"{prefix}/{t}/x"]
-            size = max(1.0, float(np.max(np.abs(want), initial=0.0)))
-            yield Comparison(difference(got[t], want), EXACT * size)
+        every = along(run, mesh, (EACH, EACH, EACH, ALL), P(None, AXIS))
+        with jax.enable_x64(True):
+            given = [jnp.asarray(arrays[name]) for name in ("M", "z", "p0/x")]
+            points, controls = jax.jit(every)(*given, jnp.asarray(arrays["coins"]) == 1)
+        for t in range(golden.steps):
+            for prefix, got in (("p", points), ("control", controls)):
+                want = arrays[f"{prefix}/{t}/x"]
+                size = max(1.0, float(np.max(np.abs(want), initial=0.0)))
+                yield Comparison(difference(got[t], want), EXACT * size)
 
 
 @case("dadao")

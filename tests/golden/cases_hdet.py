@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import optkit
+from tests.golden.meshes import replica_forms
 from tests.golden.replay import Comparison, Golden, case, difference
 
 # The tolerances given for them; rates are float32 here and may grow.
@@ -78,11 +79,11 @@ def build(golden: Golden, groups: dict[str, str], names: list[str], steps: int) 
 
 @case("hdet_autolr")
 def hdet(golden: Golden) -> Iterator[Comparison]:
-    hyper, params = golden.hyper, golden.tree("p0")
+    hyper, first = golden.hyper, golden.tree("p0")
     losses, rates, ends = golden.arrays["loss"], golden.arrays["lr"], golden.tree("w")
     steps, count, number = rates.shape
     names = [f"group{i}" for i in range(number)]
-    groups = {leaf: names[min(i, number - 1)] for i, leaf in enumerate(params)}
+    groups = {leaf: names[min(i, number - 1)] for i, leaf in enumerate(first)}
     tx, auto = build(golden, groups, names, steps)
     if "gamma_as_computed" in hyper:
         yield Comparison(abs(auto.decay(hyper["T"]) - hyper["gamma_as_computed"]), RATES)
@@ -91,15 +92,16 @@ def hdet(golden: Golden) -> Iterator[Comparison]:
         updates, state = tx.update(grads, state, params, loss=loss)
         return state, optax.apply_updates(params, updates)
 
-    run = jax.jit(optkit.on_replicas(step))
-    params = optkit.replicas(params, count)
-    state = optkit.on_replicas(tx.init)(params)
-    for t in range(steps):
-        grads = optkit.replicas(golden.tree(f"g/{t}"), count)
-        state, params = run(grads, losses[t], state, params)
-        for i, name in enumerate(names):
-            own = optkit.hdet_value(state, name)
-            room = max(RATES, ROUNDING * float(np.max(rates[t, :, i])))
-            yield Comparison(difference(own, rates[t, :, i]), room)
-        for name, want in ends.items():
-            yield Comparison(difference(params[name], want[t]), PARAMETERS)
+    for mapped in replica_forms(count, "replica"):
+        run = jax.jit(mapped(step))
+        params = optkit.replicas(first, count)
+        state = jax.jit(mapped(tx.init))(params)
+        for t in range(steps):
+            grads = optkit.replicas(golden.tree(f"g/{t}"), count)
+            state, params = run(grads, losses[t], state, params)
+            for i, name in enumerate(names):
+                own = optkit.hdet_value(state, name)
+                room = max(RATES, ROUNDING * float(np.max(rates[t, :, i])))
+                yield Comparison(difference(own, rates[t, :, i]), room)
+            for name, want in ends.items():
+                yield Comparison(difference(params[name], want[t]), PARAMETERS)

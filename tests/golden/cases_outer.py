@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType
 
 import optkit
 from tests.golden.cases_communication import stacked, worker_names
+from tests.golden.meshes import replica_forms
 from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference
 
 AXIS = "replica"
@@ -52,13 +52,8 @@ def follow(golden: Golden, make: Callable[..., tuple[Any, Outer]]) -> Iterator[C
 
 
 def forms(count: int) -> list[tuple[str | None, Callable[[Any], Any]]]:
-    """Stacked, along a named axis of one device, and along one of as many devices if there are."""
-    out: list[tuple[str | None, Callable[[Any], Any]]] = [(None, lambda function: function)]
-    if count <= len(jax.devices()):
-        devices = jax.devices()[:count]
-        mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-        return [*out, (AXIS, lambda function: optkit.on_replicas(function, AXIS, mesh))]
-    return [*out, (AXIS, lambda function: optkit.on_replicas(function, AXIS))]
+    """Stacked, and along an axis: of as many devices, or of one where there are not as many."""
+    return [(None, lambda function: function), (AXIS, replica_forms(count, AXIS)[-1])]
 
 
 def rounds(golden: Golden, outer_tx: Any) -> Iterator[Comparison]:

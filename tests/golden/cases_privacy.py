@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import optkit
+from tests.golden.meshes import ALL, EACH, along, axis_of, forms, laid
 from tests.golden.replay import Comparison, Golden, case, difference
 
 TOLERANCE = 2e-6
@@ -43,38 +44,51 @@ def dp_aggregate(golden: Golden) -> Iterator[Comparison]:
     batch = golden.arrays[f"gex/0/{next(iter(first))}"].shape[0]
     noise = by_step(golden, "noise", first)
     sgd = optax.sgd(hyper["lr"], momentum=hyper.get("momentum"), nesterov=hyper.get("nesterov", 0))
-    lengths = {"clip": hyper["clip"], "noise_multiplier": hyper["noise_multiplier"]}
-    gradient = optkit.privacy.private_gradient(
-        itself, is_gradient=True, expected_batch=batch, microbatch=max(1, batch // 2), **lengths
-    )
-    chains = [
-        optax.chain(
-            optkit.aggregate.as_transform(
-                optkit.aggregate.dp_mean(**lengths, key=hyper["key"], **options), batch
-            ),
-            sgd,
+    for mesh in forms(batch):
+        lengths = {
+            "clip": hyper["clip"],
+            "noise_multiplier": hyper["noise_multiplier"],
+            "axis_name": axis_of(mesh),
+        }
+        gradient = optkit.privacy.private_gradient(
+            itself, is_gradient=True, expected_batch=batch, microbatch=max(1, batch // 2), **lengths
         )
-        for options in ({"dialect": "optax"}, {"expected": batch, "noise": noise})
-    ]
+        chains = [
+            optax.chain(
+                optkit.aggregate.as_transform(
+                    optkit.aggregate.dp_mean(**lengths, key=hyper["key"], **options), batch
+                ),
+                sgd,
+            )
+            for options in ({"dialect": "optax"}, {"expected": batch, "noise": noise})
+        ]
 
-    @jax.jit
-    def step(t: Any, examples: Any, states: Any, params: Any) -> Any:
-        out = []
-        for tx, state, own in zip(chains, states[:-1], params[:-1], strict=True):
-            updates, state = tx.update(examples, state, own)
-            out.append((state, optax.apply_updates(own, updates)))
-        drawn, inner = states[-1]
-        grads, drawn = gradient(params[-1], examples, drawn, noise=noise(t))
-        updates, inner = sgd.update(grads, inner, params[-1])
-        out.append(((drawn, inner), optax.apply_updates(params[-1], updates)))
-        return tuple(zip(*out, strict=True))
+        def step(
+            t: Any,
+            examples: Any,
+            states: Any,
+            params: Any,
+            chains: Any = chains,
+            by: Any = gradient,
+        ) -> Any:
+            out = []
+            for tx, state, own in zip(chains, states[:-1], params[:-1], strict=True):
+                updates, state = tx.update(examples, state, own)
+                out.append((state, optax.apply_updates(own, updates)))
+            drawn, inner = states[-1]
+            grads, drawn = by(params[-1], examples, drawn, noise=noise(t))
+            updates, inner = sgd.update(grads, inner, params[-1])
+            out.append(((drawn, inner), optax.apply_updates(params[-1], updates)))
+            return tuple(zip(*out, strict=True))
 
-    params = tuple([jax.tree.map(jnp.asarray, first)] * 3)
-    states = (*(tx.init(first) for tx in chains), (gradient.init(hyper["key"]), sgd.init(first)))
-    for t in range(golden.steps):
-        states, params = step(t, golden.tree(f"gex/{t}"), states, params)
-        for own in params:
-            yield compared(golden, t, own)
+        run = jax.jit(along(step, mesh, (ALL, EACH, ALL, ALL), ALL))
+        params = tuple([jax.tree.map(jnp.asarray, first)] * 3)
+        last = gradient.init(hyper["key"]), sgd.init(first)
+        states = (*(tx.init(first) for tx in chains), last)
+        for t in range(golden.steps):
+            states, params = run(t, golden.tree(f"gex/{t}"), states, params)
+            for own in params:
+                yield compared(golden, t, own)
 
 
 @case("dp_brem")
@@ -101,15 +115,16 @@ def dp_brem(golden: Golden) -> Iterator[Comparison]:
         noise=by_step(golden, "noise", first) if hyper["sigma"] > 0 else None,
     )
     run = jax.jit(method.step)
-    params = jax.tree.map(jnp.asarray, first)
-    state = method.init(params, clients)
-    for t in range(golden.steps):
-        examples = {
-            leaf: jnp.stack([golden.arrays[f"gex/{t}/{i}/{leaf}"] for i in range(clients)])
-            for leaf in first
-        }
-        present = jnp.isin(jnp.arange(clients), golden.arrays[f"selected/{t}"])
-        params, state = run(params, state, examples, present=present)
-        yield compared(golden, t, params)
-        for leaf, want in golden.tree(f"server_momentum/{t}").items():
-            yield Comparison(difference(state.server.aggregate.centre[leaf], want), TOLERANCE)
+    for mesh in forms(clients):
+        params = jax.tree.map(jnp.asarray, first)
+        state = method.init(params, clients)
+        for t in range(golden.steps):
+            examples = {
+                leaf: np.stack([golden.arrays[f"gex/{t}/{i}/{leaf}"] for i in range(clients)])
+                for leaf in first
+            }
+            present = np.isin(np.arange(clients), golden.arrays[f"selected/{t}"])
+            params, state = run(params, state, laid(examples, mesh), present=present)
+            yield compared(golden, t, params)
+            for leaf, want in golden.tree(f"server_momentum/{t}").items():
+                yield Comparison(difference(state.server.aggregate.centre[leaf], want), TOLERANCE)

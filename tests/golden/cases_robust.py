@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 import optkit
 from optkit.aggregate import Aggregate
+from tests.golden.meshes import ALL, EACH, along, axis_of, forms
 from tests.golden.replay import Comparison, Golden, case, difference
 
 TOLERANCE = 2e-6
@@ -25,46 +25,29 @@ def stacked(golden: Golden, step: int) -> dict[str, np.ndarray]:
     return {leaf: np.stack([found[f"{w}/{leaf}"] for w in workers]) for leaf in leaves}
 
 
-def along_an_axis(rule: Aggregate, name: str) -> Callable[[Any, Any], Any]:
-    """One round of a rule whose clients lie on as many devices as divide their number."""
-
-    def run(sent: Any, state: Any) -> Any:
-        count = len(jax.tree.leaves(sent)[0])
-        devices = max(d for d in range(1, jax.device_count() + 1) if count % d == 0)
-        kinds = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh((devices,), (name,), devices=jax.devices()[:devices], axis_types=kinds)
-
-        def inside(sent: Any, state: Any, client: jax.Array) -> Any:
-            return rule.apply(sent, state, client=client)
-
-        specs = P(name), P(), P(name)
-        return jax.shard_map(inside, mesh=mesh, in_specs=specs, out_specs=P())(
-            sent, state, jnp.arange(count)
-        )
-
-    return run
-
-
 def replay(golden: Golden, build: Build, **options: Any) -> Iterator[Comparison]:
     """Runs all steps, with all workers on one device and then with some on each."""
     hyper = golden.hyper
     beta = hyper.get("worker_momentum", 0.0)  # m <- beta*m + g, without the factor 1 - beta
-    forms = [None, "clients"] if jax.device_count() > 1 else [None]
-    for axis_name in forms:
-        rule = build(**options, axis_name=axis_name)
-        one_round = along_an_axis(rule, axis_name) if axis_name else rule.apply
+    count = len(jax.tree.leaves(stacked(golden, 0))[0])
+    for mesh in forms(count):
+        rule = build(**options, axis_name=axis_of(mesh))
+
+        def inside(sent: Any, state: Any, client: jax.Array, rule: Aggregate = rule) -> Any:
+            return rule.apply(sent, state, client=client)
+
+        one_round = along(inside, mesh, (EACH, ALL, EACH), ALL)
 
         @jax.jit
         def step(grads: Any, momenta: Any, state: Any, params: Any, run: Any = one_round) -> Any:
             momenta = jax.tree.map(lambda m, g: beta * m + g, momenta, grads)
-            out = run(momenta, state)
+            out = run(momenta, state, jnp.arange(count))
             params = jax.tree.map(lambda p, d: p - hyper["lr"] * d, params, out.direction)
             return momenta, out, params
 
         params = jax.tree.map(jnp.asarray, golden.tree("p0"))
-        first = stacked(golden, 0)
-        momenta = jax.tree.map(jnp.zeros_like, first)
-        state = rule.init(params, len(jax.tree.leaves(first)[0]))
+        momenta = jax.tree.map(jnp.zeros_like, stacked(golden, 0))
+        state = rule.init(params, count)
         for t in range(golden.steps):
             momenta, out, params = step(stacked(golden, t), momenta, state, params)
             state = out.state
