@@ -106,10 +106,10 @@ def why_not(
     """
     if max(shape) > MOST_COLUMNS:
         return f"{max(shape)} columns are more than {MOST_COLUMNS} that counters tell apart"
-    mesh, kinds = (None, {}) if weights is None else free_axes(weights)
-    if AxisType.Auto in kinds.values():
-        return AUTO.format(mesh=dict(mesh.shape))
-    return None
+    if weights is None:
+        return None
+    mesh, kinds = free_axes(weights)
+    return AUTO.format(mesh=dict(mesh.shape)) if AxisType.Auto in kinds.values() else None
 
 
 def _on_all_devices(call: Any, weights: jax.Array, words: jax.Array) -> jax.Array:
