@@ -36,6 +36,9 @@ def state_sharding(
     what a low-rank method projected, like the axes that stayed. Anything else (counters, keys,
     bases of low-rank methods) is replicated.
 
+    Where axes are Auto and there are several, give these for the state that a jitted step returns,
+    too: the compiler may otherwise move what it holds, and then the next step compiles anew.
+
     Args:
       tx: any Optax transformation, or a state of one or its shapes.
       params: the parameters, or ``jax.ShapeDtypeStruct``s.

@@ -1,4 +1,4 @@
-"""Checkpoints of one mesh that go on on another one."""
+"""Checkpoints of one mesh that go on on another one; test_meshes.py takes every method."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import optkit
-from tests.conformance.methods import Method, one_of_each
 from tests.conformance.methods import method as method_named
-from tests.conformance.test_sharding import Sharded, mesh_of, place, sharded
+from tests.conformance.test_sharding import LEAVES, Sharded, sharded
 from tests.conformance.trees import assert_close, assert_same, copy
 
 # The leaves of test_sharding.py, and where they lie on a mesh of 4 x 2.
@@ -27,14 +26,13 @@ SPECS = {
 QUICK = ("adafactor", "adamw", "galore_adamw", "muon", "skip_spikes")
 
 
-def _on_another_mesh(case: Sharded, held: Any, folder: Path) -> Any:
-    """Saves a tree of parameters and state, and restores it on the mesh of 4 x 2."""
-    mesh = mesh_of("auto", (4, 2))
+def _moved(held: Any, target: Sharded, folder: Path) -> Any:
+    """Saves a tree of parameters and state, and restores it on the target's mesh."""
     params = held["params"]
-    specs = optkit.tree.map_with_path(lambda path, _: SPECS[path], params)
+    specs = optkit.tree.map_with_path(lambda path, _: target.specs[path], params)
     wanted = {
-        "params": jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), specs),
-        "state": optkit.state_sharding(case.tx, params, specs, mesh=mesh),
+        "params": jax.tree.map(lambda spec: jax.sharding.NamedSharding(target.mesh, spec), specs),
+        "state": optkit.state_sharding(target.tx, params, specs, mesh=target.mesh),
     }
     shapes = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), held, wanted
@@ -49,24 +47,20 @@ def _on_another_mesh(case: Sharded, held: Any, folder: Path) -> Any:
     return restored
 
 
-def _check(method: Method, folder: Path) -> None:
-    case = sharded(method.entry.name, "auto")
-    updates, states = case.run()
-    held = {"params": case.placed[0], "state": states[1]}
-    restored = _on_another_mesh(case, held, folder)
+def go_on(source: Sharded, target: Sharded, folder: Path) -> None:
+    """Takes the second step of two on another mesh than the first."""
+    updates, states = source.run()
+    held = {"params": source.placed[0], "state": states[1]}
+    restored = _moved(held, target, folder)
     assert_same(restored, held)
-    grads = place(case.plain[2], SPECS, mesh_of("auto", (4, 2)))
-    got = jax.jit(case.tx.update)(grads, restored["state"], restored["params"])
+    with jax.set_mesh(target.mesh):
+        got = target.compiled(target.placed[2], restored["state"], restored["params"])
     assert_close(copy(jax.device_get(got[0])), jax.device_get(updates[1]))
     assert_close(copy(jax.device_get(got[1])), jax.device_get(states[2]))
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_checkpoint_goes_on_on_another_mesh(name: str, tmp_path: Path) -> None:
-    _check(method_named(name), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*one_of_each()} - {*QUICK}))
-def test_checkpoints_go_on_on_another_mesh(name: str, tmp_path: Path) -> None:
-    _check(method_named(name), tmp_path)
+    leaves = {path: (size, SPECS[path]) for path, (size, _) in LEAVES.items()}
+    target = Sharded(method_named(name), leaves, "auto", (4, 2))
+    go_on(sharded(name, "auto"), target, tmp_path)

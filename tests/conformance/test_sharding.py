@@ -74,17 +74,24 @@ class Sharded:
     """Compiled step of a method on placed leaves."""
 
     def __init__(
-        self, method: Method, leaves: dict, kind: str, shape: tuple[int, ...] = (8,)
+        self,
+        method: Method,
+        leaves: dict,
+        kind: str,
+        shape: tuple[int, ...] = (8,),
+        *,
+        pinned: bool = False,
     ) -> None:
         given = method.shapes({path: size for path, (size, _) in leaves.items()})
         self.method, self.tx, self.mesh = method, method.tx, mesh_of(kind, shape)
-        specs = {path: spec for path, (_, spec) in leaves.items()}
+        self.specs = {path: spec for path, (_, spec) in leaves.items()}
         first = jax.tree.map(well_conditioned, filled(given, 1))
         second = jax.tree.map(lambda x, y: x + 0.1 * y, first, filled(given, 2))
         self.plain = [filled(given, 0), first, second]
-        self.placed = [place(tree, specs, self.mesh) for tree in self.plain]
-        # Auto: the compiler would else choose how updates and state leave.
-        out = None if kind == "explicit" else (self._shardings(self.placed[0]), None)
+        self.placed = [place(tree, self.specs, self.mesh) for tree in self.plain]
+        # Auto: the compiler would else choose how updates leave, and the state unless it is pinned.
+        after = optkit.state_sharding(self.tx, self.placed[0]) if pinned else None
+        out = None if kind == "explicit" else (self._shardings(self.placed[0]), after)
         self.step = jax.jit(self.tx.update, out_shardings=out)
 
     @staticmethod
@@ -133,10 +140,14 @@ def sharded(name: str, kind: str) -> Sharded:
 
 
 def check_equal(case: Sharded) -> None:
-    updates, _ = case.run()
+    check_close(case, case.run()[0], case.unsharded())
+
+
+def check_close(case: Sharded, updates: list, wanted: list) -> None:
+    """Compares updates of several devices with those of one."""
     # An arc's update is a difference of weights, and has their rounding: it is RATE of them.
     units = 64.0 / RATE if case.method.is_on_spheres else 64.0
-    for got, want in zip(updates, case.unsharded(), strict=True):
+    for got, want in zip(updates, wanted, strict=True):
         # A sum over 8 devices adds in another order.
         assert_close(copy(jax.device_get(got)), jax.device_get(want), units=units)
 
