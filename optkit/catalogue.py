@@ -11,9 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from optkit._calls import cached_factory, observed, remembered
+from optkit._compositions import COMPOSITIONS
 from optkit.spmd import guarded
 
-Kind = Literal["recipe", "part", "wrapper", "strategy", "aggregate", "outer"]
+Kind = Literal[
+    "recipe",
+    "part",
+    "wrapper",
+    "strategy",
+    "gradient",
+    "aggregate",
+    "federated",
+    "outer",
+    "solver",
+]
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
@@ -92,9 +103,11 @@ class Entry:
       factory: builds the transformation; ``learning_rate`` first for recipes, the inner
         transformation first for wrappers.
       kind: recipe (a whole optimizer), part (a link of a chain), wrapper (takes an inner one),
-        strategy (a first link that is fed with fitnesses instead of gradients), aggregate (of
-        many clients' directions, in ``optkit.aggregate``) or outer (sets the parameters of
-        replicas that work on their own for many steps).
+        strategy (a first link that is fed with fitnesses instead of gradients), gradient (makes a
+        function of a loss that gives gradients), aggregate (of many clients' directions, in
+        ``optkit.aggregate``), federated (rounds of clients and a server as a whole), outer (sets
+        the parameters of replicas that work on their own for many steps) or solver (of many nodes'
+        operators, in ``optkit.games``).
       family: what it is about: matrix, sign, adaptive, accumulator, direction, safety, ...
       paper: its source, None for plumbing.
       state_bytes: bytes per float32 parameter by role, ``"*"`` for the roles not named; a
@@ -118,6 +131,13 @@ class Entry:
     example: Mapping[str, Any] = field(default_factory=dict)
     matrices_only: bool = False
     replicated: str = ""
+
+    @property
+    def path(self) -> str:
+        """Where it is found, as in ``optkit.games.dadao``; most are in ``optkit`` itself."""
+        if self.kind in ("aggregate", "federated", "gradient", "solver"):
+            return ".".join([*self.factory.__module__.split(".")[:2], self.name])
+        return f"optkit.{self.name}"
 
     @property
     def summary(self) -> str:
@@ -173,7 +193,7 @@ def register(
     built anew, the step would compile anew.
 
     Args:
-      kind: recipe, part, wrapper, strategy, aggregate or outer.
+      kind: see ``Entry``.
       family: what it is about.
       state_bytes: bytes per float32 parameter by role.
       chain: its links in one line.
@@ -192,11 +212,13 @@ def register(
         told = kind == "wrapper" and family != "routing"
         if told or kind == "recipe":
             factory = observed(factory, told)
-        if kind not in ("strategy", "aggregate", "outer"):
+        if kind in ("recipe", "part", "wrapper"):
             factory = guarded(factory)
         if kind == "recipe":
             factory = remembered(factory)
-        cached = cached_factory(factory)
+        # Their first argument is a user's function, as a rule a new one each time: nothing would be
+        # found again, and all that it closes over would be held.
+        cached = factory if kind in ("gradient", "federated") else cached_factory(factory)
         source = Paper(*paper) if paper else None
         name = factory.__name__
         if name in _ENTRIES:
@@ -229,7 +251,7 @@ def get(name: str) -> Entry:
       The entry.
 
     Raises:
-      UnknownMethod: no such method; suggests close names.
+      UnknownMethod: no such method; says of what it is composed, or suggests close names.
 
     Example:
       >>> import optkit
@@ -238,6 +260,8 @@ def get(name: str) -> Entry:
     """
     if name in _ENTRIES:
         return _ENTRIES[name]
+    if name in COMPOSITIONS:
+        raise UnknownMethod(f"{name!r} is not one part: {COMPOSITIONS[name]}")
     close = difflib.get_close_matches(name, _ENTRIES, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`optkit list` shows all."
     raise UnknownMethod(f"there is no method {name!r}; {hint}")
@@ -254,7 +278,7 @@ def entries(
 
     Args:
       pattern: wildcard on the name.
-      kind: recipe, part, wrapper, strategy, aggregate or outer.
+      kind: see ``Entry``.
       family: exact family.
       tag: a tag that must be there.
 

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -110,7 +110,7 @@ def list_methods(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only methods with this tag.")] = None,
     kind: Annotated[
-        str | None, typer.Option(help="recipe, part, wrapper, strategy, aggregate or outer.")
+        str | None, typer.Option(help=f"One of {', '.join(get_args(optkit.catalogue.Kind))}.")
     ] = None,
 ) -> None:
     """List the catalogued methods."""

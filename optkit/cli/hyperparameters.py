@@ -8,6 +8,7 @@ from typing import Any
 import optax
 
 import optkit.catalogue
+from optkit._compositions import COMPOSITIONS
 from optkit.catalogue import Entry
 from optkit.cli.errors import CommandError, message_of, suggestion
 from optkit.cli.schedules import CONSTANT, RateSchedule
@@ -34,11 +35,13 @@ def find_entry(name: str) -> Entry:
       The entry.
 
     Raises:
-      CommandError: for an unknown name, with close ones.
+      CommandError: for an unknown name, with close ones or what it is composed of.
     """
     try:
         return optkit.catalogue.get(name)
     except KeyError as error:
+        if name in COMPOSITIONS:
+            raise CommandError(f"{name} is not one part: {COMPOSITIONS[name]}") from error
         close = suggestion(name, [entry.name for entry in optkit.catalogue.entries()])
         raise CommandError(f"unknown method {name!r}{close}; `optkit list` shows all") from error
 

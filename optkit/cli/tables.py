@@ -25,7 +25,10 @@ __all__ = [
     "state_text",
 ]
 
-_KINDS = ("recipe", "wrapper", "part", "strategy", "aggregate", "outer")
+_KINDS = (
+    *("recipe", "wrapper", "part", "strategy", "gradient"),
+    *("aggregate", "federated", "outer", "solver"),
+)
 _WIDE = 100  # columns from which on `optkit list` shows the papers
 
 
@@ -174,6 +177,7 @@ def method_text(entry: Entry) -> Group:
     beside = ", beside the inner state" if entry.kind == "wrapper" else ""
     rows = [
         ("name", entry.name),
+        ("path", entry.path),
         ("kind", f"{entry.kind}, family {entry.family}"),
         ("summary", entry.summary),
         ("paper", paper),

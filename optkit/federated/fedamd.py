@@ -13,6 +13,7 @@ from jax import lax
 from optkit.aggregate import mean
 from optkit.aggregate.base import known_only, reports
 from optkit.aggregate.checks import check_ids
+from optkit.catalogue import register
 from optkit.federated.server import Server, ServerState, check_server, server_step
 from optkit.transforms.base import check_same_leaves, check_state, prng_key
 from optkit.transforms.hyperparams import (
@@ -189,6 +190,18 @@ def _check_steps(small: Any) -> None:
         )
 
 
+@register(
+    kind="federated",
+    family="federated",
+    paper=(
+        "Anchor Sampling for Federated Learning with Partial Client Participation",
+        "2206.05891",
+        2022,
+    ),
+    state_bytes={"*": 4},
+    tags=("federated", "variance reduction", "anchors", "participation"),
+    chain="anchors: v = F; miners: K times d += F(y) - F(y_0), y -= lr d, from d = mean(v); mean",
+)
 def fedamd(
     grad_fn: GradFn,
     learning_rate: ScalarOrSchedule = 0.01,

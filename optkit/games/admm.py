@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optkit.catalogue import register
 from optkit.distributed.workers import AxisName, check_axis_name
 from optkit.games.base import (
     Operator,
@@ -34,6 +35,18 @@ class DualFreeState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished steps
 
 
+@register(
+    kind="solver",
+    family="games",
+    paper=(
+        "Noise-Robust and Resource-Efficient ADMM-based Federated Learning",
+        "2409.13451",
+        2024,
+    ),
+    state_bytes={"*": 12},
+    tags=("distributed", "consensus", "admm", "experimental"),
+    chain="z = argmin f - <F, z> + rho/2 (z - 2w + w_last)^2; w = mean(z)",
+)
 def dual_free_admm(
     penalty: float,
     *,

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import expm
 
+from optkit.catalogue import register
 from optkit.games.base import Solver, alike, starting
 from optkit.games.graphs import Events
 from optkit.transforms.hyperparams import check_number, check_static_number
@@ -107,6 +108,18 @@ def _advanced(state: DadaoState, flow: np.ndarray, node: jax.Array) -> DadaoStat
     return DadaoState._make([*trees, state.age.at[node].set(0.0)])
 
 
+@register(
+    kind="solver",
+    family="games",
+    paper=(
+        "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
+        "2208.00779",
+        2022,
+    ),
+    state_bytes={"*": 24},
+    tags=("decentralized", "asynchronous", "gossip", "acceleration"),
+    chain="six vectors a node that flow; gradients and messages at events",
+)
 def dadao(mu: float, smoothness: float, chi: float) -> GossipSolver:
     """DADAO: accelerated and asynchronous, for ``min sum_i f_i(x)`` over nodes of a graph.
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optkit.catalogue import register
 from optkit.distributed.workers import AxisName, check_axis_name
 from optkit.games.base import (
     Operator,
@@ -47,6 +48,19 @@ class LocalState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished steps
 
 
+@register(
+    kind="solver",
+    family="games",
+    paper=(
+        "Communication-Efficient Gradient Descent-Accent Methods for Distributed "
+        "Variational Inequalities",
+        "2306.05100",
+        2023,
+    ),
+    state_bytes={"*": 8},
+    tags=("distributed", "variational inequality", "minimax", "control variates", "local steps"),
+    chain="u = z - gamma (F - h); meeting: z = mean(u - gamma/p h), h += p/gamma (z - u)",
+)
 def proxskip_vip(
     step_size: ScalarOrSchedule,
     probability: float,
@@ -126,6 +140,19 @@ def proxskip_vip(
     return Solver(init, step)
 
 
+@register(
+    kind="solver",
+    family="games",
+    paper=(
+        "Local Stochastic Gradient Descent Ascent: Convergence Analysis and Communication "
+        "Efficiency",
+        "2102.13152",
+        2021,
+    ),
+    state_bytes={"*": 4},
+    tags=("distributed", "minimax", "local steps"),
+    chain="z - gamma F; meeting: mean",
+)
 def local_gda(step_size: ScalarOrSchedule, *, axis_name: AxisName = None) -> Solver:
     """Local gradient descent-ascent: steps of each node, and a mean where they meet.
 
@@ -162,6 +189,18 @@ def local_gda(step_size: ScalarOrSchedule, *, axis_name: AxisName = None) -> Sol
     return _local(lambda z, f, count: less(z, value_at(step_size, count), f(z)), axis_name)
 
 
+@register(
+    kind="solver",
+    family="games",
+    paper=(
+        "Distributed Saddle-Point Problems: Lower Bounds, Near-Optimal and Robust Algorithms",
+        "2010.13112",
+        2020,
+    ),
+    state_bytes={"*": 4},
+    tags=("distributed", "variational inequality", "minimax", "local steps"),
+    chain="z - gamma F(z - gamma F); meeting: mean",
+)
 def extragradient(
     step_size: ScalarOrSchedule,
     second: ScalarOrSchedule | None = None,
@@ -210,6 +249,19 @@ def extragradient(
     return _local(moved, axis_name)
 
 
+@register(
+    kind="solver",
+    family="games",
+    paper=(
+        "A Communication-efficient Algorithm with Linear Convergence for Federated Minimax "
+        "Learning",
+        "2206.01132",
+        2022,
+    ),
+    state_bytes={"*": 4},
+    tags=("distributed", "minimax", "gradient tracking", "local steps"),
+    chain="K times z - gamma (F_i(z) - F_i(w) + mean F(w)); mean",
+)
 def fedgda_gt(
     step_size: ScalarOrSchedule, local_steps: int, *, axis_name: AxisName = None
 ) -> Solver:

@@ -10,6 +10,7 @@ import optax
 
 from optkit.aggregate.noisy import Recorded, check_noise, is_silent
 from optkit.aggregate.private import dp_centered_clipping
+from optkit.catalogue import register
 from optkit.federated.server import ServerState, server_step
 from optkit.privacy.clipping import per_example_clip
 from optkit.transforms.base import check_state
@@ -44,6 +45,19 @@ class DPBrem:
     step: Callable[..., tuple[PyTree, DPBremState]]
 
 
+@register(
+    kind="federated",
+    family="private",
+    paper=(
+        "DP-BREM: Differentially-Private and Byzantine-Robust Federated Learning with Client "
+        "Momentum",
+        "2306.12608",
+        2023,
+    ),
+    state_bytes={"*": 8},
+    tags=("federated", "privacy", "robust", "clipping", "momentum"),
+    chain="m = ema(mean clip(g, R)); dp_centered_clipping; tx",
+)
 def dp_brem(
     loss_fn: Callable[[PyTree, Any], Any],
     tx: optax.GradientTransformation,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.aggregate.noisy import add_noise, check_noise, is_silent
+from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
 from optkit.privacy import accounting
 from optkit.privacy.clipping import per_example_clip
@@ -108,6 +109,18 @@ class PrivateGradient:
         )
 
 
+@register(
+    kind="gradient",
+    family="private",
+    paper=(
+        "Deep Learning with Differential Privacy",
+        "1607.00133",
+        2016,
+    ),
+    state_bytes={"*": 0},
+    tags=("privacy", "clipping", "noise", "dp_sgd"),
+    chain="(sum clip(g, C) + C std N)/B",
+)
 def private_gradient(
     loss_fn: Callable[[PyTree, Any], Any],
     *,

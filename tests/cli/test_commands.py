@@ -39,7 +39,8 @@ def test_list_groups_by_family_and_puts_recipes_first(command):
             family = line.strip()
             families[family] = []
     catalogue = optkit.catalogue.entries()
-    kinds = ("recipe", "wrapper", "part", "strategy", "aggregate", "outer")
+    kinds = ("recipe", "wrapper", "part", "strategy", "gradient")
+    kinds += ("aggregate", "federated", "outer", "solver")
     assert set(families) == {entry.family for entry in catalogue}
     for family, names in families.items():
         own = [entry for entry in catalogue if entry.family == family]
@@ -100,8 +101,9 @@ def test_arguments_of_a_docstring_come_in_one_line_each():
     [
         (["list", "moun"], "no method matches 'moun' here (did you mean 'muon'?)"),
         (["list", "--family", "matrx"], "unknown family 'matrx' (did you mean 'matrix'?)"),
-        (["list", "--kind", "recipes"], "known: aggregate, outer, part, recipe, strategy, wrapper"),
+        (["list", "--kind", "recipes"], "known: aggregate, federated, gradient, outer, part, "),
         (["show", "moun"], "unknown method 'moun' (did you mean 'muon'?)"),
+        (["show", "fedavg"], "optkit.server_step(optkit.aggregate.mean(), optax.sgd(1.0))"),
         (["plan", "muon", "--task", "regresion"], "did you mean 'regression'?"),
         (["plan", "muon", "--task", "digits", "--task-option", "widht=3"], "widht"),
         (["plan", "muon", "-p", "stepz=3"], "allowed: learning_rate"),

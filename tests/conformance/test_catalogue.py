@@ -1,12 +1,16 @@
 """What is public is in the catalogue, and what is in the catalogue is public."""
 
+import functools
 import inspect
+import re
+from typing import Any, get_args
 
 import optax
 import pytest
 
 import optkit
-from optkit.catalogue import Entry
+from optkit._compositions import COMPOSITIONS as COMPOSED
+from optkit.catalogue import Entry, Kind
 from optkit.transforms import Transformation
 
 # Compositions of catalogued parts that add no maths: their contracts are those of the parts.
@@ -36,9 +40,46 @@ def test_every_public_factory_is_in_the_catalogue() -> None:
 def test_every_entry_is_public() -> None:
     for entry in optkit.catalogue.entries():
         # Aggregates have plain names, such as mean.
-        module = optkit.aggregate if entry.kind == "aggregate" else optkit
+        module = _found(entry.path.rpartition(".")[0])
         assert entry.name in module.__all__
         assert getattr(module, entry.name) is entry.factory
+
+
+def _found(path: str) -> Any:
+    return functools.reduce(getattr, path.split(".")[1:], optkit)
+
+
+# Of each module, what makes a method that is no transformation: by what it returns.
+METHODS = {
+    optkit.games: ("Solver", "GossipSolver"),
+    optkit.federated: ("FedAmd",),
+    optkit.privacy: ("DPBrem", "PrivateGradient"),
+    optkit.outer: ("OuterStep",),
+}
+
+
+def test_every_method_of_nodes_and_clients_is_in_the_catalogue() -> None:
+    registered = {entry.factory for entry in optkit.catalogue.entries()}
+    for module, made in METHODS.items():
+        for value in (getattr(module, name) for name in module.__all__):
+            if inspect.isfunction(value):
+                what = inspect.signature(value).return_annotation
+                assert getattr(what, "__name__", "") not in made or value in registered, value
+
+
+def test_every_kind_has_methods() -> None:
+    kinds = {entry.kind for entry in optkit.catalogue.entries()}
+    assert kinds == set(get_args(Kind))
+
+
+def test_what_is_composed_says_of_what() -> None:
+    for name, text in COMPOSED.items():
+        with pytest.raises(KeyError, match=re.escape(text)):
+            optkit.catalogue.get(name)
+        paths = re.findall(r"optkit(?:\.\w+)+", text)
+        assert paths, name
+        for path in paths:
+            assert callable(_found(path)), path
 
 
 def test_every_entry_says_what_it_is() -> None:

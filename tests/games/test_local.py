@@ -175,6 +175,11 @@ SOLVERS: dict[str, Callable[[Any], Solver]] = {
 }
 
 
+def test_every_solver_whose_nodes_can_lie_along_an_axis_is_here() -> None:
+    solvers = optkit.catalogue.entries(kind="solver")
+    assert {e.name for e in solvers if "axis_name" in e.hyperparameters()} == set(SOLVERS)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_nodes_along_an_axis_are_nodes_along_a_leading_axis(name: str) -> None:
     mesh, rounds = mesh_of("auto", (4,)), name in ("fedgda_gt", "dual_free_admm")
