@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from optkit.aot import compile_for
+from optkit.evolution import population_apply, population_perturb
 from optkit.kernels.population_update import Counters, population_update
 from optkit.kernels.population_update.arg_specs import ARG_SPECS, ArgSpec
 
@@ -49,3 +50,28 @@ def test_mosaic_compiles_it(chip: str, spec: ArgSpec) -> None:
 @pytest.mark.parametrize("spec", CASES, ids=lambda spec: spec.name)
 def test_triton_compiles_it(spec: ArgSpec) -> None:
     check("h100", spec, signs=spec.name == "ragged")
+
+
+@pytest.mark.parametrize(
+    ("target", "kernels"),
+    [
+        pytest.param("v5e:2x2", 2, marks=pytest.mark.tpu),
+        pytest.param("h100", 3, marks=pytest.mark.gpu),
+    ],
+)
+def test_a_generation_has_no_noise_outside_of_its_kernels(target: str, kernels: int) -> None:
+    es = population_perturb(64, sigma=0.1, draws="counters", implementation="pallas")
+    params = {"w": jax.ShapeDtypeStruct((256, 256), jnp.float32)}
+
+    def step(params: Any, state: Any, x: jax.Array) -> Any:
+        population = es.perturb_lazy(params, state)
+        fitness = population_apply(
+            lambda p, x: -jnp.mean((x @ p["w"]) ** 2), population, x, implementation="pallas"
+        )
+        return es.update(fitness, state, params)
+
+    x = jax.ShapeDtypeStruct((64, 2, 256), jnp.float32)
+    text = compile_for(target, step, params, jax.eval_shape(es.init, params), x).as_text()
+    call = CALLS["gpu" if target == "h100" else "tpu"]
+    assert text.count(f'custom_call_target="{call}"') == kernels
+    assert " log(" not in text and "f32[32,256" not in text
