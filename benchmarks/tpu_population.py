@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, default=4, help="parts of a device's members")
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--store", action="store_true", help=f"write {RESULT.name}")
