@@ -59,8 +59,10 @@ def cautious(
     The wrapped transformation must point along the gradient: a direction, before the learning rate
     flips its sign; weight decay and learning rate stand outside. Around a whole optimizer such as
     ``optax.adamw`` every entry would disagree and nothing would train, and around one that mixes
-    entries, such as SOAP, those remain that lead uphill: a recipe of optkit is refused. Cautious
-    SOAP is ``descend(cautious(in_rotated_basis(optax.scale_by_adam())), 3e-3)``.
+    entries, such as SOAP, those remain that lead uphill: a recipe of optkit is refused. What optax
+    built looks like a direction before it is run and is taken as one: write
+    ``optkit.cautious(optax.scale_by_adam())``, never ``optkit.cautious(optax.adamw(1e-3))``.
+    Cautious SOAP is ``descend(cautious(in_rotated_basis(optax.scale_by_adam())), 3e-3)``.
 
     Evidence: ``python -m benchmarks.claims cautious`` has it around Adam, see
     ``optkit.cautious_adamw``; other inner transformations are not compared there.
@@ -132,6 +134,13 @@ def sign_from_grad(inner: optax.GradientTransformation) -> Transformation:
     """Takes the size of the inner update and the sign of the gradient.
 
     1. ``u <- inner(g)``; 2. ``u <- sign(g)*|u|``.
+
+    The result points along the gradient whatever the inner update does: learning rate and weight
+    decay stand outside, as in
+    ``optkit.descend(optkit.sign_from_grad(optax.scale_by_adam()), learning_rate)``.
+    Around a whole optimizer the steps would climb the loss. A recipe of optkit is refused; what
+    optax built, such as ``optax.adamw(1e-3)``, looks like a direction before it is run and is taken
+    as one.
 
     Evidence: ``python -m benchmarks.claims cautious`` has it around Adam, see ``optkit.grams``.
 

@@ -125,6 +125,19 @@ def test_a_whole_optimizer_is_refused(wrapper, recipe):
         wrapper(recipe(0.1))
 
 
+def test_a_whole_optimizer_of_optax_does_what_the_docstrings_say():
+    """It cannot be told from a direction: around it nothing trains, or the loss is climbed."""
+    g = jnp.array([1.0, -2.0, 0.5])
+    for tx, sign in (
+        (optkit.cautious(optax.adamw(0.1)), 0.0),
+        (optkit.sign_from_grad(optax.adamw(0.1)), 1.0),
+        (optkit.descend(optkit.cautious(optax.scale_by_adam()), 0.1), -1.0),
+        (optkit.descend(optkit.sign_from_grad(optax.scale_by_adam()), 0.1), -1.0),
+    ):
+        u, _ = tx.update(g, tx.init(g), jnp.zeros(3))
+        np.testing.assert_array_equal(jnp.sign(u), sign * jnp.sign(g))
+
+
 def test_the_updates_of_a_recipe_may_be_turned_round():
     grads = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]])}
     around = optax.chain(optkit.muon(1.0), optax.scale(-1.0))
