@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from optax.contrib import MuonDimensionNumbers
 
 import optkit
@@ -15,20 +17,42 @@ PARAMS = gradients(1, 1, SHAPES)[0]
 GRADS = gradients(2, 6, SHAPES)
 
 
-def end(tx, params=PARAMS, grads=GRADS):
-    return jax.tree.map(lambda x: x[-1], run(tx, params, grads)[1])
+FEW = settings(max_examples=10, deadline=None)
+SEEDS = st.integers(0, 10**6)
+SIZES = st.lists(st.floats(0.1, 10.0), min_size=6, max_size=6)
+
+
+def ending(tx):
+    """A compiled function of parameters and gradients: the parameters after the last step."""
+    return jax.jit(lambda params, grads: jax.tree.map(lambda x: x[-1], run(tx, params, grads)[1]))
+
+
+def drawn(seed, sizes=(1.0,) * 6, shapes=SHAPES):
+    """Parameters, and as many gradients of these sizes."""
+    grads = gradients(seed, len(sizes) + 1, shapes)
+    scaled = zip(sizes, grads[1:], strict=True)
+    return grads[0], [jax.tree.map(lambda g, s=s: np.float32(s * g), tree) for s, tree in scaled]
 
 
 def assert_close(one, other, atol=2e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, other)
 
 
-def test_one_buffer_computes_the_same_with_half_the_state():
-    two = optkit.mars_m(0.1, b1=0.8, gamma=0.1, clip=None)
-    one = optkit.mars_m(0.1, b1=0.8, gamma=0.1, clip=None, one_buffer=True)
-    assert_close(end(one), end(two))
+TWO = optkit.mars_m(0.1, b1=0.8, gamma=0.1, clip=None)
+ONE = optkit.mars_m(0.1, b1=0.8, gamma=0.1, clip=None, one_buffer=True)
+END_OF_TWO, END_OF_ONE = ending(TWO), ending(ONE)
+
+
+@FEW
+@given(seed=SEEDS, sizes=SIZES)
+def test_one_buffer_computes_the_same(seed, sizes):
+    params, grads = drawn(seed, sizes)
+    assert_close(END_OF_ONE(params, grads), END_OF_TWO(params, grads))
+
+
+def test_one_buffer_is_half_the_state():
     size = optkit.tree.tree_bytes(PARAMS)
-    got = [sum(r.state_bytes for r in optkit.plan(tx, PARAMS).rows) for tx in (two, one)]
+    got = [sum(r.state_bytes for r in optkit.plan(tx, PARAMS).rows) for tx in (TWO, ONE)]
     assert got == [2 * size, size]
 
 
@@ -42,51 +66,80 @@ def test_one_buffer_takes_schedules():
     assert float(optkit.get_hyperparam(state, "b1")) == pytest.approx((1 - 0.4 * 5 / 6) * 0.95)
 
 
-def test_without_correction_and_clip_it_is_moonlights_muon():
-    options = {"b1": 0.8, "weight_decay": 0.2}
-    plain = optkit.muon_rms(0.1, nesterov=False, **options)
-    assert_close(end(optkit.mars_m(0.1, gamma=0.0, clip=None, **options)), end(plain))
-    nesterov = optkit.muon_rms(0.1, nesterov=True, **options)
-    assert_close(end(optkit.mars_m(0.1, gamma=0.2, clip=None, **options)), end(nesterov))
-    muon = optkit.muon(0.1, nesterov=False, **options)
-    assert_close(end(optkit.mars_shampoo(0.1, gamma=0.0, clip=None, **options)), end(muon))
+OPTIONS = {"b1": 0.8, "weight_decay": 0.2}
+PAIRS = {
+    "plain": (
+        ending(optkit.mars_m(0.1, gamma=0.0, clip=None, **OPTIONS)),
+        ending(optkit.muon_rms(0.1, nesterov=False, **OPTIONS)),
+    ),
+    "nesterov": (
+        ending(optkit.mars_m(0.1, gamma=0.2, clip=None, **OPTIONS)),
+        ending(optkit.muon_rms(0.1, nesterov=True, **OPTIONS)),
+    ),
+    "shampoo": (
+        ending(optkit.mars_shampoo(0.1, gamma=0.0, clip=None, **OPTIONS)),
+        ending(optkit.muon(0.1, nesterov=False, **OPTIONS)),
+    ),
+}
 
 
-def test_clipping_makes_long_gradients_equal():
+@pytest.mark.parametrize("pair", PAIRS)
+@FEW
+@given(seed=SEEDS, sizes=SIZES)
+def test_without_correction_and_clip_it_is_moonlights_muon(pair, seed, sizes):
+    params, grads = drawn(seed, sizes)
+    mars, muon = PAIRS[pair]
+    assert_close(mars(params, grads), muon(params, grads))
+
+
+CLIPPED = ending(optkit.mars_m(0.1, gamma=0.0, weight_decay=0.0))
+LOOSE = ending(optkit.mars_m(0.1, gamma=0.0, weight_decay=0.0, clip=None))
+
+
+@FEW
+@given(seed=SEEDS, powers=st.lists(st.floats(1.0, 10.0), min_size=6, max_size=6))
+def test_clipping_makes_long_gradients_equal(seed, powers):
     """Above the bound the lengths of the gradients are forgotten; below it they count."""
-    sizes = (1e3, 7.0, 1e10, 30.0, 2e4, 50.0)
-    longer = [
-        jax.tree.map(lambda g, s=s: np.float32(s) * g, t) for s, t in zip(sizes, GRADS, strict=True)
-    ]
-    tx = optkit.mars_m(0.1, gamma=0.0, weight_decay=0.0)
-    unit = [jax.tree.map(lambda g: g / np.linalg.norm(g), tree) for tree in GRADS]
-    assert_close(end(tx, PARAMS, longer), end(tx, PARAMS, unit))
-    loose = optkit.mars_m(0.1, gamma=0.0, weight_decay=0.0, clip=None)
-    different = end(loose, PARAMS, longer)["wide"] - end(loose, PARAMS, unit)["wide"]
+    params, grads = drawn(seed)
+    unit = [jax.tree.map(lambda g: g / np.linalg.norm(g), tree) for tree in grads]
+    longer = drawn(seed, [10.0**power for power in powers])[1]
+    assert_close(CLIPPED(params, longer), CLIPPED(params, unit))
+    uneven = drawn(seed, [1.0, 30.0, 1.0, 1e3, 10.0, 1.0])[1]
+    different = LOOSE(params, uneven)["wide"] - LOOSE(params, unit)["wide"]
     assert np.max(np.abs(different)) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["mars_m", "mars_shampoo"])
-def test_a_stack_is_its_matrices(name):
-    tx = optkit.catalogue.get(name).factory(0.1, weight_decay=0.2)
-    singles = {f"m{i}": (3, 5) for i in range(3)}
-    params, grads = gradients(4, 1, singles)[0], gradients(5, 3, singles)
+NAMES = ["mars_m", "mars_shampoo"]
+SINGLES = {f"m{i}": (3, 5) for i in range(3)}
+DIMS = MuonDimensionNumbers(1, 0)
+WHOLE = {name: ending(optkit.catalogue.get(name).factory(0.1, weight_decay=0.2)) for name in NAMES}
+TURNED = {
+    name: ending(optkit.catalogue.get(name).factory(0.1, weight_decay=0.2, dims=DIMS))
+    for name in NAMES
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@FEW
+@given(seed=SEEDS)
+def test_a_stack_is_its_matrices(name, seed):
+    params, grads = drawn(seed, (1.0,) * 3, SINGLES)
     grads = [{**g, "m0": 0.01 * g["m0"]} for g in grads]  # not clipped; the others are
-    stack = lambda tree: {"m": np.stack([tree[key] for key in singles])}  # noqa: E731
-    alone = run(tx, params, grads)[1]
-    together = run(tx, stack(params), [stack(g) for g in grads])[1]["m"]
-    for i, key in enumerate(singles):
-        np.testing.assert_allclose(together[:, i], alone[key], atol=2e-5)
+    stack = lambda tree: {"m": np.stack([tree[key] for key in SINGLES])}  # noqa: E731
+    alone = WHOLE[name](params, grads)
+    together = WHOLE[name](stack(params), [stack(g) for g in grads])["m"]
+    for i, key in enumerate(SINGLES):
+        np.testing.assert_allclose(together[i], alone[key], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["mars_m", "mars_shampoo"])
-def test_the_other_layout_is_the_transposed_run(name):
-    factory = optkit.catalogue.get(name).factory
+@pytest.mark.parametrize("name", NAMES)
+@FEW
+@given(seed=SEEDS, sizes=SIZES)
+def test_the_other_layout_is_the_transposed_run(name, seed, sizes):
+    params, grads = drawn(seed, sizes)
     turn = lambda tree: jax.tree.map(np.transpose, tree)  # noqa: E731
-    moved = end(factory(0.1, weight_decay=0.2))
-    dims = MuonDimensionNumbers(1, 0)
-    turned = end(factory(0.1, weight_decay=0.2, dims=dims), turn(PARAMS), list(map(turn, GRADS)))
-    assert_close(turn(turned), moved)
+    turned = TURNED[name](turn(params), list(map(turn, grads)))
+    assert_close(turn(turned), WHOLE[name](params, grads))
 
 
 MODEL = {"up": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}

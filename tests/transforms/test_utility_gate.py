@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import optkit
 from optkit.transforms.utility_gate import PROFILES
@@ -21,65 +23,104 @@ def first(tx, grads, params, **extra):
     return tx.update(grads, tx.init(params), params, **extra)[0]
 
 
+FEW = settings(max_examples=10, deadline=None)
+# Multiples of 1/4: no two are so close that rounding decides which is the larger.
+QUARTERS = st.integers(-16, 16).map(lambda x: x / 4)
+SIX = st.lists(QUARTERS, min_size=6, max_size=6, unique=True).map(np.float32)
+
+
+def silent(profile, **options):
+    """The first update of a gate without noise, compiled."""
+    tx = optkit.utility_gate(sigma=0.0, profile=profile, **options)
+    return jax.jit(lambda grads, params: first(tx, grads, params))
+
+
+def pair(v):
+    """Six numbers as two leaves."""
+    return {"a": jnp.asarray(v[:3]), "b": jnp.asarray(v[3:])}
+
+
+GATES = {profile: silent(profile, b=0.75) for profile in PROFILES}
+
+
 @pytest.mark.parametrize("profile", ["paper_global", "readme_global", "safe"])
-def test_equal_utilities_have_one_gate(profile):
+@FEW
+@given(p=SIX.filter(np.all))
+def test_equal_utilities_have_one_gate(profile, p):
     """g*p is the same everywhere: U/max(U) is 1, but for the bias that readme_global leaves in."""
-    params = {"a": jnp.array([1.0, 2.0, -4.0]), "b": jnp.array([[0.5]])}
-    grads = jax.tree.map(lambda p: -1.0 / p, params)
-    out = first(optkit.utility_gate(sigma=0.0, profile=profile, b=0.75), grads, params)
+    out = GATES[profile](pair(-1.0 / p), pair(p))
     factor, ratio = (2.0, 4.0) if profile == "readme_global" else (1.0, 1.0)
-    want = jax.tree.map(lambda g: factor * g * (1 - sigmoid(ratio)), grads)
-    jax.tree.map(lambda u, w: np.testing.assert_allclose(u, w, rtol=1e-6), out, want)
+    want = pair(factor * (-1.0 / p) * (1 - sigmoid(ratio)))
+    jax.tree.map(lambda u, w: np.testing.assert_allclose(u, w, rtol=2e-6), out, want)
+
+
+NEW = {profile: silent(profile, b=0.0) for profile in PROFILES}
 
 
 @pytest.mark.parametrize("profile", list(PROFILES))
-def test_the_most_useful_entry_is_damped_most(profile):
-    params = {"a": jnp.array([0.1, 3.0, -2.0]), "b": jnp.array([1.0, 0.5, 0.2])}
-    grads = jax.tree.map(lambda p: -jnp.ones_like(p), params)
-    out = first(optkit.utility_gate(sigma=0.0, b=0.0, profile=profile), grads, params)
+@FEW
+@given(p=SIX.filter(lambda p: p.max() > 0))
+def test_the_most_useful_entry_is_damped_most(profile, p):
+    out = NEW[profile](pair(-np.ones_like(p)), pair(p))
     moved, factor = np.concatenate([out["a"], out["b"]]), PROFILES[profile].factor
     if not PROFILES[profile].protects:
         np.testing.assert_array_equal(moved, -1.0)
         return
-    if profile.endswith("local"):
-        assert np.argmax(moved[:3]) == 1 and np.argmax(moved[3:]) == 0  # each row by itself
+    if profile.endswith("local"):  # each row by itself
+        assert np.argmax(moved[:3]) == np.argmax(p[:3])
+        assert np.argmax(moved[3:]) == np.argmax(p[3:])
     else:
-        assert np.argmax(moved) == 1
-        np.testing.assert_allclose(moved[1], -factor * (1 - sigmoid(1.0)), rtol=1e-6)
-    assert moved[2] < -0.5 * factor  # worse than useless: more than half of the step is left
+        assert np.argmax(moved) == np.argmax(p)
+        top = p.max() / (np.abs(p).max() if profile == "safe" else p.max())
+        np.testing.assert_allclose(moved.max(), -factor * (1 - sigmoid(top)), rtol=1e-6)
+    # What is worse than useless keeps more than half of its step.
+    assert np.all(moved[p < 0] < -0.5 * factor)
 
 
-def test_a_negative_maximum_turns_the_order_round_but_for_safe():
-    params, grads = {"w": jnp.array([1.0, 3.0])}, {"w": jnp.ones(2)}
-    moved = {
-        profile: first(optkit.utility_gate(sigma=0.0, profile=profile), grads, params)["w"]
-        for profile in ("paper_global", "safe")
-    }
-    assert moved["paper_global"][0] > moved["paper_global"][1]
-    assert moved["safe"][0] < moved["safe"][1]  # the weight that does most harm moves most
+@FEW
+@given(p=st.lists(st.integers(1, 16), min_size=6, max_size=6, unique=True))
+def test_a_negative_maximum_turns_the_order_round_but_for_safe(p):
+    p, order = np.float32(p) / 4, np.argsort(p)
+    moved = {}
+    for profile in ("paper_global", "safe"):
+        out = NEW[profile](pair(np.ones_like(p)), pair(p))
+        moved[profile] = np.concatenate([out["a"], out["b"]])[order]
+    assert np.all(np.diff(moved["paper_global"]) < 0)
+    assert np.all(np.diff(moved["safe"]) > 0)  # the weight that does most harm moves most
 
 
-def test_rows_are_the_inputs_of_an_output():
+TURNED = optax.contrib.MuonDimensionNumbers(1, 0)
+ROWS = {
+    "kernel": silent("experiment_local"),
+    "turned": silent("experiment_local", dims=TURNED),
+    "last": silent("experiment_local", rows="last_axis"),
+}
+
+
+@FEW
+@given(p=SIX, g=SIX)
+def test_rows_are_the_inputs_of_an_output(p, g):
     """Utilities of one output do not depend on those of the others, whatever the layout."""
-    kernel = jnp.array([[1.0, 10.0], [2.0, -10.0], [2.0, 0.0]])  # (in, out)
-    grads = -jnp.ones((3, 2))
-    tx = optkit.utility_gate(sigma=0.0, profile="experiment_local")
-    out = first(tx, {"kernel": grads}, {"kernel": kernel})["kernel"]
-    norms = np.linalg.norm(kernel, axis=0)
-    np.testing.assert_allclose(out, -(1 - sigmoid(kernel / norms[None])), rtol=1e-6)
-    dims = optax.contrib.MuonDimensionNumbers(1, 0)
-    turned = optkit.utility_gate(sigma=0.0, profile="experiment_local", dims=dims)
-    last = optkit.utility_gate(sigma=0.0, profile="experiment_local", rows="last_axis")
-    for tx in (turned, last):
-        np.testing.assert_array_equal(first(tx, {"k": grads.T}, {"k": kernel.T})["k"], out.T)
+    kernel, grads = p.reshape(3, 2), g.reshape(3, 2)  # (in, out)
+    out = ROWS["kernel"]({"kernel": grads}, {"kernel": kernel})["kernel"]
+    utility = np.float64(-grads * kernel)
+    norms = np.maximum(np.linalg.norm(utility, axis=0, keepdims=True), 1e-12)
+    np.testing.assert_allclose(out, grads * (1 - sigmoid(utility / norms)), rtol=1e-5)
+    for layout in ("turned", "last"):
+        got = ROWS[layout]({"k": grads.T}, {"k": kernel.T})["k"]
+        np.testing.assert_allclose(got, out.T, rtol=1e-6)
 
 
-def test_a_hessian_adds_the_second_order():
-    params, grads = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([0.5, 0.5])}
-    hessian = {"w": jnp.array([4.0, 1.0])}
-    tx = optkit.utility_gate(sigma=0.0, b=0.0)
-    _, state = tx.update(grads, tx.init(params), params, hessian=hessian)
-    np.testing.assert_allclose(state.utility["w"], [4.0 / 2 - 0.5, 4.0 / 2 - 1.0])
+PLAIN = optkit.utility_gate(sigma=0.0, b=0.0)
+SECOND = jax.jit(lambda g, p, h: PLAIN.update(g, PLAIN.init(p), p, hessian=h)[1].utility)
+
+
+@FEW
+@given(p=SIX, g=SIX, h=SIX)
+def test_a_hessian_adds_the_second_order(p, g, h):
+    utility = SECOND(pair(g), pair(p), pair(h))
+    got = np.concatenate([utility["a"], utility["b"]])
+    np.testing.assert_allclose(got, h * p**2 / 2 - g * p, atol=1e-5)
 
 
 def test_noise_depends_on_key_step_and_path_only():
