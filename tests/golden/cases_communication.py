@@ -9,9 +9,8 @@ import optax
 
 import optkit
 from optkit.tree import leaves_with_paths
+from tests.golden.meshes import ALL, AXIS, EACH, forms
 from tests.golden.replay import TOLERANCE, Comparison, Golden, case, difference, torch_dims
-
-AXIS = "workers"
 
 
 def worker_names(golden: Golden) -> list[str]:
@@ -26,6 +25,36 @@ def stacked(golden: Golden, prefix: str) -> dict[str, np.ndarray]:
     return {leaf: np.stack([tree[leaf] for tree in trees]) for leaf in trees[0]}
 
 
+def _running(tx: Any, params: Any, count: int, mesh: Any) -> tuple[Any, Any]:
+    """A state of all workers, and the update: on one device, or on one each.
+
+    Results have a leading axis: of workers, or of one where they are known to be equal.
+    """
+    if mesh is None:
+        state = jax.vmap(tx.init, in_axes=None, axis_name=AXIS, axis_size=count)(params)
+        return state, jax.vmap(tx.update, in_axes=(0, 0, None), axis_name=AXIS)
+    state, specs = optkit.init_workers(tx, params, mesh, AXIS)
+
+    def update(grads: Any, state: Any, params: Any) -> Any:
+        out, state = tx.update(jax.tree.map(lambda g: g[0], grads), state, params)
+        return _rows(out), state
+
+    ins, outs = (EACH, specs, ALL), (ALL, specs)
+    return state, jax.shard_map(update, mesh=mesh, in_specs=ins, out_specs=outs)
+
+
+def _meshes(count: int) -> list[Any]:
+    """None, and a mesh if every worker can have a device."""
+    return [mesh for mesh in forms(count) if mesh is None or mesh.size == count]
+
+
+def _each(tree: Any, count: int, mesh: Any) -> Any:
+    """What workers have of their own, (workers, ...): along a mesh it lies end to end."""
+    return jax.tree.map(
+        lambda x: np.asarray(x) if mesh is None else np.reshape(x, (count, -1, *x.shape[1:])), tree
+    )
+
+
 def _own(tree: Any) -> dict[str, Any]:
     return {} if tree is None else dict(leaves_with_paths(tree.of_worker))
 
@@ -34,43 +63,45 @@ def _powersgd(
     golden: Golden, start: dict[str, dict[str, np.ndarray]], tolerance: float, **options: Any
 ) -> Iterator[Comparison]:
     """Compares the average, the parameters and the errors of all workers after every step."""
-    hyper, params = golden.hyper, golden.tree("p0")
+    hyper, first = golden.hyper, golden.tree("p0")
     # The file's factors say for which leaves the reference found that it pays.
-    chosen = {name: dims for name, dims in torch_dims(params).items() if name in start["basis"]}
+    chosen = {name: dims for name, dims in torch_dims(first).items() if name in start["basis"]}
     average = optkit.powersgd_mean(
         AXIS,
         rank=hyper["rank"],
         iterations=hyper.get("iters", 1),
         start_step=hyper.get("start", 0),
         init_factor=lambda path, which, _: start[which][path],
-        dims=dict.fromkeys(params) | chosen,
+        dims=dict.fromkeys(first) | chosen,
         qr_method="qr",
         **options,
     )
     descent = optax.sgd(hyper["lr"], hyper.get("mom") or None)
 
-    @jax.jit
-    def step(grads: Any, own: Any, state: Any, params: Any) -> Any:
-        out, own = jax.vmap(average.update, axis_name=AXIS)(grads, own)
-        common = jax.tree.map(lambda x: x[0], out)
-        updates, state = descent.update(common, state, params)
-        return out, own, state, optax.apply_updates(params, updates)
-
     count = len(worker_names(golden))
-    own = jax.vmap(average.init, in_axes=None, axis_name=AXIS, axis_size=count)(params)
-    state = descent.init(params)
-    for t in range(golden.steps):
-        out, own, state, params = step(stacked(golden, f"g/{t}"), own, state, params)
-        for name, want in golden.tree(f"p/{t}").items():
-            yield Comparison(difference(params[name], want), tolerance)
-        for name, want in golden.tree(f"agg/{t}").items():
-            for mean in out[name]:
-                yield Comparison(difference(mean, want), tolerance)
-        if golden.tree(f"err/{t}"):
-            waiting = _own(own.error)
-            for name, want in stacked(golden, f"err/{t}").items():
-                got = waiting.get(name, np.zeros_like(want))
-                yield Comparison(difference(got, want), tolerance)
+    for mesh in _meshes(count):
+        own, every = _running(average, first, count, mesh)
+
+        @jax.jit
+        def step(grads: Any, own: Any, state: Any, params: Any, update: Any = every) -> Any:
+            out, own = update(grads, own, params)
+            common = jax.tree.map(lambda x: x[0], out)
+            updates, state = descent.update(common, state, params)
+            return out, own, state, optax.apply_updates(params, updates)
+
+        state, params = descent.init(first), first
+        for t in range(golden.steps):
+            out, own, state, params = step(stacked(golden, f"g/{t}"), own, state, params)
+            for name, want in golden.tree(f"p/{t}").items():
+                yield Comparison(difference(params[name], want), tolerance)
+            for name, want in golden.tree(f"agg/{t}").items():
+                for mean in jax.device_get(out[name]):
+                    yield Comparison(difference(mean, want), tolerance)
+            if golden.tree(f"err/{t}"):
+                waiting = _each(_own(own.error), count, mesh)
+                for name, want in stacked(golden, f"err/{t}").items():
+                    got = waiting.get(name, np.zeros_like(want))
+                    yield Comparison(difference(got, want), tolerance)
 
 
 @case("powersgd", "powersgd_epfl")
@@ -102,11 +133,10 @@ def powersgd_torch(golden: Golden) -> Iterator[Comparison]:
 
 @case("onebit_adam")
 def onebit_adam(golden: Golden) -> Iterator[Comparison]:
-    hyper, params = golden.hyper, golden.tree("p0")
+    hyper, first = golden.hyper, golden.tree("p0")
     names = worker_names(golden)
     # Its call that allocates counts as a step.
-    first = int(golden.arrays.get("init_step", 1))
-    warmup = max(1, hyper["freeze"] - first)
+    warmup = max(1, hyper["freeze"] - int(golden.arrays.get("init_step", 1)))
     tx = optkit.onebit_adam(
         hyper["lr"],
         axis_name=AXIS,
@@ -116,26 +146,39 @@ def onebit_adam(golden: Golden) -> Iterator[Comparison]:
         eps=hyper["eps"],
         weight_decay=hyper.get("wd", 0.0),
     )
-    update = jax.jit(jax.vmap(tx.update, in_axes=(0, 0, None), axis_name=AXIS))
-    state = jax.vmap(tx.init, in_axes=None, axis_name=AXIS, axis_size=len(names))(params)
     for t in range(golden.steps):
         if f"compressed/{t}" in golden.arrays:
             same = bool(golden.arrays[f"compressed/{t}"]) == (t >= warmup)
             yield Comparison(float(not same), 0.5)
-        updates, state = update(stacked(golden, f"g/{t}"), state, params)
-        params = optax.apply_updates(params, jax.tree.map(lambda u: u[0], updates))
-        for name, want in golden.tree(f"p/{t}").items():
-            yield Comparison(difference(params[name], want), TOLERANCE)
-        held = _held(state, "mu")
-        for prefix, field in (("m", "mu"), ("v", "nu")):
-            for name, want in golden.tree(f"{prefix}/{t}").items():
-                for got in getattr(held, field)[name]:
-                    yield Comparison(difference(got, want), TOLERANCE)
-        for prefix, side in (("werr", "worker"), ("serr", "server")):
-            for index, worker in enumerate(names):
-                for name, want in golden.tree(f"{prefix}/{t}/{worker}").items():
-                    got = held.error.of_worker[side][name][index, 0]
-                    yield Comparison(difference(got, want), TOLERANCE)
+    for mesh in _meshes(len(names)):
+        params, (state, every) = first, _running(tx, first, len(names), mesh)
+        update = jax.jit(every)
+        for t in range(golden.steps):
+            updates, state = update(stacked(golden, f"g/{t}"), state, params)
+            params = optax.apply_updates(params, jax.tree.map(lambda u: u[0], updates))
+            held = _held(state, "mu")
+            own = _each(held.error.of_worker, len(names), mesh)
+            moments = (held.mu, held.nu) if mesh is None else _rows((held.mu, held.nu))
+            yield from _onebit_state(golden, t, _rows(params), *moments, own)
+
+
+def _rows(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+def _onebit_state(
+    golden: Golden, t: int, params: Any, mu: Any, nu: Any, own: Any
+) -> Iterator[Comparison]:
+    """The parameters, the moments of every worker, which are equal, and its errors."""
+    for prefix, tree in (("p", params), ("m", mu), ("v", nu)):
+        for name, want in golden.tree(f"{prefix}/{t}").items():
+            for got in jax.device_get(tree[name]):
+                yield Comparison(difference(got, want), TOLERANCE)
+    for prefix, side in (("werr", "worker"), ("serr", "server")):
+        for index, worker in enumerate(worker_names(golden)):
+            for name, want in golden.tree(f"{prefix}/{t}/{worker}").items():
+                got = own[side][name][index, 0]
+                yield Comparison(difference(got, want), TOLERANCE)
 
 
 def _held(state: Any, field: str) -> Any:
