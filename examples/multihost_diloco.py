@@ -1,18 +1,18 @@
-"""DiLoCo: processes meet once a round, a replica each. If one dies, end the others, which wait for
-it, and start all again: they rejoin at the last whole checkpoint of the folder, and lose no digit.
+"""DiLoCo: processes meet once a round, a replica each. If one dies the others cannot go on: end
+them and start all again, and they rejoin at the folder's last whole checkpoint, and lose no digit.
 On host I of N: python examples/multihost_diloco.py HOST0:PORT N I SHARED_FOLDER
-Without arguments this file starts four on this machine, kills one, and starts them again.
-"""
+Without arguments this file starts four on this machine, kills one, and starts all again."""
 
 import os
 import subprocess
 import sys
 import tempfile
+import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import CheckpointManager, args
 
 import optkit
 from optkit import tasks
@@ -28,18 +28,14 @@ def train(folder: str) -> None:
     tx, outer = optkit.adamw(3e-3), optkit.diloco()
     step = tasks.train_step(task, tx)
     inner = lambda carry, batch: ((out := step(batch, *carry))[:2], out[2]["loss"])  # noqa: E731
-
-    def first() -> tuple:
-        carry = optkit.replicas(tasks.start(task, tx, 0), jax.device_count())
-        return carry, outer.init(carry[1])
-
+    first = lambda: optkit.replicas(tasks.start(task, tx, 0), jax.device_count())  # noqa: E731
     work = jax.jit(optkit.on_replicas(optkit.local_rounds(inner, every=EVERY), "replica", mesh))
     meet = jax.jit(outer.step, out_shardings=(own, common))
-    with ocp.CheckpointManager(os.path.abspath(folder)) as checkpoints:
-        carry, anchor = jax.jit(first, out_shardings=(own, common))()
+    with CheckpointManager(os.path.abspath(folder)) as checkpoints:
+        carry = jax.jit(first, out_shardings=own)()
+        anchor = jax.jit(outer.init, out_shardings=common)(carry[1])
         if (begin := checkpoints.latest_step()) is not None:
-            like = ocp.args.StandardRestore((carry, anchor))
-            carry, anchor = checkpoints.restore(begin, args=like)
+            carry, anchor = checkpoints.restore(begin, args=args.StandardRestore((carry, anchor)))
         for index in range(begin or 0, ROUNDS):
             mine = [task.batch(rank, index * EVERY + h) for h in range(EVERY)]
             mine = jax.tree.map(lambda *parts: np.stack(parts)[None], *mine)
@@ -47,13 +43,13 @@ def train(folder: str) -> None:
             (state, params), losses = work(carry, batches)
             params, anchor = meet(params, anchor)  # the only exchange
             carry = (state, params)
-            nats = np.mean(losses.addressable_shards[0].data)
+            nats = losses.addressable_data(0).mean()
             print(f"round {index + 1}: {nats:.6f} nats per byte on replica {rank}", flush=True)
-            checkpoints.save(index + 1, args=ocp.args.StandardSave((carry, anchor)))
+            checkpoints.save(index + 1, args=args.StandardSave((carry, anchor)))
 
 
 def start(port: int, folder: str, last: str) -> list[str]:
-    """Runs four processes until one of them prints a line, and returns that one's lines."""
+    """Runs four processes, kills one when it prints a line, and returns what it had printed."""
     command = [sys.executable, __file__, f"127.0.0.1:{port}", "4"]
     one = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     jobs = [subprocess.Popen([*command, str(i), folder], env=one) for i in range(3)]
@@ -62,7 +58,11 @@ def start(port: int, folder: str, last: str) -> list[str]:
         for line in job.stdout:
             lines += [line] * line.startswith("round")
             if line.startswith(last):
-                [each.kill() for each in [job, *jobs]]
+                job.kill()  # SIGKILL: it tells the others nothing
+                time.sleep(5)
+                print("one is killed; the others exit:", codes := [each.poll() for each in jobs])
+                [each.kill() for each in jobs]
+                assert 0 not in codes, "one has finished without the others"
     return lines if [each.wait() for each in jobs] else []
 
 
