@@ -54,8 +54,7 @@ test-slow: $(VENV)/.optkit-test
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m slow $(call marked,slow)
 
 test-sweep: $(VENV)/.optkit-test
-	OPTKIT_SWEEP=all $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) \
-	  -m "sweep and not slow" tests/conformance
+	OPTKIT_SWEEP=all $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m sweep tests/conformance
 
 test-latest: $(VENV_LATEST)/.optkit-test
 	OPTKIT_EVERY_METHOD=$(LATEST_EVERY) OPTKIT_SWEEP=all $(VENV_LATEST)/bin/python -m pytest \

@@ -7,7 +7,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -130,6 +130,34 @@ class Ratio:
         """Compares two lists of seconds."""
         pairs = [b / a for a, b in zip(ours, other, strict=True)]
         return cls(min(other) / min(ours), statistics.median(pairs))
+
+
+def against_plain(
+    programs: Mapping[str, Callable[[], Any]], rounds: int, clock: str
+) -> dict[str, Any]:
+    """Returns the time of the program "plain", and the ratios of the others' to it."""
+    seconds = interleave(programs, rounds, clock)
+    plain = seconds.pop("plain")
+    ratios = {run: dataclasses.asdict(Ratio.of(plain, times)) for run, times in seconds.items()}
+    return {"milliseconds": 1e3 * min(plain), "ratios": ratios}
+
+
+def run_cases(
+    prog: str,
+    doc: str | None,
+    cases: Iterable[str],
+    measure: Callable[[str, bool, int, str], Any],
+    as_text: Callable[[list[Any]], str],
+    arguments: list[str] | None,
+) -> None:
+    """Measures the cases that the command line names, one after another, and prints them."""
+    command = parser(prog, doc)
+    command.add_argument("case", nargs="*", help="default: all")
+    command.add_argument("--rounds", type=int, default=15)
+    args = command.parse_args(arguments)
+    rounds = 1 if args.quick else args.rounds
+    rows = [measure(name, args.quick, rounds, args.clock) for name in args.case or cases]
+    report(rows, as_text(rows), as_json=args.json)
 
 
 def fresh_process() -> None:

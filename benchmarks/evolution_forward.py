@@ -105,14 +105,8 @@ def runs(
 def measure(name: str, quick: bool, rounds: int, clock: str) -> dict[str, Any]:
     """Returns the numbers of one case."""
     sizes: Any = (4, 8, (1,)) if quick else (256, 256)
-    seconds = common.interleave(runs(CASES[name], *sizes), rounds, clock)
-    plain = seconds.pop("plain")
-    ratios = {run: common.Ratio.of(plain, times) for run, times in seconds.items()}
-    return {
-        "name": name,
-        "milliseconds": 1e3 * min(plain),
-        "ratios": {run: dataclasses.asdict(ratio) for run, ratio in ratios.items()},
-    }
+    programs = runs(CASES[name], *sizes)
+    return {"name": name, **common.against_plain(programs, rounds, clock)}
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:
@@ -133,13 +127,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures the cases one after another and prints the tables."""
-    parser = common.parser("evolution_forward", __doc__)
-    parser.add_argument("case", nargs="*", help="default: all")
-    parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args(arguments)
-    rounds = 1 if args.quick else args.rounds
-    rows = [measure(name, args.quick, rounds, args.clock) for name in args.case or CASES]
-    common.report(rows, as_text(rows), as_json=args.json)
+    common.run_cases("evolution_forward", __doc__, CASES, measure, as_text, arguments)
 
 
 if __name__ == "__main__":

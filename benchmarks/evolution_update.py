@@ -9,7 +9,6 @@ that of the ratios within each round. ``scratch`` is what the compiled update al
 result, beside the noise that all members together have.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -62,15 +61,7 @@ def measure(name: str, quick: bool, rounds: int, clock: str) -> dict[str, Any]:
     """Returns the numbers of one case."""
     sizes: Any = (4, 8, (1,)) if quick else (256, 256, (1, 4))
     programs, scratch = runs(name, *sizes)
-    seconds = common.interleave(programs, rounds, clock)
-    plain = seconds.pop("plain")
-    ratios = {run: common.Ratio.of(plain, times) for run, times in seconds.items()}
-    return {
-        "name": name,
-        "milliseconds": 1e3 * min(plain),
-        "ratios": {run: dataclasses.asdict(ratio) for run, ratio in ratios.items()},
-        "scratch": scratch,
-    }
+    return {"name": name, **common.against_plain(programs, rounds, clock), "scratch": scratch}
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:
@@ -91,13 +82,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures the cases one after another and prints the tables."""
-    parser = common.parser("evolution_update", __doc__)
-    parser.add_argument("case", nargs="*", help="default: all")
-    parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args(arguments)
-    rounds = 1 if args.quick else args.rounds
-    rows = [measure(name, args.quick, rounds, args.clock) for name in args.case or CASES]
-    common.report(rows, as_text(rows), as_json=args.json)
+    common.run_cases("evolution_update", __doc__, CASES, measure, as_text, arguments)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def local(params, data):
     """A client's own steps of gradient descent."""
 
     def step(params, _):
-        error = lambda p: jnp.mean(jnp.square(data["x"] @ p - data["y"]))  # noqa: E731
-        return params - 0.1 * jax.grad(error)(params), None
+        grads = jax.grad(lambda p: jnp.mean(jnp.square(data["x"] @ p - data["y"])))(params)
+        return params - 0.1 * grads, None
 
     return jax.lax.scan(step, params, length=LOCAL_STEPS)[0]
 

@@ -40,7 +40,7 @@ def _prepare_environment() -> None:
     # Programs run once or twice on a handful of numbers: optimizing takes longer than it saves.
     # Processes that tests start have to get the same numbers, and inherit this.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    # Where each operation was traced, ten frames deep, is a twentieth of what compiling takes.
+    # Nobody reads where an operation was traced, and to write it down takes long.
     os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
     # Keep all programs, however small. Entries are keyed by program, flags and versions, so that
     # environments can share them.
@@ -60,12 +60,11 @@ from jax._src.interpreters import mlir  # noqa: E402
 # processes that tests start run as a user's would.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Each program has an MLIR context of its own, and making one takes a third of what compiling a
-# single operation does: tests compile some 30,000 of those. They share one.
+# Each program has an MLIR context of its own, which takes long to make beside compiling a single
+# operation, and tests compile tens of thousands of those. They share one.
 if hasattr(mlir, "make_ir_context"):
     mlir.make_ir_context = functools.cache(mlir.make_ir_context)
-# JAX's caches hold millions of objects that stay: to look through them for garbage again and again
-# is another twentieth.
+# JAX's caches hold very many objects that stay: to look through them for garbage takes long.
 gc.set_threshold(200_000, 50, 50)
 
 settings.register_profile(

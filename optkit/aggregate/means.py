@@ -1,5 +1,6 @@
 """The weighted mean of what the present clients report, and the vote of their signs."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,8 +27,12 @@ class _Sums(NamedTuple):
     weight: jax.Array
 
 
-def _none(one: PyTree, axis_name: AxisName) -> _Sums:
-    return _Sums(zeros_for(one, axis_name), as_varying(jnp.zeros(()), axis_name))
+def _from_none(axis_name: AxisName) -> Callable[[PyTree, PyTree], _Sums]:
+    def start(one: PyTree, state: PyTree) -> _Sums:
+        del state
+        return _Sums(zeros_for(one, axis_name), as_varying(jnp.zeros(()), axis_name))
+
+    return start
 
 
 def _add(sums: _Sums, given: Reports) -> _Sums:
@@ -83,15 +88,13 @@ def mean(*, axis_name: AxisName = None) -> Aggregate:
     """
     check_axis_name(axis_name)
 
-    def start(one: PyTree, state: PyTree) -> _Sums:
-        del state
-        return _none(one, axis_name)
-
     def finish(sums: _Sums) -> Aggregated:
         total, weight = over_clients(sums, axis_name)
         return Aggregated(ratio(total, weight), (), weight > 0)
 
-    return folded(lambda params, clients: (), Fold(start, _add, finish), axis_name, "mean")
+    return folded(
+        lambda params, clients: (), Fold(_from_none(axis_name), _add, finish), axis_name, "mean"
+    )
 
 
 @register(
@@ -144,10 +147,6 @@ def majority_vote(*, axis_name: AxisName = None) -> Aggregate:
     """
     check_axis_name(axis_name)
 
-    def start(one: PyTree, state: PyTree) -> _Sums:
-        del state
-        return _none(one, axis_name)
-
     def add(sums: _Sums, given: Reports) -> _Sums:
         return _add(sums, given._replace(displacement=jax.tree.map(_vote, given.displacement)))
 
@@ -155,4 +154,9 @@ def majority_vote(*, axis_name: AxisName = None) -> Aggregate:
         total, weight = over_clients(sums, axis_name)
         return Aggregated(jax.tree.map(jnp.sign, total), (), weight > 0)
 
-    return folded(lambda params, clients: (), Fold(start, add, finish), axis_name, "majority_vote")
+    return folded(
+        lambda params, clients: (),
+        Fold(_from_none(axis_name), add, finish),
+        axis_name,
+        "majority_vote",
+    )

@@ -327,7 +327,7 @@ def names(*kinds: str) -> list[str]:
 
 
 ALL = names("recipe", "part", "wrapper")
-# Contracts marked `sweep` are half of the suite's time. Each run looks at them for every third
+# Contracts marked `sweep` cost most of the suite's time. Each run looks at them for every third
 # method, from this one on; `make test-sweep` for all of them.
 TURNS = 3
 TURN = os.environ.get("OPTKIT_SWEEP", "0")
