@@ -51,7 +51,7 @@ def test_equal_utilities_have_one_gate(profile, p):
     out = GATES[profile](pair(-1.0 / p), pair(p))
     factor, ratio = (2.0, 4.0) if profile == "readme_global" else (1.0, 1.0)
     want = pair(factor * (-1.0 / p) * (1 - sigmoid(ratio)))
-    jax.tree.map(lambda u, w: np.testing.assert_allclose(u, w, rtol=2e-6), out, want)
+    jax.tree.map(lambda u, w: np.testing.assert_allclose(u, w, rtol=1e-6), out, want)
 
 
 NEW = {profile: silent(profile, b=0.0) for profile in PROFILES}
@@ -105,7 +105,7 @@ def test_rows_are_the_inputs_of_an_output(p, g):
     out = ROWS["kernel"]({"kernel": grads}, {"kernel": kernel})["kernel"]
     utility = np.float64(-grads * kernel)
     norms = np.maximum(np.linalg.norm(utility, axis=0, keepdims=True), 1e-12)
-    np.testing.assert_allclose(out, grads * (1 - sigmoid(utility / norms)), rtol=1e-5)
+    np.testing.assert_allclose(out, grads * (1 - sigmoid(utility / norms)), rtol=1e-6)
     for layout in ("turned", "last"):
         got = ROWS[layout]({"k": grads.T}, {"k": kernel.T})["k"]
         np.testing.assert_allclose(got, out.T, rtol=1e-6)
