@@ -127,6 +127,7 @@ def dp_brem(
     """
     check_noise(example_clip, noise_multiplier, "example_clip")
     check_number("b1", b1, low=0.0, high=1.0, open_high=True)
+    check_number("eps", eps, low=0.0)
     if expected_batch is not None:
         check_number("expected_batch", expected_batch, low=1.0)
     std = _noise_std(example_clip, noise_multiplier)

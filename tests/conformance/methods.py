@@ -40,6 +40,10 @@ def unit_statistics(params: Any, key: Any) -> dict[str, tuple[jax.Array, jax.Arr
     return out
 
 
+def _product(params: jax.Array, batch: jax.Array) -> jax.Array:
+    return jnp.sum(params * batch)
+
+
 # What differs from the catalogue's example in the tests, and why.
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lora_pro", "scale_by_lora_pro"), ADAPTERS),
@@ -85,6 +89,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # The library's other setting: Polar Express lifts a rounding of small singular values a
     # thousandfold, and the moments that are compared are squares of what comes out.
     "normuon_dion": {"coefficients": "quintic_you"},
+    # What a user gives them first: functions.
+    "activation_gradient": {"blocks": [_product] * 2, "heads": [_product], "loss": _product},
+    "forward_gradient": {"loss": _product, "guess": jax.grad(_product)},
+    "fedamd": {"grad_fn": jax.grad(_product)},
+    "private_gradient": {
+        "loss_fn": _product,
+        "clip": 1.0,
+        "noise_multiplier": 0.0,
+        "expected_batch": 2.0,
+    },
+    "dp_brem": {
+        "loss_fn": _product,
+        "tx": optax.sgd(RATE),
+        "example_clip": 1.0,
+        "clip": 1.0,
+        "noise_multiplier": 0.0,
+        "key": 0,
+    },
     # RATE multiplies the step that it finds, and the first one is what rates are chosen by.
     "oasis": {"first_step": 1.0},
     "scale_by_oasis": {"first_step": 1.0},
