@@ -40,6 +40,9 @@ class Task:
         where a task has no model to look into. Works under `jit`.
       logits: `logits(params, batch) -> (..., classes)`, of which `loss` is the mean cross entropy;
         None where the loss is another.
+      attention: `attention(params) -> {path of a layer: scores}` on a few held-out examples: what
+        the softmax is taken of, (batch, heads, queries, keys), minus infinity where a query may not
+        look. None where the model has no attention. Works under `jit`.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Task:
     parameters: int
     activations: Callable[[Params, Batch], Metrics] | None = None
     logits: Callable[[Params, Batch], jax.Array] | None = None
+    attention: Callable[[Params], Metrics] | None = None
 
 
 class UnknownTask(KeyError):

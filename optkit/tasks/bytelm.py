@@ -15,6 +15,7 @@ from optkit.tasks.corpus import Corpus, standard_library, user_text
 from optkit.tasks.decoder import Decoder
 
 _EVALUATION_CHUNK = 32
+_ATTENTION_WINDOWS = 8  # held-out windows whose scores are kept whole, (8, heads, context, context)
 
 
 def build(
@@ -51,6 +52,7 @@ def build(
 
     init, apply = modules.functional(model)
     observe = modules.observed(model)
+    scores = modules.method(model, "attention_scores")
 
     def loss(params: base.Params, batch: base.Batch) -> tuple[jax.Array, base.Metrics]:
         value = next_byte_losses(apply, params, batch).mean()
@@ -59,6 +61,8 @@ def build(
     def sample(seed: int, step: int) -> base.Batch:
         starts = base.generator(seed, step).integers(corpus.train.size - context, size=batch)
         return windows(corpus.train, starts, context)
+
+    few = _held_out(corpus.held_out, min(_ATTENTION_WINDOWS, held_out_windows), context)
 
     return base.Task(
         name="bytelm",
@@ -72,6 +76,7 @@ def build(
         parameters=base.count_parameters(init),
         activations=lambda params, batch: observe(params, batch["inputs"]),
         logits=lambda params, batch: apply(params, batch["inputs"]),
+        attention=jax.jit(lambda params: scores(params, few["inputs"])),
     )
 
 
@@ -79,6 +84,11 @@ def windows(data: np.ndarray, starts: np.ndarray, context: int) -> base.Batch:
     """Returns `inputs`, int32 (windows, context), and `targets`, the same one byte later."""
     both = data[starts[:, None] + np.arange(context + 1)].astype(np.int32)
     return {"inputs": both[:, :-1], "targets": both[:, 1:]}
+
+
+def _held_out(data: np.ndarray, count: int, context: int) -> base.Batch:
+    """Returns evenly spaced windows."""
+    return windows(data, np.linspace(0, data.size - context - 1, count).astype(np.int64), context)
 
 
 def next_byte_losses(
@@ -92,8 +102,7 @@ def next_byte_losses(
 def _evaluator(
     apply: Callable[..., jax.Array], held_out: np.ndarray, count: int, context: int
 ) -> Callable[[base.Params], dict[str, float]]:
-    starts = np.linspace(0, held_out.size - context - 1, count).astype(np.int64)
-    sample = windows(held_out, starts, context)
+    sample = _held_out(held_out, count, context)
 
     @jax.jit
     def mean_loss(params: base.Params) -> jax.Array:

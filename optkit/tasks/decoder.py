@@ -29,13 +29,25 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Returns the logits of each next byte."""
-        # A product, not a lookup: its gradient adds in a fixed order on every device, and it works
-        # on meshes with explicit axes, where a lookup would have to name its sharding.
-        table = self.embed.embedding[...]
-        x = jax.nn.one_hot(tokens, BYTES, dtype=table.dtype) @ table
+        x = self._embedded(tokens)
         for block in self.blocks:
             x = block(x)
         return self.head(self.final_norm(x))
+
+    def attention_scores(self, tokens: jax.Array) -> dict[str, jax.Array]:
+        """Returns the scores of each layer by its path, as `Attention.scores` gives them."""
+        x = self._embedded(tokens)
+        found = {}
+        for index, block in enumerate(self.blocks):
+            found[f"blocks/{index}/attention"] = block.attention.scores(block.attention_norm(x))
+            x = block(x)
+        return found
+
+    def _embedded(self, tokens: jax.Array) -> jax.Array:
+        # A product, not a lookup: its gradient adds in a fixed order on every device, and it works
+        # on meshes with explicit axes, where a lookup would have to name its sharding.
+        table = self.embed.embedding[...]
+        return jax.nn.one_hot(tokens, BYTES, dtype=table.dtype) @ table
 
 
 class Block(nnx.Module):
@@ -69,6 +81,20 @@ class Attention(nnx.Module):
         query, key, value = (part(x).reshape(split) for part in (self.query, self.key, self.value))
         mixed = jax.nn.dot_product_attention(rotate(query), rotate(key), value, is_causal=True)
         return self.out(mixed.reshape(x.shape))
+
+    def scores(self, x: jax.Array) -> jax.Array:
+        """Returns what the softmax is taken of: float32 (..., heads, queries, keys).
+
+        Minus infinity where a query may not look. `__call__` never forms them in one piece, so
+        they are computed for those who ask.
+        """
+        split = (*x.shape[:-1], self.heads, -1)
+        query, key = (rotate(part(x).reshape(split)) for part in (self.query, self.key))
+        scores = jnp.einsum(
+            "...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32
+        ) / math.sqrt(query.shape[-1])
+        seen = jnp.broadcast_to(jnp.tri(x.shape[-2], dtype=bool), scores.shape)
+        return jnp.where(seen, scores, -jnp.inf)
 
 
 class MLP(nnx.Module):

@@ -64,6 +64,30 @@ def observed(build: Callable[[nnx.Rngs], nnx.Module]) -> Callable[..., dict[str,
     return activations
 
 
+def method(build: Callable[[nnx.Rngs], nnx.Module], name: str) -> Callable[..., Any]:
+    """Returns a method of an NNX model as a function of its params.
+
+    Args:
+      build: as of `functional`, which gives the params.
+      name: of the method.
+
+    Returns:
+      `called(params, *inputs)`, what the method returns; works under `jit`.
+
+    Example:
+      >>> make = lambda rngs: nnx.Embed(4, 3, rngs=rngs)
+      >>> init, _ = functional(make)
+      >>> method(make, "attend")(init(jax.random.key(0)), jax.numpy.ones((1, 3))).shape
+      (1, 4)
+    """
+
+    def called(params: Params, *inputs: Any) -> Any:
+        graph = _graph(build)  # here, as in `observed`
+        return getattr(nnx.merge(graph, nnx.restore_int_paths(params)), name)(*inputs)
+
+    return called
+
+
 def _graph(build: Callable[[nnx.Rngs], nnx.Module]) -> Any:
     return nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))[0]
 

@@ -157,6 +157,33 @@ def test_attention_of_known_patterns() -> None:
     assert float(alone["mean_similarity"]) == float(alone["spectral_gap"]) == 0.0
 
 
+def test_attention_by_layer_and_head_is_that_of_an_oracle() -> None:
+    rng = np.random.default_rng(0)
+    causal = np.tri(4, dtype=bool)
+    scores = {p: np.where(causal, rng.normal(size=(3, 2, 4, 4)) * 2, -np.inf) for p in ("a", "b")}
+    got = jax.jit(monitoring.attention_diagnostics)(
+        {path: jnp.asarray(s, jnp.float32) for path, s in scores.items()}
+    )
+    assert len(got) == 2 * (5 + 2 * 2)
+    for path, s in scores.items():
+        a = np.exp(s - s.max(-1, keepdims=True))
+        a /= a.sum(-1, keepdims=True)
+        rows = -np.sum(a * np.log(np.where(a > 0, a, 1.0)), axis=-1)
+        for head in (0, 1):
+            assert float(got[f"{path}[{head}]/entropy"]) == pytest.approx(rows[:, head].mean())
+            assert float(got[f"{path}[{head}]/max_logit"]) == pytest.approx(s[:, head].max())
+        one, two = (a[:, head].ravel() for head in (0, 1))
+        alike = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+        assert float(got[f"{path}/mean_similarity"]) == pytest.approx(alike)
+        assert float(got[f"{path}/spectral_gap"]) == pytest.approx(2 * alike)
+        spread = abs(rows[:, 0].mean() - rows[:, 1].mean())
+        assert float(got[f"{path}/entropy_range"]) == pytest.approx(spread, rel=1e-4)
+    with pytest.raises(ValueError, match="attention of a has shape"):
+        monitoring.attention_diagnostics({"a": jnp.ones((2, 2))})
+    with pytest.raises(ValueError, match="at least one"):
+        monitoring.attention_diagnostics({})
+
+
 def test_what_others_monitor_is_read_too() -> None:
     class Monitor(NamedTuple):
         win_rate: jax.Array | None

@@ -1,5 +1,7 @@
 """The models, against what they must be by construction."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,37 @@ class Chain(nnx.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+def test_scores_are_those_that_the_decoder_attends_by() -> None:
+    build = functools.partial(decoder.Decoder, 8, 1, 2)
+    init, _ = modules.functional(lambda rngs: build(rngs=rngs))
+    observe = modules.observed(lambda rngs: build(rngs=rngs))
+    scores_of = modules.method(lambda rngs: build(rngs=rngs), "attention_scores")
+    params = init(jax.random.key(1))
+    tokens = jax.random.randint(jax.random.key(0), (2, 5), 0, 256)
+    ((path, scores),) = jax.jit(scores_of)(params, tokens).items()
+    assert (path, scores.shape, scores.dtype) == ("blocks/0/attention", (2, 2, 5, 5), jnp.float32)
+    assert np.array_equal(
+        np.isneginf(scores), np.broadcast_to(~np.tri(5, dtype=bool), (2, 2, 5, 5))
+    )
+    seen = jax.jit(observe)(params, tokens)
+    value = np.asarray(seen[f"{path}/value"], np.float64).reshape(2, 5, 2, 4)
+    looked = np.exp(np.asarray(scores, np.float64))
+    looked /= looked.sum(-1, keepdims=True)
+    mixed = np.einsum("bhqk,bkhd->bqhd", looked, value).reshape(2, 5, 8)
+    out = mixed @ np.asarray(params["blocks"]["0"]["attention"]["out"]["kernel"], np.float64)
+    np.testing.assert_allclose(seen[path], out, rtol=1e-5, atol=1e-6)
+
+
+def test_language_model_shows_its_attention_on_held_out_windows(
+    language_model: tasks.Task,
+) -> None:
+    params = language_model.init(jax.random.key(0))
+    assert language_model.attention is not None
+    (scores,) = language_model.attention(params).values()
+    assert scores.shape == (min(8, TINY_LM["held_out_windows"]), 2, 16, 16)
+    assert tasks.get("regression").attention is None
 
 
 def test_more_than_ten_layers_keep_their_order() -> None:
