@@ -42,6 +42,32 @@ def run(tx, params, grads):
     return go(jax.tree.map(jnp.asarray, params), stacked)
 
 
+def compiled(make, look=lambda state: ()):
+    """Returns ``run`` of ``make(**numbers)`` as one program for all numbers, which are traced.
+
+    What comes back has, beside the updates and the parameters after each step, what ``look`` sees
+    in the state after each.
+    """
+
+    @jax.jit
+    def go(params, stacked, numbers):
+        tx = make(**numbers)
+
+        def step(carry, g):
+            params, state = carry
+            u, state = tx.update(g, state, params)
+            params = apply(params, u)
+            return (params, state), (u, params, look(state))
+
+        return jax.lax.scan(step, (params, tx.init(params)), stacked)[1]
+
+    def call(params, grads, **numbers):
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *grads)
+        return jax.tree.map(np.asarray, go(params, stacked, numbers))
+
+    return call
+
+
 def directions(tx, grads, params=None):
     """Returns the stacked updates of a direction; the parameters do not move."""
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *grads)

@@ -7,66 +7,103 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import optkit
-from tests.transforms.driver import gradients, run
+from tests.transforms.driver import compiled, gradients
 
 SHAPES = {"w": (3, 2), "b": (4,)}
-GRADS, PARAMS = gradients(0, 5, SHAPES), gradients(1, 1, SHAPES)[0]
+PARAMS = gradients(1, 1, SHAPES)[0]
+SEEDS = st.integers(0, 2**32 - 1)
+RATES = st.floats(0.01, 1.0)
 
 
-def steps(tx, grads=GRADS):
-    return run(tx, PARAMS, grads)[1]
+def total(state):
+    return optax.tree.get(state, "total")
+
+
+def classp(**options):
+    return compiled(lambda rate, **numbers: optkit.classp(rate, **numbers, **options), total)
+
+
+CLASSP, OFFICIAL = classp(), classp(compat="official")
+SWITCH = classp(compat="official", scaling=False)
 
 
 def same(got, want, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), got, want)
 
 
-def test_without_threshold_and_with_squares_it_is_adagrad():
-    direction = optax.scale_by_rss(initial_accumulator_value=1e-2, eps=0.0)
-    adagrad = optax.chain(direction, optax.scale(-0.1))
-    same(steps(optkit.classp(0.1, threshold=0.0, power=2.0, eps=1e-2)), steps(adagrad), 1e-6)
+def adagrad(rate, eps):
+    return optax.chain(
+        optax.scale_by_rss(initial_accumulator_value=eps, eps=0.0), optax.scale(-rate)
+    )
 
 
-def test_below_the_threshold_nothing_moves_and_nothing_is_summed():
-    tx = optkit.classp(0.1, threshold=0.49, power=3.0)
-    params, state, total = PARAMS, tx.init(PARAMS), 0.0
-    signs = np.array([[1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]], np.float32)
-    sizes = np.array([0.0, 0.1, 0.69, 0.71, 1.0, 20.0], np.float32)
-    for seed in range(4):
-        w = np.random.default_rng(seed).permutation(sizes).reshape(3, 2) * signs
-        grads = {**GRADS[0], "w": w}
-        updates, state = tx.update(grads, state, params)
-        after = optax.apply_updates(params, updates)
-        small = np.abs(grads["w"]) < 0.7
-        assert np.array_equal(np.asarray(after["w"] == params["w"]), small)
-        sums = optax.tree.get(state, "total")["w"]
-        assert np.array_equal(np.asarray(sums == total), small) and np.all(sums >= total)
-        params, total = after, sums
+ADAGRAD = compiled(adagrad)
 
 
-def test_powers_of_one_gradient_give_its_sign():
-    for power in (0.5, 1.0, 2.0, 3.5):
-        out, _ = (tx := optkit.scale_by_gradient_sum(power, eps=0.0)).update(
-            GRADS[0], tx.init(PARAMS)
-        )
-        same(out, jax.tree.map(np.sign, GRADS[0]), 1e-5)
+@given(SEEDS, RATES, st.floats(1e-4, 1.0))
+def test_without_threshold_and_with_squares_it_is_adagrad(seed, rate, eps):
+    grads = gradients(seed, 4, SHAPES)
+    got = CLASSP(PARAMS, grads, rate=rate, threshold=0.0, power=2.0, eps=eps)[0]
+    same(got, ADAGRAD(PARAMS, grads, rate=rate, eps=eps)[0], 1e-6)
 
 
-def test_the_official_threshold_is_a_switch():
-    unscaled = {"scaling": False, "compat": "official"}
-    same(steps(optkit.classp(0.1, threshold=0.99, **unscaled)), steps(optax.sgd(0.1)), 1e-6)
-    closed = steps(optkit.classp(0.1, threshold=1.0, **unscaled))
-    jax.tree.map(lambda run, p: np.testing.assert_array_equal(run[-1], p), closed, PARAMS)
-    by_one = steps(optkit.classp(0.1, threshold=0.0, power=1.0))
-    same(steps(optkit.classp(0.1, threshold=0.0, power=1.0, compat="official")), by_one, 0)
+@given(SEEDS, st.floats(1e-3, 1e3), st.floats(0.5, 3.5))
+def test_below_the_threshold_nothing_moves_and_nothing_is_summed(seed, threshold, power):
+    random = np.random.default_rng(seed)
+    # Around the root, and far from it.
+    sizes = np.sqrt(threshold) * np.array([0.0, 0.1, 0.99, 1.01, 1.4, 20.0])
+    grads = [
+        {
+            k: np.float32(random.choice(sizes, s) * random.choice([-1, 1], s))
+            for k, s in SHAPES.items()
+        }
+        for _ in range(4)
+    ]
+    _, params, sums = CLASSP(PARAMS, grads, rate=0.1, threshold=threshold, power=power, eps=1e-5)
+    for name, start in PARAMS.items():
+        small = np.stack([np.abs(g[name]) < np.sqrt(threshold) for g in grads])
+        moved = np.diff(params[name], axis=0, prepend=start[None])
+        added = np.diff(sums[name], axis=0, prepend=0.0)
+        np.testing.assert_array_equal(moved == 0, small)
+        np.testing.assert_array_equal(added == 0, small)
+        assert np.all(added >= 0)
+
+
+@given(SEEDS, st.floats(0.5, 3.5), st.integers(-9, 9))
+def test_powers_of_one_gradient_give_its_sign_and_its_scale_never_matters(seed, power, exponent):
+    grads = gradients(seed, 4, SHAPES)
+    scaled = jax.tree.map(lambda g: np.float32(2.0**exponent) * g, grads)
+    numbers = {"rate": 1.0, "threshold": 0.0, "power": power, "eps": 0.0}
+    got = CLASSP(PARAMS, grads, **numbers)[0]
+    same(jax.tree.map(lambda u: u[0], got), jax.tree.map(lambda g: -np.sign(g), grads[0]), 1e-5)
+    same(CLASSP(PARAMS, scaled, **numbers)[0], got, 1e-5)
+
+
+@given(SEEDS, RATES, st.floats(0.0, 0.99), st.floats(1.0, 4.0), st.floats(0.5, 3.5))
+def test_the_official_threshold_is_a_switch_and_its_power_does_not_enter_the_sum(
+    seed, rate, low, high, power
+):
+    grads = gradients(seed, 4, SHAPES)
+    got, _, sums = SWITCH(PARAMS, grads, rate=rate, threshold=low, power=power)
+    for name in SHAPES:
+        g = np.stack([g[name] for g in grads])
+        np.testing.assert_allclose(got[name], -np.float32(rate) * g, rtol=1e-6)
+        np.testing.assert_allclose(sums[name], np.cumsum(np.abs(g), axis=0), rtol=1e-6)
+    closed = SWITCH(PARAMS, grads, rate=rate, threshold=high, power=power)
+    assert not any(np.any(x) for x in jax.tree.leaves((closed[0], closed[2])))
+    one = {"rate": rate, "power": 1.0}
+    paper = CLASSP(PARAMS, grads, **one, threshold=0.0, eps=1e-5)[0]
+    same(OFFICIAL(PARAMS, grads, **one, threshold=low)[0], paper, 1e-6)
 
 
 def test_the_sum_is_kept_without_scaling():
-    tx = optkit.classp(0.1, threshold=0.0, scaling=False)
-    _, state = tx.update(GRADS[0], tx.init(PARAMS), PARAMS)
-    same(optax.tree.get(state, "total"), jax.tree.map(np.abs, GRADS[0]), 0)
+    tx, grads = optkit.classp(0.1, threshold=0.0, scaling=False), gradients(0, 1, SHAPES)[0]
+    _, state = tx.update(grads, tx.init(PARAMS), PARAMS)
+    same(total(state), jax.tree.map(np.abs, grads), 0)
 
 
 def test_wrong_values_are_answered():
@@ -76,9 +113,11 @@ def test_wrong_values_are_answered():
         optkit.threshold_gate(compat="offical")
 
 
-def test_small_gradients_pass_a_threshold_of_zero():
+def test_a_number_is_a_threshold_of_squares_and_small_gradients_pass_zero():
     out, _ = (tx := optkit.threshold_gate(0.0)).update(jnp.array([1e-30, 0.0]), tx.init(None))
     assert out.tolist() == [np.float32(1e-30), 0.0]
+    out, _ = (tx := optkit.threshold_gate(0.49)).update(jnp.array([0.75, -0.5]), tx.init(None))
+    assert out.tolist() == [0.75, 0.0]
 
 
 def test_a_new_task_goes_to_weights_that_were_not_busy():
