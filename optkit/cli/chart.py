@@ -29,16 +29,16 @@ _COLOURS = (
     "#8c564b",
 )
 _DASHES = ("-", "--", ":", "-.")
-_SIZE = (13, 9)  # inches
+_WIDTH, _ROW = 13, 4.5  # inches
 _POINTS = 72  # of an SVG, per inch
 _HOVERS = 120  # most points of a curve that tell their value
 
 
 def picture(drawn: Sequence[Panel], path: pathlib.Path, *, caption: Sequence[str]) -> None:
-    """Draws the panels as a PNG, four in a 2x2 grid and one alone.
+    """Draws the panels as a PNG, two in a row and one alone.
 
     Args:
-      drawn: four panels or one.
+      drawn: an even number of panels, or one.
       path: a ``.png`` file.
       caption: paragraphs above the panels.
     """
@@ -57,7 +57,7 @@ def drawing(drawn: Sequence[Panel]) -> str:
     script; a charting library inside it would weigh megabytes.
 
     Args:
-      drawn: four panels or one.
+      drawn: an even number of panels, or one.
 
     Returns:
       The element, as wide as the page.
@@ -70,7 +70,7 @@ def drawing(drawn: Sequence[Panel]) -> str:
         figure = _figure(drawn)
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
         text = file.getvalue()
-    width, height = (inches * _POINTS for inches in _SIZE)
+    width, height = (inches * _POINTS for inches in figure.get_size_inches())
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     body = body[body.index(">") + 1 : body.rindex("</svg>")]
     hovers = "".join(
@@ -90,9 +90,10 @@ def _figure(drawn: Sequence[Panel]) -> "Figure":
     from matplotlib.figure import Figure
 
     # A figure of its own needs no display and leaves pyplot's global state alone.
-    figure = Figure(figsize=_SIZE, dpi=_POINTS, layout="constrained")
-    side = 2 if len(drawn) == 4 else 1
-    axes = figure.subplots(side, side, squeeze=False)
+    rows, columns = (len(drawn) // 2, 2) if len(drawn) > 1 else (1, 1)
+    height = _ROW * max(rows, 2 if columns == 1 else 1)
+    figure = Figure(figsize=(_WIDTH, height), dpi=_POINTS, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     names = dict.fromkeys(curve.label for panel in drawn for curve in panel.curves)
     looks = {label: _look(index) for index, label in enumerate(names)}
     for ax, panel in zip(axes.flat, drawn, strict=True):

@@ -6,6 +6,7 @@ from typing import Any
 
 from optkit.cli.errors import CommandError
 from optkit.cli.hyperparameters import bind, find_recipe
+from optkit.cli.measuring import EVERY, read_diagnose
 from optkit.cli.parsing import MethodSpec, check_seeds, parse_assignments, parse_method
 from optkit.cli.racing import RaceSettings
 from optkit.cli.schedules import CONSTANT, read_schedule
@@ -97,7 +98,8 @@ def train_request(
       The request.
     """
     task, seed = settings.get("task", DEFAULT_TASK), settings.get("seed", 0)
-    numbers = ("seed", "steps", "log_every", "eval_every", "checkpoint_every", "diagnose", "keep")
+    numbers = ("seed", "steps", "log_every", "eval_every", "checkpoint_every", "keep")
+    every, measures = read_diagnose(settings.get("diagnose"))
     return TrainRequest(
         method=method,
         out=Path(settings.get("out", f"{method}-{task}-seed{seed}")),
@@ -106,6 +108,8 @@ def train_request(
         task_options=task_options(settings, task_words) or None,
         schedule=read_schedule(settings),
         resume=resume,
+        diagnose=every,
+        measures=measures,
         **{name: settings.get(name) for name in numbers},
     )
 
@@ -153,12 +157,13 @@ def race_settings(
       The settings of the race.
 
     Raises:
-      CommandError: for seeds that are no different non-negative integers, or a schedule that
-        does not fit.
+      CommandError: for seeds that are no different non-negative integers, or a schedule or
+        measures that do not fit.
     """
     seeds = settings.get("seeds", [settings["seed"]] if "seed" in settings else _DEFAULT_SEEDS)
     seconds = settings.get("seconds")
     steps = settings.get("steps", None if seconds else default_steps)
+    every, measures = read_diagnose(settings.get("diagnose"))
     return RaceSettings(
         entrants=specs,
         seeds=check_seeds(seeds, written=list(seeds)),
@@ -166,5 +171,6 @@ def race_settings(
         seconds=seconds,
         eval_every=settings.get("eval_every", max(1, (steps or default_steps) // 10)),
         schedule=read_schedule(settings) or CONSTANT,
-        diagnose=settings.get("diagnose"),
+        diagnose=every or (EVERY if measures else None),
+        measures=measures or (),
     )

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from optkit.cli.choices import DEFAULT_TASK
+from optkit.cli.measuring import EVERY
 
 __all__ = [
     "Config",
@@ -45,10 +46,12 @@ Config = Annotated[
     typer.Option("--config", help="A .toml or .json file; the command line overrules it."),
 ]
 Diagnose = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        min=1,
-        help="Steps from one measurement of sizes and singular values to the next; on the clock.",
+        metavar="[STEPS][,spectra][,attention]",
+        help="Steps from one measurement of sizes and top singular values to the next; on the "
+        "clock. `spectra` adds all singular values, on the clock too; `attention` entropies and "
+        f"largest logits on held-out examples, off it. Without STEPS every {EVERY}.",
         show_default="none",
     ),
 ]

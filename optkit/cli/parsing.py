@@ -43,7 +43,7 @@ _CONFIG_KEYS: dict[str, tuple[Any, str]] = {
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,
     "keep": _COUNT,
-    "diagnose": _COUNT,
+    "diagnose": ((int, str), "an integer above 0, or text such as '10,spectra,attention'"),
     "out": (str, "text"),
 }
 

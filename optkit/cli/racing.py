@@ -14,7 +14,6 @@ from optkit.cli.parsing import MethodSpec
 from optkit.cli.running import Prepared, prepare, warm_up
 from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.cli.signals import StopRequest
-from optkit.monitoring import diagnostics
 from optkit.tasks import Task
 from optkit.tasks.training import start
 from optkit.transforms.schedule_free import evaluation_params
@@ -36,6 +35,7 @@ class RaceSettings:
       eval_every: steps between evaluations.
       schedule: the course of the learning rates, the same for all.
       diagnose: steps from one measurement to the next; None measures nothing.
+      measures: what is measured beside sizes and top singular values, of `measuring.MEASURES`.
     """
 
     entrants: tuple[MethodSpec, ...]
@@ -45,6 +45,7 @@ class RaceSettings:
     eval_every: int
     schedule: RateSchedule = CONSTANT
     diagnose: int | None = None
+    measures: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -55,7 +56,8 @@ class Run:
       status: "waiting", "running", "finished", "diverged" (a loss that is not finite) or "stopped".
       losses: ``(step, seconds, mean loss since the row before)``.
       held_out: what the task's evaluation returned, with ``step`` and ``seconds``.
-      diagnostics: what was measured last before each evaluation, as ``values`` with ``step``.
+      diagnostics: what was measured last before each evaluation, of attention at it, as ``values``
+        with ``step``.
     """
 
     label: str
@@ -120,6 +122,7 @@ def race(task: Task, settings: RaceSettings, observer: Observer) -> tuple[list[R
             settings.schedule,
             steps=settings.steps,
             diagnose=settings.diagnose,
+            measures=settings.measures,
         )
         for spec in settings.entrants
     }
@@ -224,7 +227,8 @@ def _evaluate(lane: _Lane) -> None:
         return
     scores = lane.prepared.task.evaluate(evaluation_params(lane.state, lane.params))
     run.held_out.append({"step": run.step, "seconds": run.seconds, **scores})
-    found = diagnostics(lane.state) if run.step else {}
+    measure = lane.prepared.measure
+    found = measure(lane.state, lane.params)["diagnostics"] if run.step else {}
     if found:
         run.diagnostics.append({"step": run.step, "values": found})
     if not math.isfinite(scores[lane.prepared.task.metric]):

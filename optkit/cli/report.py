@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optkit.cli.chart import drawing, picture
-from optkit.cli.diagnosis import entrant_panels, leaf_panels
+from optkit.cli.diagnosis import attention_panels, entrant_panels, leaf_panels, spectrum_panels
 from optkit.cli.logs import finite, write_text
 from optkit.cli.racing import Run
 from optkit.cli.results import Comparison, compare, panels
@@ -134,12 +134,17 @@ def _diagnostics(runs: Sequence[Run]) -> str:
     """Returns what was measured of each entrant, or nothing."""
     if not any(run.diagnostics for run in runs):
         return ""
-    text = "Medians over leaves (or over hidden matrices) and seeds, with the middle half of them."
-    return f"<h2>Diagnostics</h2><p>{text}</p>{drawing(entrant_panels(runs))}"
+    text = (
+        "Medians over leaves (or hidden matrices, layers, heads) and seeds, and their middle half."
+    )
+    drawn = "".join(
+        f"<h3>{title}</h3>{drawing(found)}" for title, found in entrant_panels(runs).items()
+    )
+    return f"<h2>Diagnostics</h2><p>{text}</p>{drawn}"
 
 
 def write_diagnostics(rows: Sequence[Mapping[str, Any]], title: str, file: pathlib.Path) -> None:
-    """Writes what a training run measured as a page, a curve a leaf.
+    """Writes what a training run measured as a page, a curve a leaf or a layer of attention.
 
     Args:
       rows: of its log.
@@ -147,7 +152,15 @@ def write_diagnostics(rows: Sequence[Mapping[str, Any]], title: str, file: pathl
       file: an ``.html`` file.
     """
     text = "Measured every few steps; point at a curve to read its values."
-    write_text(file, document(title, f"<p>{text}</p>{drawing(leaf_panels(rows))}"))
+    sections = {
+        "Sizes": leaf_panels(rows),
+        "Spectra": spectrum_panels(rows),
+        "Attention": attention_panels(rows),
+    }
+    drawn = "".join(
+        f"<h2>{name}</h2>{drawing(panels)}" for name, panels in sections.items() if panels
+    )
+    write_text(file, document(title, f"<p>{text}</p>{drawn}"))
 
 
 def document(title: str, body: str) -> str:

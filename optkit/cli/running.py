@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import optkit
 from optkit.catalogue import Entry
 from optkit.cli.errors import CommandError, message_of
 from optkit.cli.hyperparameters import build
+from optkit.cli.measuring import SPECTRA, Measure, measure_for, measure_sizes
 from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.tasks import Task
 from optkit.tasks.population import PopulationTask
@@ -36,6 +37,7 @@ class Prepared:
       state_bytes: bytes of the state.
       watched: the metric that has to stay finite.
       counts: what else a row of the log says, from the number of steps.
+      measure: `measure(state, params)`, what a row says of measurements.
     """
 
     task: Task | PopulationTask
@@ -46,6 +48,7 @@ class Prepared:
     state_bytes: int
     watched: str = "loss"
     counts: Callable[[int], dict[str, float]] = lambda step: {}
+    measure: Measure = measure_sizes
 
 
 def prepare(
@@ -55,6 +58,7 @@ def prepare(
     schedule: RateSchedule = CONSTANT,
     steps: int | None = None,
     diagnose: int | None = None,
+    measures: Sequence[str] | None = None,
 ) -> Prepared:
     """Builds a method for a task without allocating anything.
 
@@ -65,16 +69,18 @@ def prepare(
       schedule: the course of the learning rate.
       steps: steps of the run, which such a course may end with.
       diagnose: steps from one measurement to the next; None measures nothing.
+      measures: what is measured beside sizes and top singular values, of `measuring.MEASURES`.
 
     Returns:
       The transformation, its step function and the shapes of parameters and state.
 
     Raises:
-      CommandError: for hyperparameters that the method refuses.
+      CommandError: for hyperparameters that the method refuses, or a measure that the task does.
     """
+    measure = measure_for(task, measures or ())
     tx = build(entry, hyperparameters, schedule, steps)
     if diagnose is not None:
-        tx = optkit.diagnose(tx, diagnose)
+        tx = optkit.diagnose(tx, diagnose, spectrum=SPECTRA in (measures or ()))
     params = jax.eval_shape(task.init, jax.random.key(0))
     try:
         state = jax.eval_shape(tx.init, params)
@@ -88,6 +94,7 @@ def prepare(
         abstract_params=params,
         abstract_state=state,
         state_bytes=int(optkit.plan(tx, params).state_bytes),
+        measure=measure,
     )
 
 

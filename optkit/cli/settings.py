@@ -9,6 +9,7 @@ from optkit.catalogue import Entry
 from optkit.cli.checkpoints import KEEP
 from optkit.cli.errors import CommandError
 from optkit.cli.hyperparameters import find_recipe, resolved
+from optkit.cli.measuring import EVERY
 from optkit.cli.schedules import CONSTANT, RateSchedule
 from optkit.cli.tasks import make_task
 from optkit.cli.values import plain
@@ -34,6 +35,7 @@ class TrainRequest:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     diagnose: int | None = None
+    measures: tuple[str, ...] | None = None
     keep: int | None = None
     resume: bool = False
 
@@ -47,6 +49,8 @@ class TrainSettings:
         unless the learning rate falls towards it, and how often a checkpoint is written, or how
         many are kept, changes no number.
       DEFAULT_TASK: where none is named.
+      diagnose: steps from one measurement to the next; None measures nothing.
+      measures: what is measured beside sizes and top singular values, of `measuring.MEASURES`.
     """
 
     FIXED: ClassVar[tuple[str, ...]] = (
@@ -58,6 +62,7 @@ class TrainSettings:
         "log_every",
         "eval_every",
         "diagnose",
+        "measures",
     )
     DEFAULT_TASK: ClassVar[str] = "bytelm"
 
@@ -72,6 +77,7 @@ class TrainSettings:
     checkpoint_every: int
     schedule: RateSchedule = CONSTANT
     diagnose: int | None = None
+    measures: tuple[str, ...] | None = None
     keep: int = KEEP
 
     @staticmethod
@@ -139,6 +145,7 @@ def settle(
     schedule = request.schedule or RateSchedule(**known.get("schedule", {}))
     schedule.check(steps)
     own = {*_names(kind)} - {*_names(TrainSettings)}
+    measures = choose("measures", None)
     settings = kind(
         method=request.method,
         hyperparameters=dict(choose("hyperparameters", {})),
@@ -151,7 +158,8 @@ def settle(
         checkpoint_every=choose("checkpoint_every", tenth),
         keep=choose("keep", KEEP),
         schedule=schedule,
-        diagnose=choose("diagnose", None),
+        diagnose=choose("diagnose", EVERY if measures else None),
+        measures=tuple(measures) if measures else None,
         **{name: choose(name, None) for name in own},
     )
     if saved is not None:

@@ -1,13 +1,16 @@
-"""Event files of a training run for TensorBoard."""
+"""Event files of a training run for TensorBoard: scalars, and histograms of spectra."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 
+import numpy as np
+
 from optkit.cli.errors import require_extra
 
-__all__ = ["TensorBoard", "scalars"]
+__all__ = ["TensorBoard", "histograms", "scalars"]
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
@@ -32,13 +35,34 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
             for key, number in value.items():
                 path, _, metric = key.rpartition("/")
                 out[f"diagnostics/{metric}/{path}"] = number  # one page of charts a metric
-        elif name not in ("step", "seconds"):
+        elif name not in ("step", "seconds", "spectra"):
             out[f"train/{name}"] = value
     return {tag: value for tag, value in out.items() if value is not None}
 
 
+def histograms(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the spectra of a row of the log under TensorBoard's names.
+
+    Args:
+      row: as ``optkit train`` logs it.
+
+    Returns:
+      Singular values by tag, ``spectra/LEAF``; what is not finite, and a matrix without any finite
+      value, is left out.
+
+    Example:
+      >>> histograms({"step": 3, "spectra": {"up/kernel": [2.0, None]}})
+      {'spectra/up/kernel': array([2.])}
+    """
+    found = {
+        f"spectra/{path}": [x for x in values if x is not None and math.isfinite(x)]
+        for path, values in row.get("spectra", {}).items()
+    }
+    return {tag: np.array(values) for tag, values in found.items() if values}
+
+
 class TensorBoard:
-    """Writes rows of the log as scalars; a resumed run replaces what lies behind its checkpoint.
+    """Writes rows of the log; a resumed run replaces what lies behind its checkpoint.
 
     Args:
       directory: of the event files; None writes none.
@@ -75,3 +99,5 @@ class TensorBoard:
             self._writer = SummaryWriter(str(self._directory), purge_step=row["step"])
         for tag, value in scalars(row).items():
             self._writer.add_scalar(tag, value, row["step"])
+        for tag, values in histograms(row).items():
+            self._writer.add_histogram(tag, values, row["step"])

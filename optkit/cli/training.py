@@ -17,7 +17,6 @@ from optkit.cli.running import Prepared, prepare, versions, warm_up
 from optkit.cli.settings import TrainRequest, TrainSettings, settle
 from optkit.cli.signals import StopRequest
 from optkit.cli.tasks import make_task
-from optkit.monitoring import diagnostics
 from optkit.tasks.training import start
 from optkit.transforms.schedule_free import evaluation_params
 
@@ -70,6 +69,7 @@ def _prepare(settings: TrainSettings) -> Prepared:
         settings.schedule,
         steps=settings.steps,
         diagnose=settings.diagnose,
+        measures=settings.measures,
     )
 
 
@@ -297,7 +297,7 @@ def _log(loop: _Loop, metrics: dict[str, jax.Array], *, evaluates: bool) -> None
     every = loop.settings.diagnose
     # A row tells of a measurement that was made since the row before.
     if every is not None and (run.step - 1) % every < loop.settings.log_every:
-        row["diagnostics"] = diagnostics(run.state)
+        row |= loop.prepared.measure(run.state, run.params)
     loop.log.append(row)
     loop.on_row(row)
 
