@@ -12,9 +12,9 @@ from optkit.codecs.blocks import Layout
 from optkit.codecs.table import Rounding, Scale
 from optkit.transforms import Transformation, descend, quantize_state
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice, check_static_int
+from optkit.transforms.quantize import MIN_SIZE, stored_bytes
 from optkit.transforms.step import Mask, StepDecay
 
-MIN_SIZE = 4096
 Dialect = Literal["bitsandbytes", "torchao"]
 
 
@@ -23,13 +23,9 @@ def low_bytes(moments: int, codec: Codec) -> dict[str, LeafBytes]:
 
     For leaves whose rows are as long as a block; others round up to whole blocks.
     """
-    per_entry = codec.bytes((1 << 20,)) / (1 << 20)
-
-    def leaf(size: int) -> float:
-        return moments * (4 * size if size < MIN_SIZE else codec.bytes((size,)))
-
+    per_entry = stored_bytes(1 << 20, moments, codec) / (1 << 20)
     label = f"4 in leaves below {MIN_SIZE}"
-    return {"*": LeafBytes(moments * per_entry, leaf, label)}
+    return {"*": LeafBytes(per_entry, lambda size: stored_bytes(size, moments, codec), label)}
 
 
 def table_of_8_bits(

@@ -16,17 +16,24 @@ from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, PyTree, RuleLike
 
 
-def low_bytes(vectors: int, basis: bool, norms: int = 0) -> dict[str, Any]:
+def default_rank(rows: int, columns: int) -> int:
+    """The rank of a matrix where a recipe of subspaces is given none: a quarter of a side."""
+    short = min(rows, columns)
+    return min(max(round(0.25 * short), 1), short)
+
+
+def low_bytes(vectors: int, basis: bool, norms: int = 0, rank: int | None = None) -> dict[str, Any]:
     """State bytes of a recipe with so many arrays of ``r * max(sides)``, and maybe a basis.
 
-    They are those of rank 1, which the tests' small matrices have; ``norms`` are scalars.
+    r is ``rank``, or that of ``default_rank``; ``norms`` are scalars.
     """
     label = f"{4 * vectors} r max(sides)" + (" + 4 r min(sides)" if basis else "")
     label += f" + {4 * norms}" if norms else ""
 
     def matrix(rows: int, columns: int) -> float:
-        held = 4 * vectors * max(rows, columns) + (4 * min(rows, columns) if basis else 0)
-        return (held if rows and columns else 0) + 4 * norms
+        r = default_rank(rows, columns) if rank is None else min(rank, rows, columns)
+        held = vectors * max(rows, columns) + (min(rows, columns) if basis else 0)
+        return 4 * r * held + 4 * norms
 
     own = StateBytes(0, matrix, label)
     return dict.fromkeys(("matrix", "stacked", "expert", "conv"), own) | {"*": 8}

@@ -170,7 +170,7 @@ def apollo(
     kind="recipe",
     family="memory",
     paper=_PAPER,
-    state_bytes=low_bytes(2, basis=False, norms=1),
+    state_bytes=low_bytes(2, basis=False, norms=1, rank=1),
     tags=("low rank", "adam", "projection"),
     chain=_CHAIN,
 )

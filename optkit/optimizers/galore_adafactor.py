@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optkit.catalogue import StateBytes, register
+from optkit.optimizers._low_rank import default_rank
 from optkit.optimizers.adafactor import (
     adafactor_rate,
     adafactor_step,
@@ -24,7 +25,9 @@ from optkit.tree import Dims, PyTree, RuleLike, zeros_like_params
 
 _BYTES = StateBytes(
     0,
-    lambda rows, columns: 4 * (max(rows, columns) + min(rows, columns, 1) + min(rows, columns)),
+    lambda rows, columns: (
+        4 * (max(rows, columns) + default_rank(rows, columns) * (1 + min(rows, columns)))
+    ),
     "4 (max(sides) + r + r min(sides))",
 )
 

@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 from optkit.catalogue import StateBytes, register
-from optkit.optimizers._low_rank import low_rank_recipe
+from optkit.optimizers._low_rank import default_rank, low_rank_recipe
 from optkit.transforms import Transformation, scale_by_adam
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.low_rank import scale_by_ldadam
@@ -17,7 +17,9 @@ from optkit.tree import Dims, RuleLike
 
 _BYTES = StateBytes(
     4,
-    lambda rows, columns: (8 * max(rows, columns) + 4 * min(rows, columns)) * min(rows, columns, 1),
+    lambda rows, columns: (
+        (8 * max(rows, columns) + 4 * min(rows, columns)) * default_rank(rows, columns)
+    ),
     "8 r max(sides) + 4 r min(sides)",
 )
 

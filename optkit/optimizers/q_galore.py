@@ -8,8 +8,8 @@ import optax
 
 from optkit.catalogue import StateBytes, register
 from optkit.codecs import AffineCodec, Codec, IdentityCodec, TableCodec
-from optkit.optimizers._low_bits import MIN_SIZE
 from optkit.optimizers._low_bits import low_bytes as leaf_bytes
+from optkit.optimizers._low_rank import default_rank
 from optkit.transforms import (
     LazyRefresh,
     Transformation,
@@ -23,24 +23,26 @@ from optkit.transforms.grid import GridRounding, Uniforms
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_static_int
 from optkit.transforms.low_rank import low_rank
 from optkit.transforms.low_rank.projection import Rank, Side
-from optkit.transforms.quantize import CodecLike
+from optkit.transforms.quantize import MIN_SIZE, CodecLike
 from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, RuleLike
 
 _WINDOW = LazyRefresh().window
+_MOMENTS = leaf_bytes(2, TableCodec())["*"]
+_BASIS = AffineCodec(4, packed=True)
 
 
 def _matrix(rows: int, columns: int) -> float:
-    """Of rank 1 and small moments, as the tests' matrices have them."""
-    short, long = min(rows, columns), max(rows, columns)
-    basis = -(-short // 2) + 8 * -(-short // 256) + 4 * short
-    return (8 * long + basis if short else 0) + 8 + 4 * _WINDOW
+    """Two moments of the projected matrix, its basis, its cosines and what they are measured by."""
+    short, rank = min(rows, columns), default_rank(rows, columns)
+    basis, first = _BASIS.bytes((rank * short,)), 4 * short
+    return _MOMENTS.leaf(rank * max(rows, columns)) + basis + first + 8 + 4 * _WINDOW
 
 
 _MATRIX = StateBytes(
     0, _matrix, "2.03 r max(sides) (8 below 4096) + (0.53 r + 4) min(sides) + 28 a matrix"
 )
-_BYTES: dict[str, float] = {**leaf_bytes(2, TableCodec())}
+_BYTES: dict[str, float] = {"*": _MOMENTS}
 _BYTES |= dict.fromkeys(("matrix", "stacked", "expert", "conv"), _MATRIX)
 
 

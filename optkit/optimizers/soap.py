@@ -7,17 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optkit.catalogue import StateBytes, register
+from optkit.catalogue import register
 from optkit.linalg.eigenbasis import Refresh
 from optkit.linalg.norms import to_unit_peak
 from optkit.transforms import Transformation, descend, in_rotated_basis, scale_by_adam
 from optkit.transforms.hyperparams import ScalarOrSchedule, check_number, debias, value_at
-from optkit.transforms.rotated_basis import FirstStep, RotatedBasisState
+from optkit.transforms.rotated_basis import FirstStep, RotatedBasisState, eigenbasis_bytes
 from optkit.transforms.rotated_units import FACTOR_ROLES, Axes
 from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import AxisLayout, Dims, PyTree, RuleLike, upcast
-
-_BYTES = StateBytes(8, lambda m, n: 8 * (m * m + n * n), "8 (rows^2 + columns^2)")
 
 
 class UnitRmsState(NamedTuple):
@@ -85,7 +83,7 @@ def _still_at_first(tx: optax.GradientTransformationExtraArgs) -> Transformation
     kind="recipe",
     family="curvature",
     paper=("SOAP: Improving and Stabilizing Shampoo using Adam", "2409.11321", 2024),
-    state_bytes=dict.fromkeys(FACTOR_ROLES, _BYTES) | {"*": 8},
+    state_bytes=dict.fromkeys(FACTOR_ROLES, eigenbasis_bytes(8)) | {"*": 8},
     tags=("shampoo", "adam", "kronecker", "eigenbasis", "second order"),
     chain="in_rotated_basis(scale_by_adam) > lr > decay of the moved weights",
 )

@@ -33,7 +33,12 @@ from optkit.tree import (
 )
 from optkit.tree.sharding import place_factor, place_like
 
-FACTOR_BYTES = StateBytes(4, lambda m, n: 4 * (m * m + n * n), "4 (rows^2 + columns^2)")
+_LONGEST = 8192
+FACTOR_BYTES = StateBytes(
+    4,
+    lambda rows, columns: sum(4 * d * (d if d <= _LONGEST else 1) for d in (rows, columns)),
+    "4 (rows^2 + columns^2)",
+)
 
 
 class ScaleByPsgdKronState(NamedTuple):
@@ -153,7 +158,7 @@ def scale_by_psgd_kron(
       units in which they can be squared, so that gradients of any size have one.
     """
     init_scale = 1.0 if init_scale is None else init_scale
-    longest = 8192 if max_size_triangular is None else max_size_triangular
+    longest = _LONGEST if max_size_triangular is None else max_size_triangular
     least_rank = 2 if min_ndim_triangular is None else min_ndim_triangular
     _check(b1, preconditioner_lr, update_probability, init_scale, max_update_rms)
     check_static_int("max_size_triangular", longest)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optkit.catalogue import register
+from optkit.catalogue import LeafBytes, register
 from optkit.codecs import (
     Bf16Codec,
     Codec,
@@ -36,6 +36,23 @@ from optkit.tree.selection import check_selects
 
 CodecName = Literal["dynamic8", "dynamic4", "fp8", "linear8", "bf16", "float32"]
 CodecLike: TypeAlias = CodecName | Codec | Mapping[str, CodecName | Codec]
+
+
+# Leaves below it stay in float32.
+MIN_SIZE = 4096
+
+
+def stored_bytes(size: int, moments: int, codec: Codec) -> float:
+    """Bytes of so many moments of a leaf, where its rows are as long as a block of the codec."""
+    return moments * (4 * size if size < MIN_SIZE else codec.bytes((size,)))
+
+
+# Instead of Adam's two moments.
+_BYTES = LeafBytes(
+    stored_bytes(1 << 20, 2, TableCodec()) / (1 << 20) - 8,
+    lambda size: stored_bytes(size, 2, TableCodec()) - 8 * size,
+    f"over Adam; 0 in leaves below {MIN_SIZE}",
+)
 
 
 class QuantizeState(NamedTuple):
@@ -101,7 +118,7 @@ def _is_moment(leaf: Any, param: Any) -> bool:
     kind="wrapper",
     family="memory",
     paper=("8-bit Optimizers via Block-wise Quantization", "2110.02861", 2021),
-    state_bytes={"*": 0},
+    state_bytes={"*": _BYTES},
     tags=("quantization", "8-bit", "4-bit", "fp8", "low-bit"),
     chain="decode moments > inner > encode moments",
 )
@@ -110,7 +127,7 @@ def quantize_state(
     codec: CodecLike = "dynamic8",
     *,
     rules: StateRules = (),
-    min_size: int = 4096,
+    min_size: int = MIN_SIZE,
     keep: Selector | None = None,
     key: int | jax.Array = 0,
     implementation: Implementation | None = None,

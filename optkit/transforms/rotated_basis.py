@@ -52,7 +52,16 @@ from optkit.tree import (
 )
 
 FirstStep = Literal["skip", "step"]
-_BYTES = StateBytes(0, lambda m, n: 8 * (m * m + n * n), "8 (rows^2 + columns^2)")
+_LONGEST = 10000
+
+
+def eigenbasis_bytes(parameter: float) -> StateBytes:
+    """State bytes of statistics and bases, and so many per parameter."""
+    return StateBytes(
+        parameter,
+        lambda rows, columns: sum(8 * d * d for d in (rows, columns) if d <= _LONGEST),
+        "8 (rows^2 + columns^2)",
+    )
 
 
 class EigenbasisState(NamedTuple):
@@ -77,7 +86,7 @@ class RotatedBasisState(NamedTuple):
     kind="wrapper",
     family="curvature",
     paper=("SOAP: Improving and Stabilizing Shampoo using Adam", "2409.11321", 2024),
-    state_bytes=dict.fromkeys(FACTOR_ROLES, _BYTES) | {"*": 0},
+    state_bytes=dict.fromkeys(FACTOR_ROLES, eigenbasis_bytes(0)) | {"*": 0},
     tags=("soap", "shampoo", "kronecker", "eigenbasis", "second order"),
     chain="L, R averages of G G^T, G^T G; Q their eigenvectors; Q_L inner(Q_L^T G Q_R) Q_R^T",
 )
@@ -89,7 +98,7 @@ def in_rotated_basis(
     refresh: Refresh = "qr",
     stagger: bool = False,
     first_step: FirstStep = "skip",
-    max_precond_dim: int = 10000,
+    max_precond_dim: int = _LONGEST,
     precondition_1d: bool = False,
     merge_small_dims: bool = False,
     transport: Mapping[str, Move] | None = None,
