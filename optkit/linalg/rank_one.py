@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.linalg.norms import accumulation_dtype, check_matrix
+from optkit.tree.sharding import whole_along
 
 RankOneMode = Literal["code", "exact", "paper"]
 
@@ -65,7 +66,7 @@ def rank_one_inverse(
     # Once from the left: the outer product of one vector is symmetric to the last bit.
     w = jnp.matmul(p, v[..., None], precision="highest")
     along = jnp.sum(v[..., None] * w, axis=(-2, -1), keepdims=True)
-    outer = w * w.mT
+    outer = w * whole_along(w, w.ndim - 2).mT
     if mode == "code":
         return p - outer / (1.0 + along)
     if mode == "exact":

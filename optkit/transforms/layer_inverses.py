@@ -18,6 +18,7 @@ from optkit.transforms.hyperparams import (
     check_static_int,
     check_static_number,
 )
+from optkit.transforms.tensor_groups import multiple, run_tensors
 from optkit.tree import (
     MATRIX_ROLES,
     Dims,
@@ -29,13 +30,20 @@ from optkit.tree import (
     accumulator_dtype,
     dims_by_path,
     leaves_with_paths,
+    map_groups,
     matrix_view,
     rule_of,
     selects,
     upcast,
 )
 from optkit.tree.selection import check_selects, names_a_role
-from optkit.tree.sharding import place_like, place_statistic, whole_along, zeros_beside
+from optkit.tree.sharding import (
+    place_factor,
+    place_like,
+    place_statistic,
+    whole_along,
+    zeros_beside,
+)
 
 RestoreNorm = Literal["sum", "layer", "none"]
 Bias = str | Callable[[str], str | None] | None
@@ -128,10 +136,9 @@ class LayerInverses:
         layers, leaves = self.find(params), jax.tree.leaves(params)
 
         def eye(layer: _Layer, size: int) -> jax.Array:
-            leaf, shape = leaves[layer.kernel], (*layer.view.batch_shape, size, size)
-            dtype = accumulator_dtype(leaf, self.state_dtype)
-            identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), shape)
-            return zeros_beside(leaf, shape, dtype) + identity
+            leaf = leaves[layer.kernel]
+            identity = jnp.eye(size, dtype=accumulator_dtype(leaf, self.state_dtype))
+            return multiple(leaf, layer.view.batch_shape, identity)
 
         def flags(layer: _Layer) -> jax.Array:
             shape = (*layer.view.batch_shape, 2)
@@ -148,80 +155,111 @@ class LayerInverses:
         """Tells whether an update follows the statistics."""
         return (count % self.every == 0) | (count < self.warmup_steps)
 
-    def _side(
-        self, p: jax.Array, v: jax.Array, reset: jax.Array, decay: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the new inverse of one side, and whether it got too large."""
-        clipped = jnp.clip(jnp.where(jnp.isnan(v), 0.0, upcast(v)), -self.clip, self.clip)
-        new = rank_one_inverse(upcast(p), place_statistic(clipped, p), decay, mode=self.mode)
-        eye = jnp.broadcast_to(jnp.eye(p.shape[-1], dtype=new.dtype), new.shape)
-        large = ~(jnp.max(jnp.abs(new), axis=(-2, -1)) <= self.threshold) & ~reset
-        if self.blend is not None:
-            blended = self.blend * new + (1.0 - self.blend) * eye
-            new, large = jnp.where(large[..., None, None], blended, new), jnp.zeros_like(large)
-        return jnp.where(reset[..., None, None], eye, new).astype(p.dtype), large
+    def _sides(
+        self,
+        factors: list[jax.Array],
+        vectors: list[jax.Array],
+        resets: list[jax.Array],
+        decay: Any,
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """Returns the new inverses of one side of all layers, and whether they got too large."""
+
+        def side(p: jax.Array, v: jax.Array, reset: jax.Array) -> tuple[jax.Array, jax.Array]:
+            clipped = jnp.clip(jnp.where(jnp.isnan(v), 0.0, upcast(v)), -self.clip, self.clip)
+            new = rank_one_inverse(upcast(p), clipped, decay, mode=self.mode)
+            eye = jnp.broadcast_to(jnp.eye(p.shape[-1], dtype=new.dtype), new.shape)
+            large = ~(jnp.max(jnp.abs(new), axis=(-2, -1)) <= self.threshold) & ~reset
+            if self.blend is not None:
+                blended = self.blend * new + (1.0 - self.blend) * eye
+                new, large = jnp.where(large[..., None, None], blended, new), jnp.zeros_like(large)
+            return jnp.where(reset[..., None, None], eye, new).astype(p.dtype), large
+
+        vectors = list(map(place_statistic, vectors, factors))
+        # Of the refresh only products with a vector travel: factors stay where their rows are.
+        return map_groups(side, factors, vectors, resets, move=False)
 
     def follow(self, statistics: Any, like: PyTree, trees: Any, decay: Any) -> Any:
         """Returns (right, left, resets) after one more vector for each side of each layer."""
         layers = self.find(like)
-        gradients, means = jax.tree.leaves(like), _means(statistics, layers)
-        done = []
-        held = zip(layers, *map(jax.tree.leaves, trees), strict=True)
-        for layer, right, left, resets in held:
-            if gradients[layer.kernel].size == 0:
-                done.append((right, left, resets))
-                continue
-            (a, d), spread = means[layer.path], layer.view.batch_shape
-            ones = jnp.ones((*spread, 1), jnp.float32)
-            a = upcast(jnp.asarray(a)).reshape(*spread, -1)
-            d = upcast(jnp.asarray(d)).reshape(*spread, -1)
-            if a.shape[-1] < right.shape[-1]:
-                a = jnp.concatenate([a, ones.astype(a.dtype)], axis=-1)
-            # Inputs first: what they raise the output side sees in the same update.
-            new_right, high = self._side(right, a, resets[..., 0], decay)
-            second = resets[..., 1] | high
-            new_left, tall = self._side(left, d, second, decay)
-            done.append((new_right, new_left, jnp.stack([high | tall, tall], axis=-1)))
-        return tuple(self.spread(like, layers, [x[i] for x in done]) for i in range(3))
+        held = list(zip(*map(jax.tree.leaves, trees), strict=True))
+        means = _means(statistics, layers)
+        live = [i for i, layer in enumerate(layers) if layer.path in means]
+        right, left, resets = ([held[i][j] for i in live] for j in range(3))
+        resets = list(map(place_statistic, resets, right))  # from where their layers are
+        inputs, outputs = [], []
+        for i, factor in zip(live, right, strict=True):
+            spread = layers[i].view.batch_shape
+            a, d = (upcast(jnp.asarray(x)).reshape(*spread, -1) for x in means[layers[i].path])
+            if a.shape[-1] < factor.shape[-1]:
+                ends = a, jnp.ones((*spread, 1), a.dtype)
+                a = jnp.concatenate([place_statistic(x, factor) for x in ends], axis=-1)
+            inputs.append(a)
+            outputs.append(d)
+        # Inputs first: what they raise the output side sees in the same update.
+        new_right = self._sides(right, inputs, [own[..., 0] for own in resets], decay)
+        second = [own[..., 1] | high for own, (_, high) in zip(resets, new_right, strict=True)]
+        new_left = self._sides(left, outputs, second, decay)
+        for i, (one, high), (two, tall) in zip(live, new_right, new_left, strict=True):
+            held[i] = one, two, jnp.stack([high | tall, tall], axis=-1)
+        after = tuple(self.spread(like, layers, [own[j] for own in held]) for j in range(3))
+        return self._placed(after, like)
 
-    def place(self, trees: Any, like: PyTree) -> Any:
-        """Returns factors as they lay before: each wherever its layer is."""
-        leaves = jax.tree.leaves(like)
-        stacks = [layer.view.split(leaves[layer.kernel], "out") for layer in self.find(like)]
-        placed = []
-        for tree in trees:
-            pairs = zip(jax.tree.leaves(tree), stacks, strict=True)
-            done = [place_statistic(x, stack) for x, stack in pairs]
-            placed.append(jax.tree.unflatten(jax.tree.structure(tree), done))
-        return tuple(placed)
+    def _placed(self, trees: Any, like: PyTree) -> Any:
+        """Returns factors where their shares lie, and flags where their layers do."""
+        leaves, layers = jax.tree.leaves(like), self.find(like)
+
+        def placed(tree: PyTree, rule: Any) -> PyTree:
+            pairs = zip(jax.tree.leaves(tree), layers, strict=True)
+            done = [rule(x, layer.view, leaves[layer.kernel]) for x, layer in pairs]
+            return jax.tree.unflatten(jax.tree.structure(tree), done)
+
+        factor = lambda x, _, leaf: place_factor(x, leaf)  # noqa: E731
+        flags = lambda x, view, leaf: place_statistic(x, view.split(leaf, "out"))  # noqa: E731
+        right, left, resets = trees
+        return placed(right, factor), placed(left, factor), placed(resets, flags)
 
     def precondition(self, updates: PyTree, right: PyTree, left: PyTree) -> PyTree:
         """Returns the gradients between both inverses, of the norms that they had."""
-        layers, leaves = self.find(updates), jax.tree.leaves(updates)
-        held = zip(layers, jax.tree.leaves(right), jax.tree.leaves(left), strict=True)
-        for layer, r, l in held:  # noqa: E741
-            g = leaves[layer.kernel]
+        leaves = jax.tree.leaves(updates)
+        groups: dict[Any, list[tuple[_Layer, tuple[jax.Array, ...]]]] = {}
+        for layer, *factors in zip(
+            self.find(updates), jax.tree.leaves(right), jax.tree.leaves(left), strict=True
+        ):
+            g, view = leaves[layer.kernel], layer.view
             if g.size == 0:
                 continue
-            whole = layer.view.split(upcast(g), "out")
-            for axis in (whole.ndim - 2, whole.ndim - 1):
-                whole = whole_along(whole, axis)
-            parts = [whole]
+            matrix, others = view.split(upcast(g), "out"), tuple(factors)
             if layer.bias is not None:
                 bias = upcast(leaves[layer.bias])
                 for axis in range(bias.ndim):
                     bias = whole_along(bias, axis)
-                parts.append(place_statistic(bias.reshape(*whole.shape[:-1], 1), whole))
-            moved = jnp.matmul(upcast(l), jnp.concatenate(parts, -1), precision="highest")
-            moved = jnp.matmul(moved, upcast(r), precision="highest")
-            after = [moved[..., : whole.shape[-1]], moved[..., whole.shape[-1] :]][: len(parts)]
-            after = _restored(parts, after, self.restore_norm)
-            kernel = layer.view.merge(after[0], "out")
-            leaves[layer.kernel] = place_like(kernel, g).astype(g.dtype)
-            if layer.bias is not None:
-                b = leaves[layer.bias]
-                leaves[layer.bias] = place_like(after[1].reshape(b.shape), b).astype(b.dtype)
+                column = bias.reshape(*view.batch_shape, view.fan_out, 1)
+                others += (place_statistic(column, matrix),)
+            key = (matrix.shape[-2:], matrix.dtype, tuple((x.shape[-1], x.dtype) for x in others))
+            groups.setdefault(key, []).append((layer, (matrix, *others)))
+        for (axes, *_), members in groups.items():
+            columns = list(zip(*(arrays for _, arrays in members), strict=True))
+            done = run_tensors(
+                self._between, axes, columns[:1], columns[1:], results=1, group_bytes=None
+            )
+            for (layer, _), moved in zip(members, done, strict=True):
+                g = leaves[layer.kernel]
+                kernel = layer.view.merge(moved[0], "out")
+                leaves[layer.kernel] = place_like(kernel, g).astype(g.dtype)
+                if layer.bias is not None:
+                    b = leaves[layer.bias]
+                    leaves[layer.bias] = place_like(moved[1].reshape(b.shape), b).astype(b.dtype)
         return jax.tree.unflatten(jax.tree.structure(updates), leaves)
+
+    def _between(
+        self, kernel: jax.Array, right: jax.Array, left: jax.Array, *bias: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Returns gradients ``(*batch, fan_out, fan_in)`` and of biases between their inverses."""
+        before = [kernel, *bias]
+        moved = jnp.matmul(upcast(left), jnp.concatenate(before, -1), precision="highest")
+        moved = jnp.matmul(moved, upcast(right), precision="highest")
+        after = [moved[..., : kernel.shape[-1]], moved[..., kernel.shape[-1] :]][: len(before)]
+        return tuple(_restored(before, after, self.restore_norm))
 
 
 def _sibling(path: str, name: str | None) -> str | None:

@@ -41,17 +41,22 @@ PAPER = (
     "2306.01685",
     2023,
 )
-_WHOLE = "a factor is needed wherever its layer's gradient is preconditioned"
+
+
+class LayerFactors(NamedTuple):
+    """Inverses; trees like params, with masked nodes for what is no layer."""
+
+    right: PyTree  # (*batch, fan_in, fan_in), one more with a bias; state_dtype
+    left: PyTree  # (*batch, fan_out, fan_out), state_dtype
 
 
 class MkorState(NamedTuple):
-    """State of ``mkor``; the trees are like params, with masked nodes for what is no layer."""
+    """State of ``mkor``."""
 
     # Optax's name for it; that tuples have a method `count` does not matter here.
     count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished updates
-    right: PyTree  # (*batch, fan_in, fan_in), one more with a bias; state_dtype, inverses
-    left: PyTree  # (*batch, fan_out, fan_out), state_dtype, inverses
-    resets: PyTree  # (*batch, 2) bool: the next refresh resets (right, left)
+    kronecker: LayerFactors
+    resets: PyTree  # like those, (*batch, 2) bool: the next refresh resets (right, left)
     key: jax.Array  # threefry PRNG key, constant
     inner: PyTree  # state of the inner transformation
     hyperparams: dict[str, jax.Array]  # float32 scalars, scheduled values of the last update
@@ -77,7 +82,9 @@ def mkor_core(
     def init_fn(params: PyTree) -> MkorState:
         count = jnp.zeros((), jnp.int32)
         new = recorded(count, decay=rules.decay)
-        return MkorState(count, *rules.start(params), fresh_key(key), inner.init(params), new)
+        right, left, resets = rules.start(params)
+        held = LayerFactors(right, left), resets, fresh_key(key)
+        return MkorState(count, *held, inner.init(params), new)
 
     def update_fn(
         updates: PyTree,
@@ -89,7 +96,7 @@ def mkor_core(
         **extra_args: Any,
     ) -> tuple[PyTree, MkorState]:
         check_gradients(updates, params)
-        count, trees = state.count, (state.right, state.left, state.resets)
+        count, trees = state.count, (*state.kronecker, state.resets)
         given = _chosen(statistics, own, name)
         decay = value_at(rules.decay, count)
 
@@ -99,9 +106,9 @@ def mkor_core(
             return rules.follow(found, updates, trees, decay)
 
         moved = updates
-        if jax.tree.leaves(state.right):
+        if jax.tree.leaves(state.kronecker):
             due = rules.due(count) & active
-            trees = rules.place(branch(due, refreshed, lambda trees: trees, trees), updates)
+            trees = branch(due, refreshed, lambda trees: trees, trees)
 
             def preconditioned(g: PyTree) -> PyTree:
                 return rules.precondition(g, trees[0], trees[1])
@@ -109,7 +116,8 @@ def mkor_core(
             moved = branch(active, preconditioned, lambda g: g, updates)
         out, inner_state = update_inner(inner, moved, state.inner, params, extra_args)
         new = recorded(count, decay=rules.decay)
-        return out, MkorState(count + 1, *trees, state.key, inner_state, new)
+        held = LayerFactors(*trees[:2]), trees[2], state.key
+        return out, MkorState(count + 1, *held, inner_state, new)
 
     return Transformation(init_fn, update_fn)
 
@@ -134,7 +142,6 @@ def _chosen(given: Any, own: Estimate | None, name: str) -> Any:
     state_bytes=BYTES,
     tags=("second order", "kronecker", "k-fac", "rank one"),
     chain="inner of c L G R; L, R inverse factors that follow one vector each",
-    replicated=_WHOLE,
 )
 def mkor(
     inner: optax.GradientTransformation,
@@ -220,7 +227,8 @@ def mkor(
       >>> state, means = tx.init(params), optkit.curvature.layer_means(loss)
       >>> for _ in range(3):
       ...   u, state = tx.update(jax.grad(loss)(params), state, params, statistics=means)
-      >>> state.right["up"]["kernel"].shape, state.left["up"]["kernel"].shape
+      >>> right, left = state.kronecker
+      >>> right["up"]["kernel"].shape, left["up"]["kernel"].shape
       ((3, 3), (3, 3))
 
     Reference:
@@ -267,7 +275,6 @@ class MkorHState(NamedTuple):
     state_bytes=BYTES,
     tags=("second order", "kronecker", "k-fac", "rank one", "hybrid"),
     chain="mkor until the loss falls slowly, then inner alone",
-    replicated=_WHOLE,
 )
 def mkor_h(
     inner: optax.GradientTransformation,

@@ -37,8 +37,9 @@ STEP = {
     # A product of histories, and what is made of it.
     **_of("natural_galore", all_to_all=2, all_gather=2, all_reduce=1),
     **_of("scale_by_natural_fisher", all_gather=1, all_reduce=1),
-    # Gradients come to where their factors are, each by itself.
-    **_of("mkor mkor_h", all_gather=3),
+    # Gradients and inverses move to single devices, gradients back; a refresh leaves inverses where
+    # their rows are, and sends products with a vector.
+    **_of("mkor mkor_h", all_to_all=6, all_gather=3, all_reduce=2),
     # Direction and what the error loses come back; the moments lie on all devices.
     **_of("ldadam scale_by_ldadam", all_to_all=3, all_gather=3),
     # Made for gradients that are whole on each worker: its products are grouped one by one, since

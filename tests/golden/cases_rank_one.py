@@ -67,7 +67,7 @@ def mkor(golden: Golden) -> Iterator[Comparison]:
     for t in range(golden.steps):
         state, params = step(golden.tree(f"g/{t}"), means(t), state, params)
         held = state_of(state, MkorState)
-        found = (("p", params), ("Rinv", held.right), ("Linv", held.left))
+        found = (("p", params), ("Rinv", held.kronecker.right), ("Linv", held.kronecker.left))
         for prefix, tree in found:
             for name, want in golden.tree(f"{prefix}/{t}").items():
                 yield Comparison(difference(tree[name], want), _TOLERANCE)

@@ -1,14 +1,16 @@
-"""What a step of Shampoo and SOAP costs each chip, by the TPU's compiler: ``make test-tpu``."""
+"""What a step of curvature methods costs each chip, by the TPU's compiler: ``make test-tpu``."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optkit
+from tests.conformance.methods import unit_statistics
 
 pytestmark = [pytest.mark.tpu, pytest.mark.usefixtures("optimizing")]
 
@@ -18,6 +20,8 @@ METHODS = {
         1e-3, b1=0.0, graft="sgd", refresh_every=2, method="newton_schulz"
     ),
     "soap": lambda: optkit.soap(1e-3, refresh_every=2),
+    "psgd_kron": lambda: optkit.psgd_kron(1e-3),
+    "mkor": lambda: optkit.mkor(optax.sgd(1e-3, 0.9), statistics=unit_statistics, every=2),
 }
 
 

@@ -152,7 +152,10 @@ def test_statistics_that_are_no_numbers_or_huge_do_no_harm():
     state = tx.init(params)
     for g, mean in zip(grads, bad, strict=True):
         u, state = tx.update(nested(g), state, params, statistics=mean)
-        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((u, state.right, state.left)))
+        assert all(
+            np.all(np.isfinite(x))
+            for x in jax.tree.leaves((u, state.kronecker.right, state.kronecker.left))
+        )
 
 
 def test_a_stabiliser_that_blends():
@@ -164,7 +167,7 @@ def test_a_stabiliser_that_blends():
     state = tx.init(params)
     for _ in range(2):
         _, state = tx.update(params, state, params, statistics=zeros)
-    np.testing.assert_allclose(state.right["up"]["kernel"], 1.25 * np.eye(2), rtol=1e-6)
+    np.testing.assert_allclose(state.kronecker.right["up"]["kernel"], 1.25 * np.eye(2), rtol=1e-6)
     assert not np.any(state.resets["up"]["kernel"])
 
 
@@ -206,7 +209,7 @@ def test_statistics_are_computed_in_refreshing_steps_only():
     _, state, values, runs = run(optkit.mkor(optax.sgd(0.1), every=4), params, loss, 9)
     assert runs == 3
     assert values[-1] < values[0]
-    assert state.right["params"]["layers_0"]["kernel"].shape == (4, 4)
+    assert state.kronecker.right["params"]["layers_0"]["kernel"].shape == (4, 4)
 
 
 def test_the_hybrid_is_mkor_until_it_switches_and_the_base_afterwards():
