@@ -5,58 +5,125 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import optkit
 from tests.conformance.methods import Method
 from tests.conformance.test_sharding import AXES, LEAVES, Sharded, check_equal, check_stable
 from tests.conformance.trees import filled
-from tests.transforms.driver import gradients, run
+from tests.transforms.driver import compiled, gradients
 
 SHAPES = {"w": (3, 2), "b": (4,)}
 GRADS = gradients(0, 4, SHAPES)
-PARAMS, FISHER, ANCHOR = (
-    jax.tree.map(jnp.abs, gradients(seed, 1, SHAPES)[0]) for seed in (1, 2, 3)
-)
+SEEDS = st.integers(0, 2**32 - 1)
+STRENGTHS = st.floats(0.0, 20.0)
 
 
-def first(tx, grads, params):
+def drawn(seed):
+    """Parameters, a Fisher information and an anchor."""
+    return (jax.tree.map(np.abs, tree) for tree in gradients(seed, 3, SHAPES))
+
+
+PARAMS, FISHER, ANCHOR = drawn(1)
+
+
+@jax.jit
+def pulled(strength, grads, params, fisher, anchor):
+    """What one update makes of gradients."""
+    tx = optkit.elastic_prior(strength, fisher=fisher, anchor=anchor)
     return tx.update(grads, tx.init(params), params)[0]
 
 
-def same(got, want, rtol=0.0):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), got, want)
+@jax.jit
+def prior(strength, params, fisher, anchor):
+    """The gradient of the prior's loss."""
 
-
-def test_the_prior_is_the_gradient_of_its_loss():
     def loss(p):
-        squares = jax.tree.map(lambda p, a, f: jnp.sum(f * (p - a) ** 2), p, ANCHOR, FISHER)
-        return 1.5 * sum(jax.tree.leaves(squares))
+        squares = jax.tree.map(lambda p, a, f: jnp.sum(f * (p - a) ** 2), p, anchor, fisher)
+        return 0.5 * strength * sum(jax.tree.leaves(squares))
 
-    tx = optkit.elastic_prior(3.0, fisher=FISHER, anchor=ANCHOR)
-    same(first(tx, jax.tree.map(jnp.zeros_like, PARAMS), PARAMS), jax.grad(loss)(PARAMS), 1e-5)
-
-
-def test_at_the_anchor_and_without_strength_nothing_is_pulled():
-    for tx, params in (
-        (optkit.elastic_prior(9.0, fisher=FISHER), PARAMS),
-        (optkit.elastic_prior(9.0, fisher=FISHER, anchor=ANCHOR), ANCHOR),
-        (optkit.elastic_prior(0.0, anchor=ANCHOR), PARAMS),
-    ):
-        same(first(tx, GRADS[0], params), GRADS[0])
+    return jax.grad(loss)(params)
 
 
-def test_without_strength_online_consolidation_is_gradient_descent():
-    got = run(optkit.ewc_online(0.1, strength=0.0), PARAMS, GRADS)[1]
-    same(got, run(optax.sgd(0.1), PARAMS, GRADS)[1], 1e-6)
+def same(got, want, rtol=0.0, atol=0.0):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
 
 
-def test_a_resting_network_is_not_pulled():
-    """Parameters that never moved are their own average."""
-    tx = optkit.online_elastic_prior(5.0, b_anchor=0.9)
-    state = tx.init(PARAMS)
-    for grads in GRADS:
-        out, state = tx.update(grads, state, PARAMS)
-    jax.tree.map(lambda u, g: np.testing.assert_allclose(u, g, atol=2e-5), out, GRADS[-1])
+NOTHING = jax.tree.map(np.zeros_like, PARAMS)
+
+
+@given(SEEDS, STRENGTHS)
+def test_the_prior_is_the_gradient_of_its_loss(seed, strength):
+    trees = tuple(drawn(seed))
+    same(pulled(strength, NOTHING, *trees), prior(strength, *trees), 1e-5)
+
+
+@given(SEEDS, STRENGTHS)
+def test_at_the_anchor_without_strength_and_without_information_nothing_is_pulled(seed, strength):
+    params, fisher, anchor = drawn(seed)
+    grads = gradients(seed + 1, 1, SHAPES)[0]
+    same(pulled(strength, grads, anchor, fisher, anchor), grads)
+    same(pulled(0.0, grads, params, fisher, anchor), grads)
+    same(pulled(strength, grads, params, NOTHING, anchor), grads)
+
+
+@given(SEEDS, st.floats(0.0, 1.0))
+def test_a_share_of_the_way_ends_between_here_and_the_anchor_and_all_of_it_there(seed, share):
+    params, fisher, anchor = drawn(seed)
+    fisher = jax.tree.map(lambda f: np.minimum(f, np.float32(1.0)), fisher)
+    pull = pulled(share, NOTHING, params, fisher, anchor)
+    whole = pulled(1.0, NOTHING, params, jax.tree.map(np.ones_like, fisher), anchor)
+    for name, p in params.items():
+        home = anchor[name]
+        room = 1e-6 * np.maximum(p, home)
+        after = p - np.asarray(pull[name])
+        assert np.all(np.minimum(p, home) - room <= after)
+        assert np.all(after <= np.maximum(p, home) + room)
+        assert np.all(np.abs(p - np.asarray(whole[name]) - home) <= room)
+
+
+def test_without_a_fisher_information_and_an_anchor_the_start_pulls_evenly():
+    tx = optkit.elastic_prior(9.0)
+    same(tx.update(GRADS[0], tx.init(PARAMS), PARAMS)[0], GRADS[0])
+    moved = jax.tree.map(lambda p: p + np.float32(0.5), PARAMS)
+    got = tx.update(NOTHING, tx.init(PARAMS), moved)[0]
+    same(got, jax.tree.map(lambda p: np.full_like(p, 4.5), PARAMS), 1e-5)
+
+
+ONLINE = compiled(optkit.ewc_online)
+DESCENT = compiled(optax.sgd)
+
+
+@given(SEEDS, st.floats(0.01, 1.0), st.floats(0.0, 0.999), st.floats(0.0, 0.999))
+def test_without_strength_online_consolidation_is_gradient_descent(seed, rate, b_anchor, b_fisher):
+    grads = gradients(seed, 4, SHAPES)
+    numbers = {"strength": 0.0, "b_anchor": b_anchor, "b_fisher": b_fisher}
+    got = ONLINE(PARAMS, grads, learning_rate=rate, **numbers)[0]
+    same(got, DESCENT(PARAMS, grads, learning_rate=rate)[0], 1e-6)
+
+
+@jax.jit
+def resting(params, grads, **options):
+    """Parameters never move, whatever the gradients."""
+    tx = optkit.online_elastic_prior(**options)
+
+    def step(state, g):
+        u, state = tx.update(g, state, params)
+        return state, u
+
+    return jax.lax.scan(step, tx.init(params), grads)[1]
+
+
+@given(SEEDS, st.floats(0.0, 5.0), st.floats(0.0, 0.999), st.floats(0.0, 0.999))
+def test_a_resting_network_is_not_pulled(seed, strength, b_anchor, b_fisher):
+    """Parameters that never moved are their own average, but for roundings."""
+    params, *_ = drawn(seed)
+    grads = jax.tree.map(lambda *g: np.stack(g), *gradients(seed + 1, 4, SHAPES))
+    out = resting(params, grads, strength=strength, b_anchor=b_anchor, b_fisher=b_fisher)
+    for name, g in grads.items():
+        weight = strength * np.square(g).max(axis=0) * params[name]
+        assert np.all(np.abs(out[name] - g) <= 5e-7 * (weight + np.abs(g)))
 
 
 def test_trees_that_do_not_fit_are_named():
