@@ -3,8 +3,8 @@
 import dataclasses
 import warnings
 from collections.abc import Iterable
-from functools import partial
-from typing import NamedTuple
+from functools import partial, reduce
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,12 @@ from optkit.distributed.workers import AxisName
 from optkit.outer.base import OuterStep, Replicas, fine
 from optkit.outer.groupings import Grouping, check_grouping, group_mean, groupings, switch
 from optkit.transforms.base import check_same_leaves, check_state, prng_key
-from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
+from optkit.transforms.hyperparams import (
+    check_choice,
+    check_number,
+    check_static_int,
+    check_static_number,
+)
 from optkit.tree import PyTree, compute_dtype, leaves_with_paths, upcast
 
 
@@ -25,6 +30,7 @@ class NolocoState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # int32 scalar, finished outer steps
     anchor: PyTree  # like params, float32 or better
     momentum: PyTree  # like it
+    skipped: jax.Array | None  # int32 of each replica, steps left out; None where none is
 
 
 @register(
@@ -47,6 +53,7 @@ def noloco(
     group: int = 2,
     axis_name: AxisName = None,
     key: int | jax.Array = 0,
+    nonfinite: Literal["propagate", "skip"] = "propagate",
 ) -> OuterStep:
     """Replicas that meet in random pairs every few dozen steps, with no exchange among all.
 
@@ -83,15 +90,22 @@ def noloco(
       group: how many meet.
       axis_name: see ``optkit.diloco``.
       key: seed or PRNG key of the groups.
+      nonfinite: what a replica that is not finite does. ``"propagate"``: it enters its partner, and
+        one group after the other. ``"skip"``: the step is left out for its group, whose members go
+        back to their anchors, from which they started; ``state.skipped`` counts it for each, and
+        other groups do not notice. As with ``optkit.diloco``, inner optimizers need a guard of
+        their own.
 
     Returns:
       An ``optkit.outer.OuterStep``, whose ``step`` also takes ``groups=``, indices of replicas
-      (replicas/group, group). State bytes: 8 per parameter of each replica.
+      (replicas/group, group). State bytes: 8 per parameter of each replica, and a counter with
+      ``"skip"``.
 
     Raises:
-      ValueError: a number out of range; in init and step ``group`` does not divide the replicas,
-        leading axes that differ, groups that are no division of them, no ``axis_name`` inside of an
-        axis (see ``optkit.diloco``); in step another number of replicas than in init.
+      ValueError: a number out of range, another ``nonfinite``; in init and step
+        ``group`` does not divide the replicas, leading axes that differ, groups that are no
+        division of them, no ``axis_name`` inside of an axis (see ``optkit.diloco``); in step
+        another number of replicas than in init.
       TypeError: in step, another state, or groups that are arrays.
       NameError: used outside of its axis.
 
@@ -117,13 +131,14 @@ def noloco(
         check_static_number(name, value)
         check_number(name, value, low=0.0)
     check_static_int("group", group, low=2)
+    check_choice("nonfinite", nonfinite, ("propagate", "skip"))
     if alpha >= pull:
         warnings.warn(
             f"noloco with alpha={alpha} and gamma={pull}: the momentum outweighs what pulls "
             "replicas together, and they drift apart; give a larger gamma or a smaller alpha",
             stacklevel=3,
         )
-    made = _Noloco(alpha, beta, pull, group, prng_key(key), among)
+    made = _Noloco(alpha, beta, pull, group, prng_key(key), among, nonfinite == "skip")
     return OuterStep(made.init, made.step)
 
 
@@ -135,12 +150,15 @@ class _Noloco:
     group: int
     key: jax.Array
     among: Replicas
+    skips: bool
 
     def init(self, params: PyTree) -> NolocoState:
         groupings(self.among.count(params), self.group)  # or it would fail after the first round
         anchor = jax.tree.map(fine, params)
         momentum = jax.tree.map(lambda p: jnp.zeros_like(p, compute_dtype(p)), params)
-        return NolocoState(jnp.zeros((), jnp.int32), anchor, momentum)
+        count = jnp.zeros((), jnp.int32)
+        none = jnp.zeros_like(self._broken(anchor)) if self.skips else None
+        return NolocoState(count, anchor, momentum, none)
 
     def step(
         self, params: PyTree, state: NolocoState, groups: Iterable[Iterable[int]] | None = None
@@ -154,9 +172,25 @@ class _Noloco:
         else:
             ways, drawn = (check_grouping(groups, count),), state.count
         momentum = switch(drawn, [partial(self._momentum, params, state, way) for way in ways])
-        anchor = jax.tree.map(jnp.add, state.anchor, momentum)
+        anchor, skipped = jax.tree.map(jnp.add, state.anchor, momentum), state.skipped
+        if skipped is not None:
+            # What a group shares is not finite for all of its members, or for none.
+            broken = self._broken(anchor)
+            old = state.anchor, state.momentum
+            anchor, momentum = jax.tree.map(
+                lambda new, was: jnp.where(_beside(broken, new), was, new), (anchor, momentum), old
+            )
+            skipped = skipped + broken
         out = jax.tree.map(lambda a, p: a.astype(p.dtype), anchor, params)
-        return out, NolocoState(state.count + 1, anchor, momentum)
+        return out, NolocoState(state.count + 1, anchor, momentum, skipped)
+
+    def _broken(self, tree: PyTree) -> jax.Array:
+        """Returns 1 for each replica that is not finite, else 0; int32, one number or a row."""
+        first = 1 if self.among.stacked else 0
+        each = [
+            jnp.isfinite(x).all(axis=tuple(range(first, x.ndim))) for x in jax.tree.leaves(tree)
+        ]
+        return 1 - reduce(jnp.logical_and, each).astype(jnp.int32)
 
     def _momentum(self, params: PyTree, state: NolocoState, grouping: Grouping) -> PyTree:
         theta = jax.tree.map(_there, state.anchor, params)
@@ -176,6 +210,11 @@ class _Noloco:
             state.anchor,
             centre,
         )
+
+
+def _beside(flags: jax.Array, x: jax.Array) -> jax.Array:
+    """Flags of replicas as bools with as many axes as an array of them."""
+    return (flags > 0).reshape(*flags.shape, *[1] * (x.ndim - flags.ndim))
 
 
 def _there(anchor: jax.Array, p: jax.Array) -> jax.Array:

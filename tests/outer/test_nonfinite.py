@@ -148,3 +148,41 @@ def test_one_fragment_without_delay_skips_as_diloco_does() -> None:
 def test_another_word_is_named() -> None:
     with pytest.raises(ValueError, match=r"nonfinite='skipped'.*did you mean 'skip'"):
         optkit.diloco(**{"nonfinite": "skipped"})
+
+
+@pytest.mark.parametrize("form", ["stack", "vmap", "mesh"])
+def test_noloco_leaves_out_the_groups_that_are_not_finite(form: str) -> None:
+    name = None if form == "stack" else AXIS
+    groups, mapped = ((0, 1), (BAD, 3)), mapping(form)
+    outer, plain = optkit.noloco(axis_name=name, nonfinite="skip"), optkit.noloco()
+    first = start(REPLICAS)
+    step = jax.jit(mapped(lambda params, state: outer.step(params, state, groups=groups)))
+    params, held = step(away(first, 0), jax.jit(mapped(outer.init))(first))
+    x, state = plain.step(away(first, 0), plain.init(first), groups=groups)
+    close(params, x)
+    assert not held.skipped.any()
+    got, told = step(spoilt(away(params, 1), np.nan), held)
+    want, _ = plain.step(away(x, 1), state, groups=groups)
+    for after, before, other in zip(*map(jax.tree.leaves, (got, params, want)), strict=True):
+        np.testing.assert_array_equal(after[BAD:], before[BAD:])
+        np.testing.assert_allclose(after[:BAD], other[:BAD], rtol=1e-6)
+    same(
+        jax.tree.map(lambda m: m[BAD:], told.momentum),
+        jax.tree.map(lambda m: m[BAD:], held.momentum),
+    )
+    assert told.skipped.tolist() == [0, 0, 1, 1]
+
+
+def test_arrivals_that_are_not_finite_can_be_left_out_of_delayed_nesterov() -> None:
+    guarded, plain = (
+        optkit.skip_nonfinite(optkit.delayed_nesterov(every=2)),
+        optkit.delayed_nesterov(every=2),
+    )
+    x, bad = {"w": jnp.ones(3)}, {"w": jnp.array([1.0, np.nan, 1.0])}
+    state, other = guarded.init(x), plain.init(x)
+    for given in (x, bad, x, x):
+        got, state = guarded.update(given, state, x)
+        if given is not bad:
+            want, other = plain.update(given, other, x)
+            same(got, want)
+    assert int(state.skipped) == 1
