@@ -3,9 +3,10 @@
 Time: a step of ``quantize_state(adamw)`` against ``adamw`` on the GPT-like tree of
 ``benchmarks.step_time`` (29.5 million parameters), in turns within one process; the ratio is that
 of the best times. Memory: scratch that the compiled steps need, beside what the moments would take
-in float32: with leaves decoded one after another it is a few leaves. Bytes: the states of models of
-the shapes of GPT-2 small and Llama-7B under ``jax.eval_shape``, against the formulas that they
-should equal (all leaves stored, and with leaves below 4096 entries in float32).
+in float32: with leaves decoded one after another it is a few leaves; also of a step of GPT-2
+small's shapes, compiled and not run. Bytes: the states of models of the shapes of GPT-2 small and
+Llama-7B under ``jax.eval_shape``, against the formulas that they should equal (all leaves stored,
+and with leaves below 4096 entries in float32).
 
 On CPUs the order of leaves holds on a single device only: run this without emulated devices.
 """
@@ -67,6 +68,27 @@ def bytes_rows(names: tuple[str, ...], models: dict[str, Any]) -> list[dict[str,
     return rows
 
 
+def memory_rows(model: str, shapes: Any, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Returns what a compiled step needs, nothing run: one row a codec, ``adamw`` first."""
+    makers = {"adamw": optkit.adamw(RATE)}
+    makers |= {name: optkit.quantize_state(optkit.adamw(RATE), name) for name in names}
+    rows = []
+    for name, tx in makers.items():
+        arguments = common.abstract_arguments(tx, shapes)
+        compiled = common.make_step(tx).lower(*arguments).compile()
+        rows.append({"name": f"{model}, {name}", **_needs(compiled, arguments[1], shapes)})
+    return rows
+
+
+def _needs(compiled: Any, state: Any, shapes: Any) -> dict[str, Any]:
+    full = MOMENTS * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return {
+        "peak_bytes": common.peak_bytes(compiled),
+        "state_bytes": optkit.tree.tree_bytes(state),
+        "scratch": compiled.memory_analysis().temp_size_in_bytes / full,
+    }
+
+
 def time_rows(names: tuple[str, ...], shapes: Any, rounds: int, clock: str) -> list[dict[str, Any]]:
     """Returns one row a codec, ``adamw`` in float32 first."""
     makers: dict[str, Callable[[], Any]] = {"adamw": lambda: optkit.adamw(RATE)}
@@ -75,35 +97,34 @@ def time_rows(names: tuple[str, ...], shapes: Any, rounds: int, clock: str) -> l
     grads = common.random_like(shapes, seed=2)
     runs = {label: Contestant(make(), shapes, grads) for label, make in makers.items()}
     seconds = common.interleave(runs, rounds, clock)
-    full = MOMENTS * sum(leaf.size for leaf in jax.tree.leaves(shapes))
     return [
         {
             "name": label,
             "milliseconds": 1e3 * min(seconds[label]),
             "ratio": min(seconds[label]) / min(seconds["adamw"]),
-            "scratch": run.compiled.memory_analysis().temp_size_in_bytes / full,
-            "peak_bytes": common.peak_bytes(run.compiled),
-            "state_bytes": optkit.tree.tree_bytes(run.state),
+            **_needs(run.compiled, run.state, shapes),
         }
         for label, run in runs.items()
     ]
 
 
-def _text(times: list[dict[str, Any]], sizes: list[dict[str, Any]]) -> str:
+def _needed(row: dict[str, Any]) -> tuple[str, ...]:
+    mib = (f"{row[key] / 2**20:.1f}" for key in ("peak_bytes", "state_bytes"))
+    return (*mib, f"{row['scratch']:.2f}")
+
+
+def _text(
+    times: list[dict[str, Any]], needs: list[dict[str, Any]], sizes: list[dict[str, Any]]
+) -> str:
+    memory = ("peak MiB", "state MiB", "scratch/moments")
     first = common.table(
-        ("adamw's moments in", "best ms", "ratio", "peak MiB", "state MiB", "scratch/moments"),
+        ("adamw's moments in", "best ms", "ratio", *memory),
         [
-            (
-                row["name"],
-                f"{row['milliseconds']:.1f}",
-                f"{row['ratio']:.2f}",
-                f"{row['peak_bytes'] / 2**20:.1f}",
-                f"{row['state_bytes'] / 2**20:.1f}",
-                f"{row['scratch']:.2f}",
-            )
+            (row["name"], f"{row['milliseconds']:.1f}", f"{row['ratio']:.2f}", *_needed(row))
             for row in times
         ],
     )
+    whole = common.table(("compiled", *memory), [(row["name"], *_needed(row)) for row in needs])
     second = common.table(
         ("model, codec", "stored from", "bytes", "formula", "smaller"),
         [
@@ -117,11 +138,11 @@ def _text(times: list[dict[str, Any]], sizes: list[dict[str, Any]]) -> str:
             for row in sizes
         ],
     )
-    return f"{first}\n\n{second}"
+    return f"{first}\n\n{whole}\n\n{second}"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs both measurements and prints tables and verdicts."""
+    """Runs the measurements and prints tables and verdicts."""
     parser = common.parser("quantized_states", __doc__)
     parser.add_argument("--repeats", type=int, default=15, help="rounds of the times")
     parser.add_argument("--only", action="append", choices=NAMES, help="codecs")
@@ -132,6 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.quick:
         models = {"tiny": shapes}
     times = time_rows(names, shapes, 2 if args.quick else args.repeats, args.clock)
+    needs = memory_rows(*next(iter(models.items())), names[:1])
     sizes = bytes_rows(names, models)
     lines = []
     if not args.quick and "dynamic8" in names:
@@ -140,8 +162,8 @@ def main(arguments: list[str] | None = None) -> None:
         share = min(row["smaller"] for row in sizes if row["codec"] == "dynamic8")
         lines.append(f"bytes {common.verdict(share, TARGET_BYTES, at_least=True)}")
     common.report(
-        {"times": times, "bytes": sizes},
-        "\n".join([_text(times, sizes), *lines]),
+        {"times": times, "memory": needs, "bytes": sizes},
+        "\n".join([_text(times, needs, sizes), *lines]),
         as_json=args.json,
     )
 

@@ -8,9 +8,11 @@ nothing was run.
 """
 
 import argparse
+import json
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from optkit.kernels import block_codec
 from optkit.kernels.block_codec.geometry import geometry_of
 from optkit.kernels.block_codec.tpu import ROWS, columns_of
 
+STORED = Path(__file__).parent / "results" / "tpu_states.json"
 RATE = 1e-3
 TARGET_STATE, TARGET_SCRATCH = 2.9, 0.05
 STEPS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -110,12 +113,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--chip", choices=tpu.TOPOLOGIES, default="v5e")
     parser.add_argument("--tree", choices=TREES, default="gpt2_small")
     parser.add_argument("--only", action="append", choices=STEPS, help="some of the rows")
+    parser.add_argument("--store", action="store_true", help="keep the table beside this file")
     args = parser.parse_args(arguments)
     # XLA's table lookups in the embedding of GPT-2 take the compiler more than 20 minutes.
     names = [name for name in STEPS if args.tree != "gpt2_small" or "XLA" not in name]
     common.fresh_process()
     rows = [memory_row(name, TREES[args.tree](), args.chip) for name in args.only or names]
     print(text(rows))
+    if args.store:
+        asked = {"chip": args.chip, "tree": args.tree}
+        STORED.write_text(json.dumps({**asked, "rows": rows}, indent=1) + "\n")
 
 
 def text(rows: list[dict[str, Any]]) -> str:

@@ -1,15 +1,14 @@
 """Inverse factors of layers: which leaves are layers, how factors follow, what they do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optkit.curvature import LayerMeans
 from optkit.linalg import RankOneMode, frobenius_norm, rank_one_inverse
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
@@ -18,11 +17,11 @@ from optkit.transforms.hyperparams import (
     check_static_int,
     check_static_number,
 )
+from optkit.transforms.layer_statistics import Layer, means_of
 from optkit.transforms.tensor_groups import multiple, run_tensors
 from optkit.tree import (
     MATRIX_ROLES,
     Dims,
-    MatrixView,
     PyTree,
     Role,
     RuleLike,
@@ -49,13 +48,6 @@ RestoreNorm = Literal["sum", "layer", "none"]
 Bias = str | Callable[[str], str | None] | None
 LAYER_ROLES = tuple(str(role) for role in MATRIX_ROLES if role != Role.CONV)
 LAYERS: Selector = LAYER_ROLES
-
-
-class _Layer(NamedTuple):
-    path: str
-    kernel: int  # its place among the leaves
-    bias: int | None  # of the bias
-    view: MatrixView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +85,7 @@ class LayerInverses:
             check_static_number("blend", self.blend)
             check_number("blend", self.blend, low=0.0, high=1.0)
 
-    def find(self, tree: PyTree) -> list[_Layer]:
+    def find(self, tree: PyTree) -> list[Layer]:
         """Returns the layers of a tree, their biases and how their kernels are matrices."""
         named, leaves = dims_by_path(tree, self.dims), leaves_with_paths(tree)
         where = {path: index for index, (path, _) in enumerate(leaves)}
@@ -115,10 +107,10 @@ class LayerInverses:
                     f"leaf {beside!r} of shape {np.shape(leaves[at][1])} is no bias of {path!r}, "
                     f"whose outputs have shape {shape}; say with bias= which leaves are, or None"
                 )
-            out.append(_Layer(path, index, at, view))
+            out.append(Layer(path, index, at, view))
         return out
 
-    def spread(self, tree: PyTree, layers: list[_Layer], values: list[Any]) -> PyTree:
+    def spread(self, tree: PyTree, layers: list[Layer], values: list[Any]) -> PyTree:
         """Returns a tree like another one with a value for each layer, masked nodes elsewhere."""
         leaves: list[Any] = [optax.MaskedNode()] * len(jax.tree.leaves(tree))
         for layer, value in zip(layers, values, strict=True):
@@ -135,12 +127,12 @@ class LayerInverses:
             check_selects("layers", self.layers, params, self.roles)
         layers, leaves = self.find(params), jax.tree.leaves(params)
 
-        def eye(layer: _Layer, size: int) -> jax.Array:
+        def eye(layer: Layer, size: int) -> jax.Array:
             leaf = leaves[layer.kernel]
             identity = jnp.eye(size, dtype=accumulator_dtype(leaf, self.state_dtype))
             return multiple(leaf, layer.view.batch_shape, identity)
 
-        def flags(layer: _Layer) -> jax.Array:
+        def flags(layer: Layer) -> jax.Array:
             shape = (*layer.view.batch_shape, 2)
             return ~zeros_beside(leaves[layer.kernel], shape, jnp.bool_)
 
@@ -182,7 +174,7 @@ class LayerInverses:
         """Returns (right, left, resets) after one more vector for each side of each layer."""
         layers = self.find(like)
         held = list(zip(*map(jax.tree.leaves, trees), strict=True))
-        means = _means(statistics, layers)
+        means = means_of(statistics, layers)
         live = [i for i, layer in enumerate(layers) if layer.path in means]
         right, left, resets = ([held[i][j] for i in live] for j in range(3))
         resets = list(map(place_statistic, resets, right))  # from where their layers are
@@ -221,7 +213,7 @@ class LayerInverses:
     def precondition(self, updates: PyTree, right: PyTree, left: PyTree) -> PyTree:
         """Returns the gradients between both inverses, of the norms that they had."""
         leaves = jax.tree.leaves(updates)
-        groups: dict[Any, list[tuple[_Layer, tuple[jax.Array, ...]]]] = {}
+        groups: dict[Any, list[tuple[Layer, tuple[jax.Array, ...]]]] = {}
         for layer, *factors in zip(
             self.find(updates), jax.tree.leaves(right), jax.tree.leaves(left), strict=True
         ):
@@ -283,40 +275,3 @@ def _restored(parts: list[jax.Array], after: list[jax.Array], kind: RestoreNorm)
     before, now = total(parts), total(after)
     scale = before / jnp.where(now > 0, now, 1.0)
     return [jnp.where(now > 0, x * scale, g) for x, g in zip(after, parts, strict=True)]
-
-
-def _means(statistics: Any, layers: list[_Layer]) -> dict[str, LayerMeans]:
-    """Returns the statistics of each layer; raises ValueError with the paths that have none."""
-    if not isinstance(statistics, Mapping):
-        raise ValueError(
-            "statistics must be a mapping from the path of a kernel to (mean input, mean output "
-            f"gradient), such as optkit.curvature.layer_means makes, not {type(statistics)}"
-        )
-    layers = [layer for layer in layers if np.prod(layer.view.shape)]
-    missing = [layer.path for layer in layers if layer.path not in statistics]
-    if missing:
-        raise ValueError(
-            f"mkor got no statistics for the layers {missing}; it got some for "
-            f"{sorted(statistics)}. Name with layers= those that it shall precondition. "
-            "optkit.curvature.layer_means does not see layers inside of jax.lax.scan (stacked "
-            "kernels of scanned layers), jax.vmap over kernels, and convolutions"
-        )
-    out = {}
-    for layer in layers:
-        pair = statistics[layer.path]
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(
-                f"the statistics of layer {layer.path!r} must be a pair (mean input, mean output "
-                f"gradient), not {len(pair) if isinstance(pair, tuple | list) else type(pair)}"
-            )
-        a, d = pair
-        batch, view = int(np.prod(layer.view.batch_shape)), layer.view
-        inputs = [batch * (view.fan_in + extra) for extra in range(1 + (layer.bias is not None))]
-        if np.size(a) not in inputs or np.size(d) != batch * view.fan_out:
-            raise ValueError(
-                f"the statistics of layer {layer.path!r} have shapes {np.shape(a)} and "
-                f"{np.shape(d)}; its mean input has {view.fan_in} entries and its mean output "
-                f"gradient {view.fan_out}"
-            )
-        out[layer.path] = LayerMeans(a, d)
-    return out
