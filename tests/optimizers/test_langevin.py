@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import optkit
-from tests.transforms.driver import gradients, run
+from tests.transforms.driver import compiled, gradients, run
 
 CHAINS = 16384
 SHAPES = {"w": (3, 2), "b": (4,)}
+SEEDS = st.integers(0, 2**32 - 1)
 GRADS, PARAMS = gradients(0, 4, SHAPES), gradients(1, 1, SHAPES)[0]
 
 
@@ -76,21 +79,73 @@ def test_psgld_with_a_flat_preconditioner_is_sgld():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-3, atol=1e-4), got, want)
 
 
-@pytest.mark.parametrize(
-    ("tx", "base"),
-    [
-        (optkit.sgld(0.1, temperature=0.0, weight_decay=0.2),
-         optax.chain(optax.add_decayed_weights(0.2), optax.sgd(0.1))),
-        (optkit.psgld(0.1, temperature=0.0), optax.rmsprop(0.1, decay=0.99, eps=1e-5,
-                                                           eps_in_sqrt=False)),
-        (optkit.langevin_adam(0.1, temperature=0.0), optax.adam(0.1)),
-        (optkit.adam_sgld(0.1, drift=0.0, temperature=0.0), optax.sgd(0.1)),
-    ],
-    ids=["sgld", "psgld", "langevin_adam", "adam_sgld"],
-)  # fmt: skip
-def test_without_noise_it_is_the_base_optimizer(tx, base):
-    got, want = run(tx, PARAMS, GRADS)[1], run(base, PARAMS, GRADS)[1]
+SAMPLERS = {
+    "sgld": lambda rate, heat, decay: optkit.sgld(rate, temperature=heat, weight_decay=decay),
+    "psgld": lambda rate, heat, decay: optkit.psgld(rate, temperature=heat, weight_decay=decay),
+    "langevin_adam": lambda rate, heat, decay: optkit.langevin_adam(
+        rate, temperature=heat, weight_decay=decay
+    ),
+    "adam_sgld": lambda rate, heat, decay: optkit.adam_sgld(
+        rate, drift=0.0, temperature=heat, weight_decay=decay
+    ),
+}
+BASES = {
+    "sgld": optax.sgd,
+    "psgld": lambda rate: optax.rmsprop(rate, decay=0.99, eps=1e-5, eps_in_sqrt=False),
+    # Optax's 1 - 0.999**n has lost four digits at the first steps.
+    "langevin_adam": lambda rate: optkit.adamw(rate, b2=0.999, eps=1e-8, weight_decay=0.0),
+    "adam_sgld": optax.sgd,
+}
+SAMPLED = {name: compiled(make) for name, make in SAMPLERS.items()}
+
+
+def base_of(make):
+    return compiled(lambda rate, decay: optax.chain(optax.add_decayed_weights(decay), make(rate)))
+
+
+BASE = {name: base_of(make) for name, make in BASES.items()}
+BASE["adam_sgld"] = BASE["sgld"]
+DRAWN = {"seed": SEEDS, "rate": st.floats(0.01, 0.2), "decay": st.floats(0.0, 0.5)}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@given(**DRAWN)
+def test_without_noise_it_is_the_base_optimizer(name, seed, rate, decay):
+    params, *grads = gradients(seed, 5, SHAPES)
+    got = SAMPLED[name](params, grads, rate=rate, heat=0.0, decay=decay)[1]
+    want = BASE[name](params, grads, rate=rate, decay=decay)[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@given(**DRAWN, heat=st.floats(0.0, 4.0))
+def test_noise_is_linear_in_the_root_of_the_temperature(name, seed, rate, decay, heat):
+    """The first update's, which no parameters have felt yet; SGLD's is the formula's."""
+    params, grads = gradients(seed, 2, SHAPES)
+    cold, one, some = (
+        SAMPLED[name](params, [grads] * 4, rate=rate, heat=heat, decay=decay)[0]
+        for heat in (0.0, 1.0, heat)
+    )
+    for path in SHAPES:
+        still, unit, noisy = (u[path][0] for u in (cold, one, some))
+        size = np.abs([still, unit, noisy]).max()
+        assert np.all(unit != still)
+        want = still + np.sqrt(heat) * (unit - still)
+        np.testing.assert_allclose(noisy, want, rtol=0, atol=1e-6 * size)
+
+
+@jax.jit
+def fed(rate, heat, grads, noise):
+    tx = optkit.sgld(rate, temperature=heat)
+    return tx.update(grads, tx.init(PARAMS), PARAMS, noise=noise)[0]
+
+
+@given(SEEDS, st.floats(0.01, 1.0), st.floats(0.0, 4.0))
+def test_recorded_noise_is_scaled_by_rate_and_temperature(seed, rate, heat):
+    grads, noise = gradients(seed, 2, SHAPES)
+    for path, u in fed(rate, heat, grads, noise).items():
+        want = np.sqrt(2 * rate * heat) * noise[path] - rate * grads[path]
+        np.testing.assert_allclose(u, want, rtol=1e-5, atol=1e-6)
 
 
 def test_a_shared_seed_repeats_a_run_and_another_does_not():
@@ -107,34 +162,45 @@ def test_a_wrapped_optimizer_has_the_noise_of_its_rate():
     assert not np.any(moved[:2]) and np.all(moved[2:] != 0)
 
 
-SHARDS, SHARES = 4, np.array([0.1, 0.2, 0.3, 0.4], np.float32)
-MEANS, PRECISIONS = (
-    {"w": np.abs(np.random.default_rng(s).standard_normal((SHARDS, 3))).astype(np.float32)}
-    for s in (0, 1)
-)
+SHARDS = 4
 
 
-def corrections(at, means=MEANS):
-    return np.stack([
-        optkit.conducive_gradient(at, means, PRECISIONS, s, SHARES)["w"] for s in range(SHARDS)
-    ])  # fmt: skip
+@jax.jit
+def corrections(at, means, precisions, shares):
+    def of(shard):
+        return optkit.conducive_gradient(at, means, precisions, shard, shares)
+
+    return jnp.stack([of(shard)["w"] for shard in range(SHARDS)])
 
 
-def test_conducive_gradients_cancel_on_average():
-    mean = SHARES @ corrections({"w": jnp.array([1.0, -2.0, 5.0])})
-    np.testing.assert_allclose(mean, 0.0, atol=2e-5)
+@st.composite
+def shards(draw):
+    """Weights, and the means, precisions and shares of Gaussian surrogates."""
+    random = np.random.default_rng(draw(SEEDS))
+    at, means = random.uniform(-5, 5, 3), random.uniform(-2, 2, (SHARDS, 3))
+    precisions, shares = random.uniform(0.1, 3, (SHARDS, 3)), random.uniform(0.5, 2, SHARDS)
+    trees = [{"w": np.float32(x)} for x in (at, means, precisions)]
+    return *trees, np.float32(shares / shares.sum())
 
 
-def test_exact_surrogates_give_every_shard_the_whole_gradient():
-    at = np.array([1.0, -2.0, 5.0], np.float32)
-    own = PRECISIONS["w"] * (MEANS["w"] - at)  # of the log-likelihood of each shard
-    corrected = own / SHARES[:, None] + corrections({"w": jnp.asarray(at)})
+@given(shards())
+def test_conducive_gradients_cancel_on_average(drawn):
+    shares = drawn[-1]
+    np.testing.assert_allclose(shares @ np.asarray(corrections(*drawn)), 0.0, atol=2e-5)
+
+
+@given(shards())
+def test_exact_surrogates_give_every_shard_the_whole_gradient(drawn):
+    at, means, precisions, shares = drawn
+    own = precisions["w"] * (means["w"] - at["w"])  # of the log-likelihood of each shard
+    corrected = own / shares[:, None] + corrections(*drawn)
     np.testing.assert_allclose(corrected, np.tile(own.sum(0), (SHARDS, 1)), rtol=1e-4, atol=1e-4)
 
 
 def test_surrogates_have_to_fit():
+    wrong, right = {"w": np.zeros((3, 3), np.float32)}, {"w": np.zeros((4, 3), np.float32)}
     with pytest.raises(ValueError, match=r"give \(4, 3\)"):
-        corrections({"w": jnp.zeros(3)}, {"w": np.zeros((3, 3), np.float32)})
+        corrections({"w": jnp.zeros(3)}, wrong, right, np.full(SHARDS, 0.25, np.float32))
 
 
 def federated(correct, shards=10, rounds=5, local=40, rate=0.02, chains=4096):
