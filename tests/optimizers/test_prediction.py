@@ -5,81 +5,143 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import optkit
 
 START = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.7, -0.1])}
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def start(seed):
+    """Numbers that no run below brings near 0, where roundings would show."""
+    random = np.random.default_rng(seed)
+    return {
+        name: np.float32(random.uniform(1, 2, shape) * random.choice([-1, 1], shape))
+        for name, shape in {"w": (2, 2), "b": (2,)}.items()
+    }
 
 
 def loss(params):
     return jnp.sum(jnp.cosh(params["w"])) + jnp.sum(params["b"] ** 2 * params["w"][0])
 
 
-def trained(tx, predict, steps=6):
-    """Parameters after each step, gradients taken where ``predict`` says."""
+def trained(make, predict, steps=6):
+    """A program of the parameters after each step and its update, and what the last state predicts.
+
+    Gradients are taken where ``predict(tx, params, state, **numbers)`` says.
+    """
 
     @jax.jit
-    def go(params):
+    def go(params, make_numbers, numbers):
+        tx = make(**make_numbers)
+
         def step(carry, _):
             params, state = carry
-            grads = jax.grad(loss)(predict(params, state))
+            grads = jax.grad(loss)(predict(tx, params, state, **numbers))
             updates, state = tx.update(grads, state, params)
             params = optax.apply_updates(params, updates)
-            return (params, state), params
+            return (params, state), (params, updates)
 
-        return jax.lax.scan(step, (params, tx.init(params)), length=steps)[1]
+        last, out = jax.lax.scan(step, (params, tx.init(params)), length=steps)
+        return *out, predict(tx, *last, **numbers)
 
-    return go(START)
+    return go
 
 
 def assert_equal(got, want, rtol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7), got, want)
 
 
-@pytest.mark.parametrize(
-    ("tx", "direction"),
-    [(optkit.adamw(0.05), None), (optkit.lion(0.02), "sign"), (optax.lion(0.02), None)],
-    ids=["adamw", "lion", "optax.lion"],
-)
-def test_zero_steps_ahead_is_the_base_optimizer(tx, direction):
-    here = trained(tx, lambda p, s: optkit.predict_weights(p, s, 0.05, 0.0, direction=direction))
-    assert_equal(here, trained(tx, lambda p, s: p), rtol=0)
-    _, state = tx.update(jax.grad(loss)(START), tx.init(START), START)
-    ahead = optkit.predict_weights(START, state, 0.05, 2.0, direction=direction)
+def ahead_by(direction):
+    return lambda tx, p, s, rate, steps: optkit.predict_weights(
+        p, s, rate, steps, direction=direction
+    )
+
+
+BASES = {
+    "adamw": (lambda rate: optkit.adamw(rate), None),
+    "lion": (lambda rate: optkit.lion(rate), "sign"),
+    "optax.lion": (lambda rate: optax.lion(rate), None),
+}
+AHEAD = {name: trained(make, ahead_by(direction)) for name, (make, direction) in BASES.items()}
+HERE = {name: trained(make, lambda tx, p, s: p) for name, (make, _) in BASES.items()}
+ONCE = {
+    name: trained(make, ahead_by(direction), steps=1) for name, (make, direction) in BASES.items()
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+@given(SEEDS, st.floats(0.01, 0.1), st.floats(0.0, 4.0))
+def test_zero_steps_ahead_is_the_base_optimizer_and_more_go_on_by_as_many(name, seed, rate, steps):
+    params = start(seed)
+    here = AHEAD[name](params, {"rate": rate}, {"rate": rate, "steps": 0.0})
+    want = HERE[name](params, {"rate": rate}, {})
+    assert_equal(here[:2], want[:2], rtol=0)
+    _, updates, ahead = ONCE[name](params, {"rate": rate}, {"rate": rate, "steps": steps})
     # All three rules go by the sign after one update.
-    want = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), START, jax.grad(loss)(START))
+    grads = jax.grad(loss)(params)
+    first = jax.tree.map(lambda p, u: p + u[0], params, updates)
+    want = jax.tree.map(lambda p, g: p - rate * steps * jnp.sign(g), first, grads)
     assert_equal(ahead, want)
 
 
-@pytest.mark.parametrize("how", ["predict", "optkit", "coast"])
-def test_a_heavy_ball_with_the_steps_of_its_momentum_is_nesterov(how):
-    """In the variable at which the gradient is taken, the method is Sutskever's form."""
-    mu, rate = 0.8, 0.03
-    tx = optax.sgd(rate, momentum=mu)
-    if how == "optkit":
-        tx = optkit.descend(optkit.momentum(mu, kind="heavy_ball"), rate)
-    predict = {
-        "predict": lambda p, s: optkit.predict_weights(p, s, rate, mu),
-        "optkit": lambda p, s: optkit.predict_weights(p, s, None, mu, direction="momentum"),
-        "coast": lambda p, s: optkit.coast_weights(tx, p, s),
-    }[how]
-    got = trained(tx, predict)
-    p, v = START, jax.tree.map(jnp.zeros_like, START)
-    for t in range(6):
+HOW = {
+    "predict": (
+        lambda mu, rate: optax.sgd(rate, momentum=mu),
+        lambda tx, p, s, mu, rate: optkit.predict_weights(p, s, rate, mu),
+    ),
+    "optkit": (
+        lambda mu, rate: optkit.descend(optkit.momentum(mu, kind="heavy_ball"), rate),
+        lambda tx, p, s, mu, rate: optkit.predict_weights(p, s, None, mu, direction="momentum"),
+    ),
+    "coast": (
+        lambda mu, rate: optax.sgd(rate, momentum=mu),
+        lambda tx, p, s, mu, rate: optkit.coast_weights(tx, p, s),
+    ),
+}
+HEAVY_BALL = {how: trained(*parts) for how, parts in HOW.items()}
+
+
+@jax.jit
+def nesterov(start, mu, rate):
+    """Sutskever's form."""
+
+    def step(carry, _):
+        p, v = carry
         ahead = jax.tree.map(lambda p, v: p + mu * v, p, v)
         v = jax.tree.map(lambda v, g: mu * v - rate * g, v, jax.grad(loss)(ahead))
         p = jax.tree.map(jnp.add, p, v)
-        assert_equal(jax.tree.map(lambda x, t=t: x[t], got), p)
+        return (p, v), p
+
+    return jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, start)), length=6)[1]
 
 
-def test_a_constant_rate_predicts_the_last_update_again():
-    tx = optax.sgd(0.1, momentum=0.9)
-    state, params = tx.init(START), START
+@pytest.mark.parametrize("how", HOW)
+@given(SEEDS, st.floats(0.0, 0.9), st.floats(0.001, 0.03))
+def test_a_heavy_ball_with_the_steps_of_its_momentum_is_nesterov(how, seed, mu, rate):
+    """In the variable at which the gradient is taken."""
+    numbers = {"mu": mu, "rate": rate}
+    got = HEAVY_BALL[how](start(seed), numbers, numbers)[0]
+    assert_equal(got, nesterov(start(seed), mu, rate))
+
+
+@jax.jit
+def predicted(params, numbers, steps):
+    """The last update of a heavy ball, and its prediction."""
+    tx = optax.sgd(numbers["rate"], momentum=numbers["mu"])
+    state = tx.init(params)
     for _ in range(3):
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
-    got = optkit.predict_weights(params, state, 0.1, 3.0)
-    assert_equal(got, jax.tree.map(lambda p, u: p + 3.0 * u, params, updates))
+    return params, updates, optkit.predict_weights(params, state, numbers["rate"], steps)
+
+
+@given(SEEDS, st.floats(0.0, 0.9), st.floats(0.001, 0.03), st.floats(0.0, 5.0))
+def test_a_constant_rate_predicts_the_last_update_again(seed, mu, rate, steps):
+    params, updates, got = predicted(start(seed), {"mu": mu, "rate": rate}, steps)
+    assert_equal(got, jax.tree.map(lambda p, u: p + steps * u, params, updates))
 
 
 def test_before_the_first_update_nothing_is_predicted():
