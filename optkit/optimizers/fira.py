@@ -1,7 +1,7 @@
 """Fira: GaLore, and the rest of the gradient at the length that low-rank Adam suggests."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import optax
@@ -12,12 +12,14 @@ from optkit.optimizers._low_rank import (
     low_bytes,
     low_rank_recipe,
 )
-from optkit.transforms import Transformation, scale_by_adam
-from optkit.transforms.hyperparams import Scalar, ScalarOrSchedule, check_number
+from optkit.transforms import Transformation, scale_by_adam, scale_by_rms
+from optkit.transforms.hyperparams import Scalar, ScalarOrSchedule, check_choice, check_number
 from optkit.transforms.low_rank import low_rank
 from optkit.transforms.low_rank.projection import BasisKind, Draw, Rank, Side
 from optkit.transforms.step import Mask, StepDecay
 from optkit.tree import Dims, RuleLike
+
+Inner = Literal["adam", "rmsprop"]
 
 
 @register(
@@ -36,6 +38,7 @@ def fira(
     learning_rate: ScalarOrSchedule = 0.01,
     *,
     rank: Rank | None = None,
+    inner: Inner = "adam",
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-6,
@@ -71,7 +74,9 @@ def fira(
     4. ``u = sqrt(1-b2**n)/(1-b1**n) * (alpha*N P^T + C)``;
     5. ``W <- (1 - lr*weight_decay)*W - lr*u``.
 
-    Embeddings, head, norms and biases go to AdamW, or to ``other``.
+    With ``inner="rmsprop"`` there is no m: ``N = R/(sqrt(v) + eps)`` and ``u = alpha*N P^T + C``.
+
+    Embeddings, head, norms and biases go to AdamW (RMSProp), or to ``other``.
 
     Matrix work of a step: ``6*A*B*r`` operations, and the singular value decompositions of GaLore.
 
@@ -86,7 +91,9 @@ def fira(
       learning_rate: a number or a schedule.
       rank: directions r of a matrix; as a float their share of the projected side, at least one.
         None for 0.25.
-      b1: decay rate of the first moment.
+      inner: "adam", or "rmsprop", whose moments are not corrected: the first steps are some
+        ``1/sqrt(1-b2)`` times as long as later ones.
+      b1: decay rate of Adam's first moment.
       b2: decay rate of the second moment.
       eps: added to the root.
       alpha: factor of the part inside of the subspace.
@@ -113,7 +120,8 @@ def fira(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: ``8*r*max(A, B) + 4*r*min(A, B) +
-      4`` per matrix, else 8 per parameter.
+      4`` per matrix, else 8 per parameter; with "rmsprop" ``4*r*max(A, B) + 4*r*min(A, B)
+      + 4`` and 4.
 
     Raises:
       ValueError: an option out of range; at init a rank above a matrix's side (names the leaf).
@@ -128,11 +136,19 @@ def fira(
 
     Reference:
       Chen et al., Fira, arXiv 2410.01623. After a residual of zero the reference stops the rest of
-      a matrix for some 1,700 steps, see ``official_zero_norm``.
+      a matrix for some 1,700 steps, see ``official_zero_norm``. Its RMSProp can also center v and
+      average N, which this one does not, and ignores the weight decay that it is given.
     """
+    check_choice("inner", inner, get_args(Inner))
     check_number("alpha", alpha)
+    is_adam = inner == "adam"
+    if is_adam:
+        low = scale_by_adam(b1, b2, eps, debias=False, state_dtype=state_dtype)
+        rest = scale_by_adam(b1, b2, eps, eps_mode="uncorrected", state_dtype=state_dtype)
+    else:
+        low = rest = scale_by_rms(b2, eps, debias=False, state_dtype=state_dtype)
     direction = low_rank(
-        scale_by_adam(b1, b2, eps, debias=False, state_dtype=state_dtype),
+        low,
         0.25 if rank is None else rank,
         refresh_every=refresh_every,
         basis=basis,
@@ -153,13 +169,14 @@ def fira(
     )
     return low_rank_recipe(
         "fira",
-        optax.chain(direction, corrected(b1, b2)),
+        optax.chain(direction, corrected(b1, b2)) if is_adam else direction,
         learning_rate,
-        scale_by_adam(b1, b2, eps, eps_mode="uncorrected", state_dtype=state_dtype),
+        rest,
         other,
         weight_decay=weight_decay,
         decay=decay,
         mask=mask,
         dims=dims,
         roles=roles,
+        rest_name="adamw" if is_adam else "rmsprop",
     )

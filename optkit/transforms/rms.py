@@ -10,10 +10,10 @@ from optkit.transforms.base import Transformation, map_leaves, unzip
 from optkit.transforms.hyperparams import (
     ScalarOrSchedule,
     check_number,
-    debias,
     recorded,
     value_at,
 )
+from optkit.transforms.hyperparams import debias as corrected
 from optkit.tree import PyTree, upcast, zeros_like_params
 
 
@@ -38,6 +38,7 @@ def scale_by_rms(
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     *,
+    debias: bool = True,
     state_dtype: Any | None = None,
 ) -> Transformation:
     """Divides the gradient by the root of its corrected second moment, Adam without momentum.
@@ -50,6 +51,8 @@ def scale_by_rms(
     Args:
       b2: decay rate of the second moment.
       eps: added to the root.
+      debias: False leaves ``/(1-b2**n)`` out, as RMSProp does: first steps are then some
+        ``1/sqrt(1-b2)`` times as long.
       state_dtype: dtype of the moment; float32 for 16-bit parameters if None.
 
     Returns:
@@ -83,7 +86,7 @@ def scale_by_rms(
     ) -> tuple[PyTree, ScaleByRmsState]:
         del params, extra_args
         a2, e = value_at(b2, state.count), value_at(eps, state.count)
-        correction = debias(a2, state.count + 1)
+        correction = corrected(a2, state.count + 1) if debias else 1.0
 
         def step(g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
             g32 = upcast(g)

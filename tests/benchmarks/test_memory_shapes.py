@@ -143,6 +143,12 @@ GALORE = [
     # 4 bytes of each matrix's last norm, which the table has for Fira only.
     Case("fira", lambda s: s.galore() + 4 * len(s.matrices)),
     of_rank("fira", 256, ("0.580", "6.28"), more=4),
+    Case(  # one moment only
+        "fira",
+        lambda s: 4 * (s.low() + s.basis() + s.rest + len(s.matrices)),
+        options={"inner": "rmsprop"},
+        defaults=False,
+    ),
     Case("apollo", lambda s: 8 * (s.low() + s.rest) + 4 * len(s.matrices)),
     of_rank("apollo", 256, ("0.543", "5.34"), more=4, stored=False),
     of_rank("apollo", 256, ("0.580", "6.28"), more=4, basis="svd"),

@@ -165,6 +165,7 @@ def fira(golden: Golden) -> Iterator[Comparison]:
     hyper = golden.hyper
     options = _adam_after(hyper) | {
         "rank": hyper["rank"],
+        "inner": hyper.get("inner", "adam"),
         "alpha": hyper["alpha"],
         "side": hyper["proj_type"],
         "official_zero_norm": True,

@@ -45,8 +45,11 @@ class Basis:
 
 
 def adam(state: dict, g: np.ndarray, hyper: dict[str, Any]) -> tuple[np.ndarray, float]:
-    """Uncorrected direction, and the factor that corrects it."""
+    """Uncorrected direction, and the factor that corrects it; RMSProp, which is not corrected."""
     b1, b2 = hyper["betas"]
+    if hyper.get("inner") == "rmsprop":
+        state["v"] = b2 * state.get("v", 0.0) + (1 - b2) * g**2
+        return g / (np.sqrt(state["v"]) + hyper["eps"]), 1.0
     state["n"] = n = state.get("n", 0) + 1
     state["m"] = b1 * state.get("m", 0.0) + (1 - b1) * g
     state["v"] = b2 * state.get("v", 0.0) + (1 - b2) * g**2

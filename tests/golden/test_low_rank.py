@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "apollo front": ("apollo", _APOLLO | {"scale_type": "tensor", "scale_front": True}),
     "mini": ("apollo_mini", _APOLLO | {"rank": 1, "scale_type": "tensor", "scale": 9.0}),
     "fira": ("fira", _BASE | {"alpha": 0.6, "proj_type": "std"}),
+    "fira rmsprop": ("fira", _BASE | {"alpha": 0.6, "proj_type": "std", "inner": "rmsprop"}),
     "apollo svd": (
         "apollo_svd",
         _APOLLO | {"proj": "svd", "scale_type": "tensor", "update_proj_gap": 3},
