@@ -11,6 +11,8 @@ import numpy as np
 import optax
 import orbax.checkpoint
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -75,40 +77,110 @@ def test_stored_in_full_it_is_the_inner_transformation(name: str) -> None:
     assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(wanted))
 
 
-def test_updates_use_the_new_moments_before_they_are_rounded() -> None:
-    params, inner = tree(0), optax.adam(0.1)
-    tx = quantize_state(inner, SMALL_BLOCK, min_size=0)
-    state = tx.init(params)
+def decoded(codec: Codec, stored: dict, like: dict) -> dict:
+    return jax.tree.map(
+        lambda x, node: codec.decode(
+            {name.split("@")[0]: part for name, part in node.items()}, x.shape
+        ),
+        like,
+        stored,
+    )
+
+
+ADAM = optax.adam(0.1)
+STORED_ADAM = quantize_state(ADAM, SMALL_BLOCK, min_size=0)
+UNSIGNED = SMALL_BLOCK.for_sign(False)
+SEEDS = st.integers(0, 2**16)
+
+
+@jax.jit
+def in_full(grads: dict, state: Any, params: dict) -> tuple:
+    """The update of moments that are decoded first, and what storing the new ones makes of them."""
+    mu = decoded(SMALL_BLOCK, state.inner[0].mu, params)
+    nu = decoded(UNSIGNED, state.inner[0].nu, params)
+    full = (state.inner[0]._replace(mu=mu, nu=nu), *state.inner[1:])
+    updates, new = ADAM.update(grads, full, params)
+    rounded = jax.tree.map(SMALL_BLOCK.round_trip, new[0].mu)
+    return updates, rounded, jax.tree.map(UNSIGNED.round_trip, new[0].nu)
+
+
+read = jax.jit(
+    lambda state, like: (
+        decoded(SMALL_BLOCK, state.inner[0].mu, like),
+        decoded(UNSIGNED, state.inner[0].nu, like),
+    )
+)
+
+
+@given(SEEDS, st.sampled_from([1e-3, 0.1, 10.0]))
+def test_updates_use_the_new_moments_before_they_are_rounded(seed: int, scale: float) -> None:
+    params = tree(seed)
+    state = STORED_ADAM.init(params)
     for time in range(3):
-        grads = tree(5 + time, 0.1)
-
-        def decoded(codec: Codec, stored: dict, like: dict) -> dict:
-            return jax.tree.map(
-                lambda x, node: codec.decode(
-                    {name.split("@")[0]: part for name, part in node.items()}, x.shape
-                ),
-                like,
-                stored,
-            )
-
-        mu = decoded(SMALL_BLOCK, state.inner[0].mu, params)
-        nu = decoded(SMALL_BLOCK.for_sign(False), state.inner[0].nu, params)
-        full = (state.inner[0]._replace(mu=mu, nu=nu), *state.inner[1:])
-        want, new = inner.update(grads, full, params)
-        got, state, _ = step(tx, grads, state, params)
+        grads = tree(seed + 1 + time, scale)
+        want, *moments = in_full(grads, state, params)
+        got, state, _ = step(STORED_ADAM, grads, state, params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, want)
-        again = decoded(SMALL_BLOCK, state.inner[0].mu, params)
         jax.tree.map(
-            lambda a, m: np.testing.assert_allclose(
-                a, SMALL_BLOCK.round_trip(m), rtol=1e-5, atol=1e-7
-            ),
-            again,
-            new[0].mu,
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+            read(state, params),
+            tuple(moments),
         )
 
 
+TRACE = quantize_state(optax.trace(1.0), SMALL_BLOCK, min_size=0)
+
+
+@given(SEEDS, st.integers(-20, 20))
+def test_what_rests_is_stored_but_once_and_scales_are_stored_apart(
+    seed: int, exponent: int
+) -> None:
+    """A trace without gradients is coded as it was, and 2**n times it in the same codes."""
+    grads = tree(seed)
+    for leaf in ("up/kernel", "down/kernel", "norm/scale"):
+        parent, name = leaf.split("/")
+        x = np.array(grads[parent][name])
+        flat = x.reshape(-1, 32) if x.size % 32 == 0 else x.reshape(1, -1)
+        flat[:, 0] = 1.5 * np.abs(x).max()  # the extreme of each block is positive
+        grads[parent][name] = jnp.asarray(flat.reshape(x.shape))
+    zeros = jax.tree.map(jnp.zeros_like, grads)
+    _, first, _ = step(TRACE, grads, TRACE.init(grads), grads)
+    state = first
+    for _ in range(3):
+        _, state, _ = step(TRACE, zeros, state, grads)
+    jax.tree.map(np.testing.assert_array_equal, state.inner, first.inner)
+    scaled = jax.tree.map(lambda g: g * 2.0**exponent, grads)
+    _, other, _ = step(TRACE, scaled, TRACE.init(grads), grads)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(other.inner), jax.tree.leaves(first.inner), strict=True
+    ):
+        factor = 2.0**exponent if "scale@" in str(path[-1]) else 1
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b) * factor)
+
+
+ENTRIES = np.sort(SMALL_BLOCK.entries)
+GAP = max(np.max(np.diff(ENTRIES)) / 2, 1 + ENTRIES[0])  # the table has no -1
+
+
+@given(SEEDS, st.sampled_from([1e-12, 1e-3, 1.0, 1e12]))
+def test_a_stored_moment_is_off_by_half_a_gap_of_its_block(seed: int, scale: float) -> None:
+    grads = tree(seed, scale)
+    updates, state, _ = step(TRACE, grads, TRACE.init(grads), grads)
+    jax.tree.map(np.testing.assert_array_equal, updates, grads)
+    for g, m in zip(
+        jax.tree.leaves(grads),
+        jax.tree.leaves(decoded(SMALL_BLOCK, state.inner.trace, grads)),
+        strict=True,
+    ):
+        blocks = (-1, 32) if g.shape[-1] % 32 == 0 or g.size % 32 == 0 else (1, -1)
+        g, m = np.float64(g).reshape(blocks), np.float64(m).reshape(blocks)
+        largest = np.abs(g).max(axis=1, keepdims=True)
+        assert np.all(np.abs(m - g) <= (GAP + 2e-7) * largest)  # and two roundings
+        assert np.all(m * g >= 0)
+
+
 def test_without_jit_it_computes_the_same() -> None:
-    tx, params, grads = quantize_state(optax.adam(0.1), SMALL_BLOCK, min_size=0), tree(0), tree(1)
+    tx, params, grads = STORED_ADAM, tree(0), tree(1)
     state = tx.init(params)
     want, held, _ = step(tx, grads, state, params)
     got, new = tx.update(grads, state, params)
