@@ -37,7 +37,7 @@ def drawn_masks(draw):
 
 
 def program(state):
-    """Parameters after each step of Adam inside of a mask, which is traced; None: of Adam alone."""
+    """Steps of Adam inside of a mask, which is traced; None: of Adam alone. Last its moments."""
 
     @jax.jit
     def go(params, grads, mask, rate, decay):
@@ -52,7 +52,8 @@ def program(state):
             params = optax.apply_updates(params, u)
             return (params, state), (u, params)
 
-        return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
+        (_, last), out = jax.lax.scan(step, (params, tx.init(params)), grads)
+        return *out, {name: optax.tree.get(last, name) for name in ("mu", "nu")}
 
     def call(params, grads, mask, rate, decay):
         stacked = jax.tree.map(lambda *g: np.stack(g), *grads)
@@ -82,8 +83,11 @@ def test_masked_entries_stay_and_the_others_do_what_inner_alone_does(
     params, *grads = gradients(seed, 4, SHAPES)
     alone = MASKED[None](params, grads, mask, rate, decay)[1]
     wild = [{k: np.where(mask[k], g[k], np.float32(bad)) for k in g} for g in grads]
-    updates, after = MASKED[state](params, wild, mask, rate, decay)
+    updates, after, moments = MASKED[state](params, wild, mask, rate, decay)
     for name, on in mask.items():
+        for moment in moments.values():
+            stays = np.count_nonzero(moment[name]) == COUNTS[name]
+            assert stays and np.all(np.isfinite(moment[name]))
         for now in after[name]:
             np.testing.assert_array_equal(now[~on], params[name][~on])
         assert np.all(updates[name][0][on] != 0)
