@@ -8,15 +8,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from optkit.tree.costs import axes_of
+from optkit.tree.sharding import SLOW_AXES, spec_of
+
 
 def over_batch(function: Callable[..., Any], *arrays: jax.Array, rank: int = 2) -> Any:
     """Calls a function of batches where the batch lies on a mesh: each device on its own part.
 
-    The batch axes are split over all axes of the mesh, in the order in which the matrix plan of
-    ``optkit.tree`` splits them, so that nothing moves when it is followed. One batch axis that the
-    devices divide is split; else all of them together, filled up with zeros. A single item is
-    worked on by every device. On one device, and inside a ``shard_map`` over all axes, the function
-    is simply called.
+    The batch axes are split over the axes of the mesh, in the order in which the matrix plan of
+    ``optkit.tree`` splits them, so that nothing moves when it is followed: over those of slow links
+    (``SLOW_AXES``) work is repeated, unless Explicit axes say that the batch is cut over them. One
+    batch axis that the devices divide is split; else all of them together, filled up with zeros. A
+    single item is worked on by every device. On one device, and inside a ``shard_map`` over all
+    axes, the function is simply called.
 
     Args:
       function: of arrays ``(*batch, ...)``; works on each item of the batch by itself, and returns
@@ -40,13 +44,15 @@ def over_batch(function: Callable[..., Any], *arrays: jax.Array, rank: int = 2) 
     if not names:
         return function(*arrays)
     batch = first.shape[: first.ndim - rank]
-    devices = math.prod(mesh.shape[name] for name in names)
+    cut = axes_of(spec_of(first))
+    spread = tuple(name for name in names if name not in SLOW_AXES or name in cut) or names
+    devices = math.prod(mesh.shape[name] for name in spread)
     fitting = [axis for axis, size in enumerate(batch) if size and size % devices == 0]
     count = math.prod(batch)
     if fitting or count == 1:
         parts: list[Any] = [None] * len(batch)
         if fitting:
-            parts[fitting[-1]] = (*names[1:], names[0])
+            parts[fitting[-1]] = (*spread[1:], spread[0])
         return _mapped(function, arrays, mesh, names, PartitionSpec(*parts))
     missing = -count % devices
 
@@ -54,7 +60,7 @@ def over_batch(function: Callable[..., Any], *arrays: jax.Array, rank: int = 2) 
         x = _whole(x, mesh).reshape(count, *x.shape[len(batch) :])
         return jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)))
 
-    spec = PartitionSpec((*names[1:], names[0]))
+    spec = PartitionSpec((*spread[1:], spread[0]))
     done = _mapped(function, tuple(map(flat, arrays)), mesh, names, spec)
     return jax.tree.map(lambda x: _whole(x, mesh)[:count].reshape(*batch, *x.shape[1:]), done)
 

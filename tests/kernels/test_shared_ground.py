@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from optkit.kernels.blocks import Blocks, check_on_chip, cut, filled, least_filled
 from optkit.kernels.implementation import Unserved, by_platform
 from optkit.kernels.sharded import over_batch
+from tests.conformance.hlo import collectives
 
 X = jnp.arange(8 * 8 * 128.0).reshape(8, 8, 128)
 
@@ -71,6 +72,34 @@ def test_each_device_gets_its_part_of_a_batch(
     np.testing.assert_array_equal(np.asarray(found), 2 * x)
     wanted = {3: (1, *shape[1:]), 2: shape, 4: (2, 1, 4, 4)}[len(shape)]
     assert set(parts) == {wanted}
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "share"),
+    [
+        (AxisType.Auto, P("a"), 2),
+        (AxisType.Explicit, P("a"), 2),
+        (AxisType.Explicit, P(("a", "slice")), 1),
+    ],
+    ids=("auto", "explicit", "explicit_cut"),
+)
+def test_slices_repeat_work_unless_the_batch_is_cut_over_them(
+    kind: AxisType, spec: P, share: int
+) -> None:
+    mesh = jax.make_mesh((2, 4), ("slice", "a"), axis_types=(kind,) * 2)
+    x = np.random.default_rng(0).standard_normal((8, 8, 128)).astype(np.float32)
+    parts: list[tuple[int, ...]] = []
+
+    def function(x: jax.Array) -> jax.Array:
+        parts.append(x.shape)
+        return double(x)
+
+    run = jax.jit(lambda x: over_batch(function, x), out_shardings=NamedSharding(mesh, spec))
+    compiled = run.lower(jax.device_put(x, NamedSharding(mesh, spec))).compile()
+    found = compiled(jax.device_put(x, NamedSharding(mesh, spec)))
+    np.testing.assert_array_equal(np.asarray(found), 2 * x)
+    assert set(parts) == {(share, 8, 128)}
+    assert not collectives(compiled)
 
 
 @pytest.mark.parametrize("axes", (("a", "b"), ("a",)), ids=str)
