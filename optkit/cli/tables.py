@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from optkit.catalogue import Entry, StateBytes
+from optkit.catalogue import Entry, LeafBytes, StateBytes
 from optkit.cli.docs import arguments, first_sentence, section
 from optkit.cli.values import show_value
 
@@ -95,8 +95,8 @@ def state_text(entry: Entry) -> str:
 
 
 def _size_text(size: float) -> str:
-    """Returns bytes per parameter; a `StateBytes` says in words what comes on top."""
-    return str(size) if isinstance(size, StateBytes) else f"{size:g}"
+    """Returns bytes per parameter, and in words what comes on top or is different."""
+    return str(size) if isinstance(size, StateBytes | LeafBytes) else f"{size:g}"
 
 
 def _range_text(entry: Entry) -> str:
@@ -104,7 +104,7 @@ def _range_text(entry: Entry) -> str:
     sizes = entry.state_bytes.values()
     low, high = min(sizes), max(sizes)
     text = f"{float(low):g}" if low == high else f"{float(low):g}–{float(high):g}"
-    more = "*" if any(isinstance(size, StateBytes) for size in sizes) else ""
+    more = "*" if any(isinstance(size, StateBytes | LeafBytes) for size in sizes) else ""
     return f"{'+' if entry.kind == 'wrapper' else ''}{text}{more}"
 
 
@@ -141,7 +141,7 @@ def method_table(entries: Iterable[Entry], *, width: int) -> Table:
     table.caption = (
         f"{len(rows)} methods; `optkit show NAME` tells more\n"
         "bytes: optimizer state per float32 parameter, lowest to highest over the roles\n"
-        "+: on top of the inner one's   *: and some for each row, column or matrix"
+        "+: on top of the inner one's   *: and some for each row, column, matrix or leaf"
     )
     table.caption_justify = "left"
     return table
