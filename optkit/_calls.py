@@ -9,7 +9,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+import jax
+import numpy as np
+
+from optkit.tree.paths import leaves_with_paths
+
 Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+_MOST_LINES = 6  # of a message
 
 Observer = Callable[[str, Any], None]
 _OBSERVER: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
@@ -55,6 +62,63 @@ def observed(factory: Factory, told: bool) -> Factory:
         return tx._replace(init=init)
 
     return cast(Factory, build)
+
+
+class _Unfit(ValueError):
+    """A state that is not of these gradients."""
+
+
+def explained(factory: Factory) -> Factory:
+    """Makes what a factory builds say so where a state is not what its init gives.
+
+    Left alone, states of another optimizer or of other shapes are attributes that are not there,
+    or arrays that do not broadcast, without a leaf's name. Looked at only once a call has failed.
+    """
+
+    @functools.wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> Any:
+        tx = factory(*args, **kwargs)
+        if any(tx is given for given in args):
+            return tx
+
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+            try:
+                return tx.update(updates, state, params, **extra)
+            except _Unfit:
+                raise
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                foreign = isinstance(error, AttributeError | KeyError) or "shapes" in str(error)
+                lines = _misfits(tx.init, updates if params is None else params, state)
+                if not foreign or not lines:
+                    raise
+                raise _Unfit(
+                    f"{factory.__name__}: the state is not what init of this optimizer returns for "
+                    "these leaves; call tx.init(params) anew, or fill it from an export of the old "
+                    f"one (optkit.restore_state):\n{chr(10).join(lines)}"
+                ) from error
+
+        return tx._replace(update=update)
+
+    return cast(Factory, build)
+
+
+def _misfits(init: Callable[[Any], Any], params: Any, state: Any) -> list[str]:
+    """Where a state differs from a fresh one, a line a leaf, the first few; none if unknown."""
+    try:
+        fresh = jax.eval_shape(init, params)
+    except Exception:  # what init says of these leaves is another matter
+        return []
+    held, wanted = (
+        {path: np.shape(leaf) for path, leaf in leaves_with_paths(tree)} for tree in (state, fresh)
+    )
+    lines = [f"  {path}: not in the state" for path in wanted if path not in held]
+    lines += [f"  {path}: in the state only" for path in held if path not in wanted]
+    lines += [
+        f"  {path}: {held[path]} in the state, {shape} for these leaves"
+        for path, shape in wanted.items()
+        if held.get(path, shape) != shape
+    ]
+    return lines[:_MOST_LINES] + ["  ..."] * (len(lines) > _MOST_LINES)
 
 
 # What recipes have built, by the identity of its update.

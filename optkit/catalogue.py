@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from optkit._calls import cached_factory, observed, remembered
+from optkit._calls import cached_factory, explained, observed, remembered
 from optkit._compositions import COMPOSITIONS
 from optkit.spmd import guarded
 
@@ -213,7 +213,7 @@ def register(
         if told or kind == "recipe":
             factory = observed(factory, told)
         if kind in ("recipe", "part", "wrapper"):
-            factory = guarded(factory)
+            factory = guarded(explained(factory))
         if kind == "recipe":
             factory = remembered(factory)
         # Their first argument is a user's function, as a rule a new one each time: nothing would be

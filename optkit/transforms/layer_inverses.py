@@ -35,7 +35,7 @@ from optkit.tree import (
     selects,
     upcast,
 )
-from optkit.tree.selection import check_selects, names_a_role
+from optkit.tree.selection import check_selects
 from optkit.tree.sharding import (
     place_factor,
     place_like,
@@ -121,9 +121,9 @@ class LayerInverses:
         """Returns identities, and flags that the first refresh resets.
 
         Raises:
-          ValueError: ``layers`` has a pattern that names no leaf.
+          ValueError: ``layers``, where they were chosen, name no leaf.
         """
-        if not names_a_role(self.layers):
+        if self.layers != LAYERS:
             check_selects("layers", self.layers, params, self.roles)
         layers, leaves = self.find(params), jax.tree.leaves(params)
 

@@ -94,7 +94,15 @@ def readers_of(state: PyTree, updates: PyTree, by_name: Mapping[str, Codec]) -> 
                 f"state {place!r} belongs to no leaf of the updates, which are "
                 f"{', '.join(numbers) or 'none'}; give gradients of the tree that init was given"
             )
-        out[i] = Reader(own, path, *owners[place])
+        shape, number = owners[place]
+        wanted = {name: part.shape for name, part in own.shapes(shape).items()}
+        found = {name: np.shape(part) for name, part in parts_of(node).items()}
+        if found != wanted:
+            raise ValueError(
+                f"state {place!r}: {own.name} stored parts of shapes {found}, and a leaf of shape "
+                f"{shape} has {wanted}; give gradients of the leaves that init was given"
+            )
+        out[i] = Reader(own, path, shape, number)
     return out
 
 

@@ -114,7 +114,8 @@ def restore_state(
 
     Raises:
       ValueError: the export is not whole or of a newer format, lacks names, or holds another shape;
-        the message lists each.
+        the message lists each. Another word for ``missing``.
+      TypeError: ``exported`` is no mapping, such as swapped arguments.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -123,6 +124,13 @@ def restore_state(
       >>> optkit.restore_state(state, optkit.export_state(state)).count.dtype
       dtype('int32')
     """
+    if missing not in ("error", "keep"):
+        raise ValueError(f"missing={missing!r} must be 'error' or 'keep'")
+    if not isinstance(exported, Mapping):
+        raise TypeError(
+            f"exported must be the dict that optkit.export_state returned, and is of type "
+            f"{type(exported).__name__}; arguments are (template, exported)"
+        )
     if FORMAT_KEY not in exported:
         names = sorted(map(str, exported))
         holds = f"holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

@@ -253,6 +253,8 @@ def test_options_and_layers_that_name_nothing_are_refused():
         optkit.mkor_h(optax.sgd(0.1), evry=3)
     with pytest.raises(ValueError, match=r"layers='nothing/.*' names no leaf"):
         optkit.mkor(optax.sgd(0.1), layers="nothing/**").init(nested(PARAMS))
+    with pytest.raises(ValueError, match="layers"):
+        optkit.mkor(optax.sgd(0.1), layers=("conv",)).init(nested(PARAMS))
 
 
 def test_a_bias_of_another_size_is_told():

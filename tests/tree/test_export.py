@@ -135,3 +135,13 @@ def test_the_template_decides_dtype_and_placement():
     kernel = back.momentum["dense"]["kernel"]
     assert kernel.dtype == jnp.bfloat16 and kernel.sharding == sharding
     assert float(kernel[0, 0]) == 0.75
+
+
+def test_wrong_words_and_swapped_arguments_are_refused():
+    params = {"w": jnp.ones(2)}
+    state = optkit.momentum(0.9).init(params)
+    exported = optkit.export_state(state)
+    with pytest.raises(ValueError, match="missing='kep' must be 'error' or 'keep'"):
+        optkit.restore_state(state, exported, missing="kep")
+    with pytest.raises(TypeError, match=r"is of type MomentumState; arguments are \(template"):
+        optkit.restore_state(exported, state)
