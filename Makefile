@@ -20,7 +20,7 @@ VENV_TPU ?= .venv-tpu
 VENV_GPU ?= .venv-gpu
 
 DEMO ?= optkit race adamw lion muon cautious_adamw --task bytelm --config benchmarks/demo.toml \
-	--out demo_out
+	--out demo_out --overwrite
 PYTEST_FLAGS ?= -n $(JOBS) --dist worksteal
 LATEST_TESTS ?= tests/golden/test_replay.py tests/kernels $(patsubst %,tests/conformance/test_%.py,compilation models sharding state) \
 	tests/transforms/test_elementwise.py tests/transforms/test_stored_kernel.py \

@@ -17,7 +17,7 @@ from optkit.cli.checking import check_app
 from optkit.cli.console import make_console, say
 from optkit.cli.errors import STOPPED, CommandError, require_extra, suggestion
 from optkit.cli.evolve import evolve_method
-from optkit.cli.hyperparameters import find_entry, find_recipe, resolved
+from optkit.cli.hyperparameters import composition, find_entry, find_recipe, resolved
 from optkit.cli.merging import merge_runs
 from optkit.cli.options import (
     Config,
@@ -30,6 +30,7 @@ from optkit.cli.options import (
     LogEvery,
     Method,
     Out,
+    Overwrite,
     Params,
     SaveEvery,
     Schedule,
@@ -47,7 +48,7 @@ from optkit.cli.preflight import preflight_method
 from optkit.cli.privacy import privacy_of_run
 from optkit.cli.progress import RaceProgress, TrainProgress
 from optkit.cli.racing import RaceSettings, race
-from optkit.cli.report import RaceReport, write_diagnostics, write_report
+from optkit.cli.report import RaceReport, check_free, write_diagnostics, write_report
 from optkit.cli.running import prepare, versions
 from optkit.cli.schedule_commands import schedule_app
 from optkit.cli.tables import method_table, method_text, result_table
@@ -136,8 +137,13 @@ def _known(option: str, value: str | None, known: set[str]) -> None:
 
 @app.command("show")
 def show_method(method: Method) -> None:
-    """Show one method: its chain, hyperparameters, paper and memory."""
-    make_console().print(method_text(find_entry(method)))
+    """Show one method: its chain, recursion, evidence, hyperparameters, paper and memory."""
+    composed = composition(method)
+    if composed:
+        say(composed)
+        return
+    console = make_console()
+    console.print(method_text(find_entry(method), width=console.width))
 
 
 @app.command("plan")
@@ -228,6 +234,7 @@ def race_methods(
     seeds: Seeds = None,
     seconds: Seconds = None,
     out: Out = None,
+    overwrite: Overwrite = False,
     config: Config = None,
     task_option: TaskOptions = None,
     schedule: Schedule = None,
@@ -250,6 +257,8 @@ def race_methods(
     # Found out now rather than after minutes of training.
     require_extra(["matplotlib"], purpose="a race report")
     name = settings.get("task", choices.DEFAULT_TASK)
+    directory = Path(settings.get("out", f"race-{name}"))
+    check_free(directory, overwrite=overwrite)
     options = choices.task_options(settings, task_option)
     specs = choices.entrants(settings, methods)
     made = make_task(name, options)
@@ -257,7 +266,7 @@ def race_methods(
     console = make_console()
     report = _run_race(console, made, plan, options)
     _print_outcome(console, report)
-    files = write_report(report, Path(settings.get("out", f"race-{name}")))
+    files = write_report(report, directory)
     say("wrote " + ", ".join(str(path) for path in files))
     if report.interrupted:
         raise typer.Exit(STOPPED)
@@ -288,6 +297,8 @@ def _run_race(
         "seeds": list(plan.seeds),
         "eval_every": plan.eval_every,
         "schedule": dataclasses.asdict(plan.schedule),
+        "diagnose": plan.diagnose,
+        "measures": list(plan.measures),
         "methods": {spec.label: _shown(spec) for spec in plan.entrants},
     }
     return RaceReport(about, setup, versions(), runs, task.metric, stopped)
@@ -303,6 +314,8 @@ def _print_outcome(console: Console, report: RaceReport) -> None:
     comparison = report.comparison
     console.print(result_table(comparison))
     console.print("★ best by more than the spread over seeds   ☆ best, but not by more than that")
+    if report.timing:
+        say(report.timing)
     say(comparison.by_steps.text)
     say(comparison.by_seconds.text)
     if report.interrupted:

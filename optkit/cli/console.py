@@ -1,11 +1,12 @@
 """Where the commands print."""
 
 import os
+import sys
 
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["make_console", "say"]
+__all__ = ["make_console", "notice", "say"]
 
 
 def make_console() -> Console:
@@ -23,3 +24,12 @@ def say(text: str) -> None:
       text: the line.
     """
     make_console().print(Text(text), soft_wrap=True)
+
+
+def notice(text: str) -> None:
+    """Prints a line on standard error, for what is no result.
+
+    Args:
+      text: the line.
+    """
+    print(text, file=sys.stderr)

@@ -17,12 +17,29 @@ from optkit.cli.values import convert, plain
 __all__ = [
     "bind",
     "build",
+    "composition",
     "find_entry",
     "find_recipe",
     "find_strategy",
     "rates_of",
     "resolved",
 ]
+
+
+def composition(name: str) -> str:
+    """Says what a name that is no part of its own is composed of.
+
+    Args:
+      name: any name.
+
+    Returns:
+      A sentence; empty for all other names.
+
+    Example:
+      >>> composition("dp_sgd")[:50]
+      'dp_sgd is not one part: optkit.privacy.private_gra'
+    """
+    return f"{name} is not one part: {COMPOSITIONS[name]}" if name in COMPOSITIONS else ""
 
 
 def find_entry(name: str) -> Entry:
@@ -40,8 +57,9 @@ def find_entry(name: str) -> Entry:
     try:
         return optkit.catalogue.get(name)
     except KeyError as error:
-        if name in COMPOSITIONS:
-            raise CommandError(f"{name} is not one part: {COMPOSITIONS[name]}") from error
+        composed = composition(name)
+        if composed:
+            raise CommandError(composed) from error
         close = suggestion(name, [entry.name for entry in optkit.catalogue.entries()])
         raise CommandError(f"unknown method {name!r}{close}; `optkit list` shows all") from error
 

@@ -19,6 +19,7 @@ __all__ = [
     "LogEvery",
     "Method",
     "Out",
+    "Overwrite",
     "Params",
     "SaveEvery",
     "Schedule",
@@ -57,6 +58,9 @@ Diagnose = Annotated[
 ]
 TensorBoardDir = Annotated[
     Path | None, typer.Option("--tensorboard", help="Directory for event files of TensorBoard.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the files of an earlier race in --out.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Directory to write to.")]
 TaskName = Annotated[str | None, typer.Option(help="A built-in task.", show_default=DEFAULT_TASK)]

@@ -43,6 +43,10 @@ def privacy_of_run(
     require_extra(["dp_accounting"], purpose="privacy accounting", extra="privacy")
     if examples < 1:
         raise CommandError(f"--examples {examples} must be at least 1")
+    if not 0 < batch <= examples:
+        raise CommandError(
+            f"--batch {batch:g} must be above 0 and at most --examples, which is {examples}"
+        )
     chance = 0.1 / examples if delta is None else delta
     run: dict[str, Any] = {
         **{"examples": examples, "batch": batch, "steps": steps, "delta": chance},

@@ -9,12 +9,28 @@ from typing import Any
 
 from optkit.cli.chart import drawing, picture
 from optkit.cli.diagnosis import attention_panels, entrant_panels, leaf_panels, spectrum_panels
+from optkit.cli.errors import CommandError
 from optkit.cli.logs import finite, write_text
 from optkit.cli.racing import Run
 from optkit.cli.results import Comparison, compare, panels
 from optkit.cli.tables import bytes_text, seconds_text
+from optkit.cli.training import LOG_NAME, saved_steps
 
-__all__ = ["RaceReport", "document", "page", "results", "write_diagnostics", "write_report"]
+__all__ = [
+    "RaceReport",
+    "check_free",
+    "document",
+    "page",
+    "results",
+    "write_diagnostics",
+    "write_report",
+]
+
+_FILES = ("results.json", "report.png", "report.html")
+_ON_THE_CLOCK = (
+    "Times contain what --diagnose measures of sizes and singular values; "
+    "state leaves out what it keeps."
+)
 
 _STYLE = """
 body { font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem;
@@ -56,6 +72,33 @@ class RaceReport:
         """The standings."""
         return compare(self.runs, self.metric)
 
+    @property
+    def timing(self) -> str:
+        """What a diagnosis did to the times; empty if there was none."""
+        return "" if self.settings.get("diagnose") is None else _ON_THE_CLOCK
+
+
+def check_free(out: pathlib.Path, *, overwrite: bool) -> None:
+    """Refuses a directory whose files a report would replace or be mixed with.
+
+    Args:
+      out: where the report is to go.
+      overwrite: whether an earlier race there may be replaced; a training run never is.
+
+    Raises:
+      CommandError: for such a directory, or a file of that name.
+    """
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"{out} is a file: give a directory as --out")
+    if (out / LOG_NAME).exists() or saved_steps(out):
+        raise CommandError(f"{out} holds a training run: give another --out")
+    found = [name for name in _FILES if (out / name).exists()]
+    if found and not overwrite:
+        raise CommandError(
+            f"{out} already holds a race ({', '.join(found)}): "
+            "pass --overwrite to replace it, or another --out"
+        )
+
 
 def write_report(report: RaceReport, out: pathlib.Path) -> list[pathlib.Path]:
     """Writes ``results.json``, ``report.png`` and ``report.html``.
@@ -68,7 +111,7 @@ def write_report(report: RaceReport, out: pathlib.Path) -> list[pathlib.Path]:
       The files, in that order.
     """
     out.mkdir(parents=True, exist_ok=True)
-    data, image, written = (out / name for name in ("results.json", "report.png", "report.html"))
+    data, image, written = (out / name for name in _FILES)
     write_text(data, json.dumps(finite(results(report)), indent=1, allow_nan=False) + "\n")
     verdicts = (report.comparison.by_steps.text, report.comparison.by_seconds.text)
     drawn = panels(report.runs, report.metric)
@@ -122,7 +165,7 @@ def page(report: RaceReport) -> str:
 <p>Held-out {html.escape(report.metric)}: lower is better, mean ± standard deviation over seeds.
 ★ best by more than the spread over seeds; ☆ best, but not by more than that. Training time leaves
 out compilation and evaluation; between two evaluations the metric is interpolated. Bands in the
-curves span the seeds; point at a curve to read its values.</p>
+curves span the seeds; point at a curve to read its values. {report.timing}</p>
 {drawing(panels(report.runs, report.metric))}{_diagnostics(report.runs)}
 <h2>Configuration</h2><pre>{html.escape(setup)}</pre>
 <h2>Versions</h2><pre>{html.escape(json.dumps(dict(report.versions), indent=2))}</pre>

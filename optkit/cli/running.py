@@ -34,7 +34,7 @@ class Prepared:
       step: ``step(batch, state, params) -> (state, params, metrics)``.
       abstract_params: shapes and dtypes of the parameters.
       abstract_state: the same of the state.
-      state_bytes: bytes of the state.
+      state_bytes: bytes of the method's state, without what a diagnosis keeps.
       watched: the metric that has to stay finite.
       counts: what else a row of the log says, from the number of steps.
       measure: `measure(state, params)`, what a row says of measurements.
@@ -78,7 +78,7 @@ def prepare(
       CommandError: for hyperparameters that the method refuses, or a measure that the task does.
     """
     measure = measure_for(task, measures or ())
-    tx = build(entry, hyperparameters, schedule, steps)
+    bare = tx = build(entry, hyperparameters, schedule, steps)
     if diagnose is not None:
         tx = optkit.diagnose(tx, diagnose, spectrum=SPECTRA in (measures or ()))
     params = jax.eval_shape(task.init, jax.random.key(0))
@@ -93,7 +93,7 @@ def prepare(
         step=train_step(task, tx),
         abstract_params=params,
         abstract_state=state,
-        state_bytes=int(optkit.plan(tx, params).state_bytes),
+        state_bytes=int(optkit.plan(bare, params).state_bytes),
         measure=measure,
     )
 

@@ -152,6 +152,11 @@ def _of_file(path: Path, given: Mapping[str, Any]) -> RateSchedule:
     others = [name for name in given if name != "kind"]
     if others:
         raise CommandError(f"{path} says all of the course: leave out {', '.join(others)}")
+    if not path.is_file():
+        raise CommandError(
+            f"schedule {path}: no such file; give one of `optkit schedule refine --out` or "
+            f"optkit.schedules.save, or one of {', '.join(KINDS)}"
+        )
     try:
         course = schedules.load(path)
         single = [value for phase in course.phases for value in phase.values]

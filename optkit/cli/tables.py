@@ -1,5 +1,6 @@
 """What the terminal shows: tables of methods and of race results."""
 
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optkit.catalogue import Entry, LeafBytes, StateBytes
-from optkit.cli.docs import arguments, first_sentence, section
+from optkit.cli.docs import arguments, body, first_sentence, plain_marks, section, wrapped
 from optkit.cli.values import show_value
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ __all__ = [
     "bytes_text",
     "method_table",
     "method_text",
-    "plain_marks",
     "result_table",
     "seconds_text",
     "state_text",
@@ -30,6 +30,7 @@ _KINDS = (
     *("aggregate", "federated", "outer", "solver"),
 )
 _WIDE = 100  # columns from which on `optkit list` shows the papers
+_READABLE = 100  # columns that prose takes at most
 
 
 def bytes_text(count: int) -> str:
@@ -90,22 +91,33 @@ def state_text(entry: Entry) -> str:
         return next(iter(roles))
     return "; ".join(
         f"{size} elsewhere" if names == ["*"] else f"{size} on {', '.join(names)}"
-        for size, names in roles.items()
+        for size, names in sorted(roles.items(), key=lambda item: item[1] == ["*"])
     ).replace("*", "other roles")
 
 
 def _size_text(size: float) -> str:
     """Returns bytes per parameter, and in words what comes on top or is different."""
-    return str(size) if isinstance(size, StateBytes | LeafBytes) else f"{size:g}"
+    if isinstance(size, StateBytes) and float(size) == 0.0:
+        return size.label
+    text = str(size) if isinstance(size, StateBytes | LeafBytes) else f"{size:g}"
+    return f"−{text[1:]}" if size < 0 else text
 
 
 def _range_text(entry: Entry) -> str:
     """Returns the least and the most state bytes per float32 parameter over the roles."""
     sizes = entry.state_bytes.values()
     low, high = min(sizes), max(sizes)
-    text = f"{float(low):g}" if low == high else f"{float(low):g}–{float(high):g}"
+    text = _number(low)
+    if low != high:
+        # A dash beside a minus would read as another.
+        text += f"{' to ' if low < 0 else '–'}{_number(high)}"
     more = "*" if any(isinstance(size, StateBytes | LeafBytes) for size in sizes) else ""
-    return f"{'+' if entry.kind == 'wrapper' else ''}{text}{more}"
+    return f"{'+' if entry.kind == 'wrapper' and low >= 0 else ''}{text}{more}"
+
+
+def _number(size: float) -> str:
+    """Returns bytes in three digits, with a true minus."""
+    return f"{float(size):.3g}".replace("-", "−")
 
 
 def method_table(entries: Iterable[Entry], *, width: int) -> Table:
@@ -141,7 +153,8 @@ def method_table(entries: Iterable[Entry], *, width: int) -> Table:
     table.caption = (
         f"{len(rows)} methods; `optkit show NAME` tells more\n"
         "bytes: optimizer state per float32 parameter, lowest to highest over the roles\n"
-        "+: on top of the inner one's   *: and some for each row, column, matrix or leaf"
+        "+: on top of the inner one's   *: and some for each row, column, matrix or leaf\n"
+        "−: so much less than Adam's as the inner one, whose state the wrapper shrinks"
     )
     table.caption_justify = "left"
     return table
@@ -158,14 +171,15 @@ def _recipes(entries: Iterable[Entry]) -> int:
     return sum(entry.kind == "recipe" for entry in entries)
 
 
-def method_text(entry: Entry) -> Group:
-    """Returns the sheet of ``optkit show``: facts, then one line a hyperparameter.
+def method_text(entry: Entry, *, width: int) -> Group:
+    """Returns the page of ``optkit show``: facts, what it does, then one line a hyperparameter.
 
     Args:
       entry: the method.
+      width: columns of the terminal.
 
     Returns:
-      Two rich tables.
+      Two rich tables, and between them the docstring's recursion, cost and evidence.
     """
     sheet = Table(box=None, show_header=False, pad_edge=False)
     sheet.add_column(style="bold", no_wrap=True)
@@ -188,7 +202,9 @@ def method_text(entry: Entry) -> Group:
     ]
     for name, value in rows:
         sheet.add_row(name, Text(plain_marks(value)))
-    return Group(sheet, Text(), _hyperparameter_table(entry))
+    prose = wrapped(body(entry.factory), min(width, _READABLE) - 2)
+    told = [Text(textwrap.indent(prose, "  ")), Text()] if prose else []
+    return Group(sheet, Text(), *told, _hyperparameter_table(entry))
 
 
 def _hyperparameter_table(entry: Entry) -> Table:
@@ -207,22 +223,6 @@ def _hyperparameter_table(entry: Entry) -> Table:
         meaning = first_sentence(meanings.get(name, "–"))
         table.add_row(Text(name), Text(default), Text(meaning))
     return table
-
-
-def plain_marks(text: str) -> str:
-    """Returns a docstring's text with single quotes of code, as terminals show them.
-
-    Args:
-      text: with double backquotes around code.
-
-    Returns:
-      The text.
-
-    Example:
-      >>> plain_marks("takes ``x``")
-      'takes `x`'
-    """
-    return text.replace("``", "`")
 
 
 def result_table(comparison: "Comparison") -> Table:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from optkit.cli.checkpoints import Checkpoints
+from optkit.cli.console import notice
 from optkit.cli.errors import CommandError
 from optkit.cli.logs import TrainingLog
 from optkit.cli.running import Prepared, prepare, versions, warm_up
@@ -141,6 +142,8 @@ def carry_out(
     _refuse_other(procedure, saved, out)
     settings = settle(procedure.settings, request, saved)
     prepared = procedure.prepare(settings)
+    if request.resume and latest is None:
+        notice(f"nothing to resume in {out}: starting at step 0")
     on_start(settings, latest or 0)
     with Checkpoints(out / _CHECKPOINTS, settings.keep) as checkpoints:
         run = _begin(prepared, settings, checkpoints, latest, saved)

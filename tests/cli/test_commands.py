@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 import optkit
-from optkit.catalogue import StateBytes
-from optkit.cli.docs import arguments, first_sentence, section
+from optkit._compositions import COMPOSITIONS
+from optkit.catalogue import LeafBytes, StateBytes
+from optkit.cli.docs import arguments, body, first_sentence, section, wrapped
 from optkit.cli.progress import RaceProgress, TrainProgress
 from optkit.cli.racing import Run
 from optkit.cli.settings import TrainSettings
@@ -55,7 +56,7 @@ def test_list_has_one_line_a_method_at_any_width(command, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     entries = optkit.catalogue.entries()
     lines = command("list").out.splitlines()
-    assert len(lines) == 1 + len(entries) + len({entry.family for entry in entries}) + 3
+    assert len(lines) == 1 + len(entries) + len({entry.family for entry in entries}) + 4
     assert all(len(line) <= width for line in lines)
     for entry in entries:
         assert any(line.startswith(f"  {entry.name} ") for line in lines)
@@ -70,6 +71,26 @@ def test_state_bytes_say_what_comes_on_top():
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(method_table([entry], width=120))
     assert "4–8*" in console.export_text()
+
+
+def test_state_bytes_below_those_of_the_inner_one_have_a_true_minus():
+    def shown(kind, sizes):
+        muon = optkit.catalogue.get("muon")
+        entry = dataclasses.replace(muon, kind=kind, state_bytes=sizes)
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(method_table([entry], width=120))
+        return state_text(entry), console.export_text()
+
+    some = StateBytes(0.0, lambda m, n: 4 * n * n, "4 fan_in^2 a matrix")
+    text, table = shown("wrapper", {"*": 0.0, "matrix": some})
+    assert text == "4 fan_in^2 a matrix on matrix; 0 elsewhere"
+    assert " +0* " in table
+    text, table = shown("wrapper", {"*": LeafBytes(-5.96875, lambda size: 0.0, "over Adam")})
+    assert text == "−5.96875, over Adam"
+    assert " −5.97* " in table and "+−" not in table
+    assert "−: so much less than Adam's" in table
+    assert " −8 to 0 " in shown("wrapper", {"*": 0.0, "matrix": -8.0})[1]
+    assert " 4–8 " in shown("recipe", {"*": 8.0, "matrix": 4.0})[1]
 
 
 def test_arguments_of_a_docstring_come_in_one_line_each():
@@ -103,7 +124,7 @@ def test_arguments_of_a_docstring_come_in_one_line_each():
         (["list", "--family", "matrx"], "unknown family 'matrx' (did you mean 'matrix'?)"),
         (["list", "--kind", "recipes"], "known: aggregate, federated, gradient, outer, part, "),
         (["show", "moun"], "unknown method 'moun' (did you mean 'muon'?)"),
-        (["show", "fedavg"], "optkit.server_step(optkit.aggregate.mean(), optax.sgd(1.0))"),
+        (["plan", "fedavg"], "optkit.server_step(optkit.aggregate.mean(), optax.sgd(1.0))"),
         (["plan", "muon", "--task", "regresion"], "did you mean 'regression'?"),
         (["plan", "muon", "--task", "digits", "--task-option", "widht=3"], "widht"),
         (["plan", "muon", "-p", "stepz=3"], "allowed: learning_rate"),
@@ -154,6 +175,56 @@ def test_show_knows_every_method(command, entry):
     for name in entry.hyperparameters():
         # Name, default, and a meaning that comes from the docstring.
         assert re.search(rf"^{name} +\S.*? {{2,}}(?!–)\S", table, re.MULTILINE), name
+
+
+def test_show_has_recursion_cost_and_evidence(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = command("show", "muon").out
+    assert "  1. `m <- b1*m + (1-b1)*g`; `u = (1-b1)*g + b1*m` (Nesterov);\n" in out
+    flat = " ".join(out.split())
+    assert "five Newton-Schulz steps of" not in flat
+    assert "Extra matrix work of a step" in flat and "Evidence: 1.35 times fewer steps" in flat
+    assert "learning_rate: step of the matrices" not in flat  # a section of its own has these
+    assert flat.index("Evidence") < flat.index("hyperparameter default")
+    assert "``" not in out and all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_prose_is_filled_and_code_and_tables_are_left_alone():
+    def function():
+        """Does nothing.
+
+        First ``x``
+        and on.
+
+        1. one is long
+           enough;
+        2. two::
+
+          code  ``as it is``
+
+        ====  ===
+        ``a``  b
+        ====  ===
+
+        Args:
+          none: at all.
+        """
+
+    told = wrapped(body(function), 12)
+    assert told.split("\n\n") == [
+        "First `x`\nand on.",
+        "1. one is\n   long\n   enough;\n2. two:",
+        "  code  ``as it is``",
+        "====  ===\n`a`    b\n====  ===",
+    ]
+    assert body(lambda: None) == ""
+
+
+@pytest.mark.parametrize("name", ["fedavg", "dp_sgd"])
+def test_show_tells_what_a_name_is_composed_of(command, name):
+    finished = command("show", name)
+    assert (finished.code, finished.err) == (0, "")
+    assert finished.out == f"{name} is not one part: {COMPOSITIONS[name]}\n"
 
 
 def test_plan_prints_the_plan_of_the_tasks_model(command):

@@ -15,6 +15,7 @@ from optkit.cli.errors import CommandError
 from optkit.cli.measuring import measure_for, read_diagnose
 from optkit.cli.racing import Run
 from optkit.cli.report import write_diagnostics
+from optkit.cli.running import prepare
 from optkit.cli.settings import TrainRequest
 from optkit.cli.tensorboard import TensorBoard, scalars
 from optkit.cli.training import load_run, train
@@ -84,6 +85,15 @@ def test_race_draws_what_it_measured(command, tmp_path):
     assert "<h2>Diagnostics</h2>" in page and "stable rank" in page
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert all(run["diagnostics"][-1]["step"] == 4 for run in runs)
+
+
+def test_a_diagnosis_is_no_state_of_the_method():
+    task, entry = optkit.tasks.get("regression"), optkit.catalogue.get("lion")
+    bare = prepare(task, entry, {})
+    seen = prepare(task, entry, {}, diagnose=2)
+    assert seen.state_bytes == bare.state_bytes
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(seen.abstract_state))
+    assert kept > seen.state_bytes
 
 
 def test_event_files_hold_every_number_and_forget_what_is_replaced(tmp_path):

@@ -47,6 +47,13 @@ def test_broken_assumptions_are_refused(command, words, said):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("batch", [0, -1, 101, "nan"])
+def test_a_batch_out_of_range_names_the_flags(command, batch):
+    done = command("privacy", "--examples", 100, "--batch", batch, "--steps", 10, "--noise", 1)
+    assert done.code == 2
+    assert f"--batch {batch} must be above 0 and at most --examples, which is 100" in done.err
+
+
 def test_without_the_library_the_extra_is_named(command, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 import optkit
-from optkit.cli import racing
+from optkit.cli import app, racing
 from optkit.cli.errors import CommandError
 from optkit.cli.parsing import parse_method
 from optkit.cli.racing import RaceSettings, race
@@ -131,6 +131,29 @@ def test_the_command_writes_the_report_and_names_the_winners(command, tmp_path):
     assert data["task"]["options"] == {"batch": 8}
     sizes = {row["label"]: row["state_bytes"] for row in data["comparison"]["standings"]}
     assert sizes["lion"] < sizes["adamw:learning_rate=0.01"]
+
+
+def test_a_directory_in_use_is_refused_before_anything_runs(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    monkeypatch.setattr(app, "race", lambda *_: ran.append(1) or ([], True))
+    words = ("race", "lion", "--task", "regression", "--steps", 2)
+    for out, given in (("old", ("--out", "old")), ("race-regression", ())):
+        (tmp_path / out).mkdir()
+        (tmp_path / out / "results.json").write_text("mine")
+        refused = command(*words, *given)
+        assert refused.code == 2 and not ran
+        assert f"{out} already holds a race (results.json): pass --overwrite to" in refused.err
+        assert (tmp_path / out / "results.json").read_text() == "mine"
+    command(*words, "--out", "old", "--overwrite")
+    assert ran == [1]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text("")
+    (tmp_path / "file").write_text("")
+    for out, said in (("run", "run holds a training run: give another"), ("file", "is a file")):
+        refused = command(*words, "--out", out, "--overwrite")
+        assert refused.code == 2 and said in refused.err
+    assert ran == [1]
 
 
 @pytest.mark.slow

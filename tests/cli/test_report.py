@@ -1,5 +1,6 @@
 """A report is complete, stands alone and survives odd names and numbers."""
 
+import dataclasses
 import json
 import math
 import re
@@ -8,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from optkit.cli.racing import Run
-from optkit.cli.report import RaceReport, write_report
+from optkit.cli.report import RaceReport, page, write_report
 
 
 def make_run(label, seed, slope):
@@ -38,6 +39,14 @@ def test_the_data_are_strict_json(written):
     assert len(data["runs"]) == 20
     assert data["comparison"]["standings"][0]["label"] == "m9:<b>&"
     assert data["settings"]["methods"]["a"]["b1"] is None
+
+
+def test_times_that_contain_a_diagnosis_say_so():
+    report = make_report([make_run("a", 0, 0.1)])
+    assert report.timing == "" and "--diagnose" not in page(report)
+    seen = dataclasses.replace(report, settings={**report.settings, "diagnose": 10})
+    assert "Times contain what --diagnose measures" in seen.timing
+    assert seen.timing in page(seen)
 
 
 def test_the_picture_is_a_png_of_readable_size(written):

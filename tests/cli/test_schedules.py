@@ -134,7 +134,7 @@ def test_every_recipe_takes_a_schedule(entry):
         ({"schedule": "linear", "decay": 0.2}, "decay=0.2 is of schedule wsd and wsd_s only"),
         ({"schedule": "wsd", "cycles": 2}, "cycles=2 is of schedule wsd_s only"),
         ({"schedule": "inverse_sqrt"}, "falls from the end of its warm-up: give one"),
-        ({"schedule": "nowhere.json"}, "schedule nowhere.json: .*No such file"),
+        ({"schedule": "nowhere.json"}, "nowhere.json: no such file; give one of `optkit sch"),
         ({"schedule": "some.json", "final": 0.1}, "some.json says all of the course"),
     ],
 )

@@ -150,8 +150,12 @@ def test_a_directory_with_a_run_is_not_overwritten(whole):
         train(request(whole))
 
 
-def test_resume_without_a_run_starts_one(tmp_path):
+def test_resume_without_a_run_starts_one_and_says_so(tmp_path, capsys):
     assert train(request(tmp_path / "new", steps=2, resume=True)).started_at == 0
+    said = f"nothing to resume in {tmp_path / 'new'}: starting at step 0\n"
+    assert capsys.readouterr().err == said
+    train(request(tmp_path / "new", steps=2, resume=True))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path):
