@@ -22,14 +22,8 @@ METHODS = ("adamw", "muon")
 
 def command(method: str, model: str, topology: str) -> list[str]:
     """Returns what a user would call."""
-    asked = {"--model": model, "--method": method, "--topology": topology}
-    return [
-        sys.executable,
-        "-m",
-        "optkit",
-        "preflight",
-        *(x for pair in asked.items() for x in pair),
-    ]
+    asked = ["--model", model, "--method", method, "--topology", topology]
+    return [sys.executable, "-m", "optkit", "preflight", *asked]
 
 
 def seconds_of(words: Sequence[str]) -> tuple[float, float]:

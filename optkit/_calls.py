@@ -87,9 +87,11 @@ def explained(factory: Factory) -> Factory:
             except _Unfit:
                 raise
             except (AttributeError, KeyError, TypeError, ValueError) as error:
+                # Errors of ours name a leaf already; what fails for another reason says its own.
                 foreign = isinstance(error, AttributeError | KeyError) or "shapes" in str(error)
-                lines = _misfits(tx.init, updates if params is None else params, state)
-                if not foreign or not lines:
+                given = updates if params is None else params
+                lines = _misfits(tx.init, given, state) if foreign else []
+                if not lines:
                     raise
                 raise _Unfit(
                     f"{factory.__name__}: the state is not what init of this optimizer returns for "

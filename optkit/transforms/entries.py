@@ -52,6 +52,43 @@ def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(-1)
 
 
+class _Choice(NamedTuple):
+    """How entries are chosen, taken out of leaves and put back."""
+
+    ratio: float
+    entries: Entries
+    key: int | jax.Array | None
+
+    def drawn(self, tree: PyTree, turn: jax.Array) -> PyTree:
+        """Where the entries of a turn are, as ``places`` of the state holds them."""
+
+        def leaf(path: str, x: Any) -> jax.Array:
+            size = int(np.size(x))
+            own = jax.random.fold_in(prng_key(self.key), zlib.crc32(path.encode()))
+            own = jax.random.fold_in(own, turn)
+            if self.entries == "adjacent":
+                return jax.random.randint(own, (), 0, max(size, 1), jnp.int32)
+            return jax.random.permutation(own, size)[: share_of(self.ratio, size)].astype(jnp.int32)
+
+        return map_with_path(leaf, tree)
+
+    def indices(self, at: jax.Array, size: int) -> jax.Array:
+        """The places of one leaf as indices in reading order."""
+        if self.entries == "scatter":
+            return at
+        run = at + jnp.arange(share_of(self.ratio, size), dtype=jnp.int32)
+        return jnp.where(run >= size, run - size, run)
+
+    def taken(self, tree: PyTree, places: PyTree) -> PyTree:
+        """A vector of the chosen entries of each leaf."""
+        return map_leaves(lambda x, at: _flat(x)[self.indices(at, x.size)], tree, places)
+
+    def put(self, g: jax.Array, at: jax.Array, u: jax.Array) -> jax.Array:
+        """A leaf like ``g`` of such a vector, and zeros."""
+        whole = jnp.zeros(g.size, u.dtype).at[self.indices(at, g.size)].set(u, unique_indices=True)
+        return place_like(whole.reshape(g.shape).astype(g.dtype), g)
+
+
 def rotate_entries(
     inner: optax.GradientTransformation,
     ratio: float,
@@ -89,30 +126,12 @@ def rotate_entries(
     if not isinstance(refresh_every, jax.Array):
         check_static_int("refresh_every", refresh_every)
 
-    def drawn(tree: PyTree, turn: jax.Array) -> PyTree:
-        def leaf(path: str, x: Any) -> jax.Array:
-            size = int(np.size(x))
-            own = jax.random.fold_in(prng_key(key), zlib.crc32(path.encode()))
-            own = jax.random.fold_in(own, turn)
-            if entries == "adjacent":
-                return jax.random.randint(own, (), 0, max(size, 1), jnp.int32)
-            return jax.random.permutation(own, size)[: share_of(ratio, size)].astype(jnp.int32)
-
-        return map_with_path(leaf, tree)
-
-    def indices(place: jax.Array, size: int) -> jax.Array:
-        if entries == "scatter":
-            return place
-        run = place + jnp.arange(share_of(ratio, size), dtype=jnp.int32)
-        return jnp.where(run >= size, run - size, run)
-
-    def taken(tree: PyTree, places: PyTree) -> PyTree:
-        return map_leaves(lambda x, at: _flat(x)[indices(at, x.size)], tree, places)
+    choice = _Choice(ratio, entries, key)
 
     def init_fn(params: PyTree) -> RotateEntriesState:
-        places = drawn(params, jnp.zeros((), jnp.int32))
+        places = choice.drawn(params, jnp.zeros((), jnp.int32))
         count = jnp.zeros((), jnp.int32)
-        return RotateEntriesState(count, places, inner.init(taken(params, places)))
+        return RotateEntriesState(count, places, inner.init(choice.taken(params, places)))
 
     def update_fn(
         updates: PyTree, state: RotateEntriesState, params: PyTree | None = None, **extra_args: Any
@@ -120,18 +139,14 @@ def rotate_entries(
         check_gradients(updates, params)
         due = state.count % refresh_every == 0
         turn = state.count // refresh_every
-        places = branch(due, lambda: drawn(updates, turn), lambda: state.places)
-        given = taken(updates, places)
-        own = None if params is None else taken(params, places)
+        places = branch(due, lambda: choice.drawn(updates, turn), lambda: state.places)
+        given = choice.taken(updates, places)
+        own = None if params is None else choice.taken(params, places)
         fresh = inner.init(jax.tree.map(jnp.zeros_like, given) if own is None else own)
         before = jax.tree.map(lambda a, b: jnp.where(due, a, b), fresh, state.inner)
         out, after = update_inner(inner, given, before, own, extra_args)
 
-        def back(g: jax.Array, at: jax.Array, u: jax.Array) -> jax.Array:
-            whole = jnp.zeros(g.size, u.dtype).at[indices(at, g.size)].set(u, unique_indices=True)
-            return place_like(whole.reshape(g.shape).astype(g.dtype), g)
-
-        result = map_leaves(back, updates, places, jax.tree.map(upcast, out))
+        result = map_leaves(choice.put, updates, places, jax.tree.map(upcast, out))
         return result, RotateEntriesState(state.count + 1, places, keep_dtypes(after, state.inner))
 
     return Transformation(init_fn, update_fn)

@@ -191,24 +191,17 @@ class LayerInverses:
         new_right = self._sides(right, inputs, [own[..., 0] for own in resets], decay)
         second = [own[..., 1] | high for own, (_, high) in zip(resets, new_right, strict=True)]
         new_left = self._sides(left, outputs, second, decay)
+        leaves = jax.tree.leaves(like)
         for i, (one, high), (two, tall) in zip(live, new_right, new_left, strict=True):
-            held[i] = one, two, jnp.stack([high | tall, tall], axis=-1)
-        after = tuple(self.spread(like, layers, [own[j] for own in held]) for j in range(3))
-        return self._placed(after, like)
-
-    def _placed(self, trees: Any, like: PyTree) -> Any:
-        """Returns factors where their shares lie, and flags where their layers do."""
-        leaves, layers = jax.tree.leaves(like), self.find(like)
-
-        def placed(tree: PyTree, rule: Any) -> PyTree:
-            pairs = zip(jax.tree.leaves(tree), layers, strict=True)
-            done = [rule(x, layer.view, leaves[layer.kernel]) for x, layer in pairs]
-            return jax.tree.unflatten(jax.tree.structure(tree), done)
-
-        factor = lambda x, _, leaf: place_factor(x, leaf)  # noqa: E731
-        flags = lambda x, view, leaf: place_statistic(x, view.split(leaf, "out"))  # noqa: E731
-        right, left, resets = trees
-        return placed(right, factor), placed(left, factor), placed(resets, flags)
+            leaf, view = leaves[layers[i].kernel], layers[i].view
+            again = jnp.stack([high | tall, tall], axis=-1)
+            # Factors where their shares lie, flags where their layer does.
+            held[i] = (
+                place_factor(one, leaf),
+                place_factor(two, leaf),
+                place_statistic(again, view.split(leaf, "out")),
+            )
+        return tuple(self.spread(like, layers, [own[j] for own in held]) for j in range(3))
 
     def precondition(self, updates: PyTree, right: PyTree, left: PyTree) -> PyTree:
         """Returns the gradients between both inverses, of the norms that they had."""
