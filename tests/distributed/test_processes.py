@@ -1,9 +1,11 @@
 """A job of several processes that loses one goes on from its last checkpoint, and ends the same."""
 
+import functools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -57,38 +59,50 @@ def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with job(folder, 4) as processes:
-        lines = printed(processes)
-    assert len({line for own in lines for line in own if line.startswith(f"step {STEPS}:")}) == 1
-    return arrays(folder, STEPS)
+class Job(NamedTuple):
+    """One that lost a process in its middle, and one of as many processes that lost none."""
+
+    killed: Path
+    ending: dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("killed")
-    with job(folder, 4) as processes:
-        lose_one(processes, "step 5:")
-    return folder
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Job]:
+    """Runs both with so many processes, once."""
+
+    @functools.cache
+    def run(count: int) -> Job:
+        whole, cut = (tmp_path_factory.mktemp(name) for name in ("undisturbed", "killed"))
+        with job(whole, count) as processes:
+            lines = printed(processes)
+        last = {line for own in lines for line in own if line.startswith(f"step {STEPS}:")}
+        assert len(last) == 1, "all processes train one model"
+        with job(cut, count) as processes:
+            lose_one(processes, "step 5:")
+        return Job(cut, arrays(whole, STEPS))
+
+    return run
 
 
 @pytest.mark.parametrize(
-    ("processes", "devices", "exact"),
-    [(4, 2, True), (2, 4, True), (2, 2, False)],
-    ids=["the same", "half of them, as many devices", "half of them, half the devices"],
+    ("before", "processes", "devices", "exact"),
+    [(4, 4, 2, True), (4, 2, 2, False), (2, 2, 2, True), (2, 1, 4, True)],
+    ids=[
+        "4, the same",
+        "4, half of them, half the devices",
+        "2, the same",
+        "2, half of them, as many devices",
+    ],
 )
 def test_a_killed_job_ends_as_an_undisturbed_one(
-    undisturbed: dict[str, np.ndarray],
-    killed: Path,
+    jobs: Callable[[int], Job],
     tmp_path: Path,
+    before: int,
     processes: int,
     devices: int,
     exact: bool,
 ) -> None:
+    killed, ending = jobs(before)
     folder = shutil.copytree(killed, tmp_path / "job")
     with job(folder, processes, devices) as running:
         resumed = printed(running)[0]
@@ -96,8 +110,8 @@ def test_a_killed_job_ends_as_an_undisturbed_one(
     # From a whole checkpoint: that of step 4, or of step 2 should the last one not be complete.
     assert steps[0].startswith(("step 5:", "step 3:"))
     found = arrays(folder, STEPS)
-    assert found.keys() == undisturbed.keys()
-    for name, value in undisturbed.items():
+    assert found.keys() == ending.keys()
+    for name, value in ending.items():
         if exact:
             np.testing.assert_array_equal(found[name], value, err_msg=name)
         else:
