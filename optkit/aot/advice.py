@@ -89,14 +89,18 @@ def _unknown(found: "Preflight") -> Iterator[str]:
         yield "a loop has trips that the compiler does not know: its work counts once"
     if any(each.conditional for each in found.collectives):
         yield "some collectives stand in a branch, and count as if each branch ran in each step"
-    if found.kernels:
+    if blind := sum(kernel.flops is None for kernel in found.kernels):
         yield (
-            f"products inside of {len(found.kernels)} Pallas kernels are not counted: the bound of "
-            "the matrix units is too low"
+            f"products inside of {blind} Pallas kernel{'' if blind == 1 else 's'} are not counted: "
+            "the bound of the matrix units is too low"
         )
-    if any(kernel.loops for kernel in found.kernels):
-        yield "cycles of Pallas kernels with loops are not known: a schedule shows a loop once"
-    elif found.kernels and found.kernel_cycles is None and found.target.chip.platform == "tpu":
+    if found.kernel_cycles is not None or found.target.chip.platform != "tpu":
+        return
+    for kernel in found.kernels:
+        if kernel.bundles is not None and kernel.cycles is None:
+            reason = kernel.reason or "a schedule shows a loop once"
+            yield f"cycles of the Pallas kernel {kernel.name} are not known: {reason}"
+    if any(kernel.bundles is None for kernel in found.kernels):
         yield (
             "cycles of Pallas kernels are not known: optkit preflight --kernel-cycles counts them, "
             "as does optkit.aot.write_schedules() before the compiler is first used"

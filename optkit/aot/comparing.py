@@ -81,8 +81,15 @@ def _rows(preflights: Sequence[Preflight]) -> Iterable[tuple[str, ...]]:
         sent = [each.wire_bytes(between_slices=bool(number)) for each in preflights]
         if number == 0 or any(sent):
             yield (f"sent over {link}", *(_mib(size) for size in sent))
-    products = (f"{x.flops / 1e9:.1f} GFLOP" + " and kernels" * bool(x.kernels) for x in preflights)
+    products = (f"{x.flops / 1e9:.1f} GFLOP" for x in preflights)
     yield ("matrix products", *products)
+    if any(each.kernels for each in preflights):
+        known = (all(kernel.flops is not None for kernel in x.kernels) for x in preflights)
+        cells = (
+            f"{'' if all_known else 'at least '}{x.kernel_flops / 1e9:.1f} GFLOP"
+            for x, all_known in zip(preflights, known, strict=True)
+        )
+        yield ("products in kernels", *cells)
     if any(each.accessed is not None for each in preflights):
         sizes = ["unknown" if x.accessed is None else _mib(x.accessed) for x in preflights]
         yield ("accessed by operations", *sizes)

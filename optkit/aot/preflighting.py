@@ -19,10 +19,10 @@ from optkit.aot.compiling import (
     trace_for,
 )
 from optkit.aot.flops import matmul_flops
-from optkit.aot.hlo import estimated_cycles, read_hlo
+from optkit.aot.hlo import estimated_cycles, kernel_calls, read_hlo
 from optkit.aot.kernels import find_kernels
 from optkit.aot.reports import Memory, Preflight
-from optkit.aot.schedules import forget_schedules, scheduled_bundles
+from optkit.aot.schedules import forget_schedules, schedules
 from optkit.aot.targets import Target, find_target
 from optkit.tree import leaves_with_paths, state_sharding
 
@@ -129,6 +129,7 @@ def _read(
 ) -> dict[str, Any]:
     """What a compiled program tells of its work and its exchanges, as fields of ``Preflight``."""
     program = read_hlo(compiled.as_text() or "")
+    found = schedules(line.name for line in kernel_calls(program))
     collectives: tuple[Any, ...] = ()
     if mesh is not None:
         slices = _slices(list(mesh.devices.flat), target)
@@ -139,7 +140,7 @@ def _read(
         "flops": matmul_flops(program),
         "accessed": _accessed(compiled),
         "cycles": estimated_cycles(program) if target.chip.platform == "tpu" else None,
-        "kernels": find_kernels(program, jaxpr, scheduled_bundles(), target.chip.platform),
+        "kernels": find_kernels(program, jaxpr, found, target.chip.platform),
         "unknown_trips": any(line.endless for line in program),
     }
 

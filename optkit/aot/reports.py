@@ -71,7 +71,8 @@ class Preflight:
       memory: bytes on each device.
       error: why the compiler refused it, or None.
       collectives: each exchange between devices.
-      flops: floating-point operations of matrix products, Pallas kernels left out.
+      flops: floating-point operations of matrix products, Pallas kernels left out (these are
+        ``kernel_flops``).
       accessed: bytes that operations read and write, on the chip's memory too, as the compiler
         counts them, loops once; None for GPUs.
       cycles: the compiler's static estimate of computation and copies, without collectives and
@@ -113,6 +114,11 @@ class Preflight:
             return None
         return sum((own or 0) * times for own, times in cycles)
 
+    @property
+    def kernel_flops(self) -> int:
+        """Floating-point operations of matrix products in Pallas kernels, where they are known."""
+        return sum((kernel.flops or 0) * kernel.times for kernel in self.kernels)
+
     def wire_bytes(self, *, between_slices: bool) -> float:
         """Returns what a device sends in a step.
 
@@ -139,7 +145,7 @@ class Preflight:
         moved = self.memory.arguments + self.memory.results
         fast, slow = (self.wire_bytes(between_slices=between) for between in (False, True))
         out = {
-            "matrix units": self.flops / chip.flops,
+            "matrix units": (self.flops + self.kernel_flops) / chip.flops,
             "memory": moved / chip.memory_bandwidth,
             chip.links[0]: fast / chip.link_bandwidth,
         }
@@ -200,6 +206,7 @@ class Preflight:
             "bytes": {**memory, "total": self.memory.total},
             "collectives": self.exchanges(),
             "flops": self.flops,
+            "kernel_flops": self.kernel_flops,
             "bytes_accessed": self.accessed,
             "estimated_cycles": self.cycles,
             "kernels": kernels,
