@@ -11,6 +11,7 @@ from jax.sharding import auto_axes
 
 from optkit.distributed.workers import axes_of
 from optkit.outer.base import Replicas
+from optkit.outer.moving import moved
 from optkit.transforms.hyperparams import check_static_int
 from optkit.tree.sharding import spec_of
 
@@ -26,10 +27,12 @@ def check_grouping(groups: Iterable[Iterable[int]], replicas: int) -> Grouping:
         )
     out = tuple(tuple(int(member) for member in group) for group in groups)
     whole = sorted(member for group in out for member in group) == list(range(replicas))
-    if not whole or len({len(group) for group in out}) != 1:
+    sizes = sorted(len(group) for group in out)
+    equal = len(set(sizes)) == 1 or (sizes[0] == 1 and set(sizes[1:]) == {2})
+    if not whole or not equal:
         raise ValueError(
             f"groups={out!r} must be equally large and have each of the {replicas} replicas in one "
-            "of them"
+            "of them; beside pairs one may be alone"
         )
     return out
 
@@ -38,7 +41,8 @@ def groupings(replicas: int, group: int = 2) -> tuple[Grouping, ...]:
     """Returns ways to divide replicas into groups, of which one is drawn at each outer step.
 
     Pairs: a round robin, replicas - 1 ways in which everyone meets everyone else once. For powers
-    of 2 they are ``i`` and ``i ^ k``, k = 1, 2, ...; else one replica stays and the others turn.
+    of 2 they are ``i`` and ``i ^ k``, k = 1, 2, ...; else one replica stays and the others turn. Of
+    an odd number the one that would meet who stays is alone, each once in ``replicas`` ways.
     Larger groups: replicas - 1 shuffles by fixed seeds, element k of which is in group k mod
     (replicas/group).
 
@@ -50,7 +54,8 @@ def groupings(replicas: int, group: int = 2) -> tuple[Grouping, ...]:
       Groupings, each a tuple of groups, each a tuple of indices.
 
     Raises:
-      ValueError: ``replicas`` is no multiple of ``group``, which is at least 2.
+      ValueError: ``replicas`` is no multiple of ``group``, which is at least 2, and these are no
+        pairs.
 
     Example:
       >>> import optkit
@@ -59,9 +64,13 @@ def groupings(replicas: int, group: int = 2) -> tuple[Grouping, ...]:
     """
     check_static_int("group", group, low=2)
     check_static_int("replicas", replicas)
-    if replicas % group:
+    if replicas % group and (group > 2 or replicas == 1):
         raise ValueError(
-            f"group={group} does not divide the {replicas} replicas: each is in one group"
+            f"group={group} does not divide the {replicas} replicas, each of which is in one "
+            "group: give a group that does, such as pairs, of which one may rest"
+            if replicas > 1
+            else "params has one replica, and nobody for it to meet: stack two at least, such as "
+            "optkit.replicas(params, 2)"
         )
     if group == replicas:
         return (check_grouping([range(replicas)], replicas),)
@@ -78,7 +87,9 @@ def groupings(replicas: int, group: int = 2) -> tuple[Grouping, ...]:
             tuple((i, i ^ mask) for i in range(replicas) if i < i ^ mask)
             for mask in range(1, replicas)
         )
-    return tuple(_turned(replicas, turn) for turn in range(replicas - 1))
+    seats = replicas + replicas % 2
+    ways = (_turned(seats, turn) for turn in range(seats - 1))
+    return tuple(tuple(tuple(i for i in pair if i < replicas) for pair in way) for way in ways)
 
 
 def _turned(replicas: int, turn: int) -> Grouping:
@@ -106,7 +117,7 @@ def _mask(senders: Sequence[int]) -> int:
 
 
 def _flipped(x: jax.Array, mask: int) -> jax.Array:
-    """x[i ^ mask], which the compiler sends between neighbours; of x[indices] it gathers all."""
+    """x[i ^ mask], which the compiler sends between neighbours without being told how."""
     bits = x.shape[0].bit_length() - 1
     axes = [bits - 1 - bit for bit in range(bits) if mask >> bit & 1]
     parts = x.reshape(*[2] * bits, *x.shape[1:])
@@ -115,17 +126,19 @@ def _flipped(x: jax.Array, mask: int) -> jax.Array:
 
 def _taken(x: jax.Array, senders: Sequence[int]) -> jax.Array:
     def run(x: jax.Array) -> jax.Array:
-        if mask := _mask(senders):
-            return _flipped(x, mask)
-        return jnp.take(x, np.array(senders), axis=0)
+        mask = _mask(senders)
+        return _flipped(x, mask) if mask else moved(x, senders)
 
     spec = spec_of(x)
     return run(x) if spec is None else auto_axes(run, out_sharding=spec)(x)
 
 
 def group_mean(trees: Any, grouping: Grouping, among: Replicas) -> Any:
-    """Averages over the members of each group; one value of each other member comes in."""
-    size = len(grouping[0])
+    """Averages over the members of each group; one value of each other member comes in.
+
+    To one that is alone beside pairs its own comes, and half of twice it is exact.
+    """
+    size = max(map(len, grouping))
 
     def come(x: jax.Array, turn: int) -> jax.Array:
         senders = _senders(grouping, turn)

@@ -73,8 +73,10 @@ def noloco(
     static_argnames="groups")`` of tuples, or in a function around it. Under ``jax.vmap`` a drawn
     one costs all of them; there and in tests give groups.
 
-    Stacked along a sharded axis, pairs of a power of 2 of replicas are sent directly; of other
-    numbers and of larger groups the compiler gathers all: give those an ``axis_name``.
+    Stacked along a sharded axis or with an ``axis_name``, each replica is sent to each other member
+    of its group and to nobody else, by collective permutes: what a device sends is (group - 1)
+    times its replicas, twice that where gamma is not beta, whatever their number and however many
+    lie on it. Of an odd number one rests when pairs meet: it steps alone, its own mean.
 
     Evidence: in ``python -m benchmarks.claims diloco``, a small byte model on four replicas, it
     comes nearer to synchronous training than DiLoCo and sends a third less, but not within the 1%
@@ -103,9 +105,9 @@ def noloco(
 
     Raises:
       ValueError: a number out of range, another ``nonfinite``; in init and step
-        ``group`` does not divide the replicas, leading axes that differ, groups that are no
-        division of them, no ``axis_name`` inside of an axis (see ``optkit.diloco``); in step
-        another number of replicas than in init.
+        ``group`` does not divide the replicas and is no pair, one replica alone, leading axes that
+        differ, groups that are no division of them, no ``axis_name`` inside of an axis (see
+        ``optkit.diloco``); in step another number of replicas than in init.
       TypeError: in step, another state, or groups that are arrays.
       NameError: used outside of its axis.
 

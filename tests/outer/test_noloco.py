@@ -1,7 +1,10 @@
 """NoLoCo: who meets whom, what it is for groups of all, and what it sends."""
 
+import contextlib
+from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,19 +17,35 @@ from jax.sharding import PartitionSpec as P
 
 import optkit
 from optkit.outer import groupings
-from tests.conformance.hlo import collectives
+from optkit.outer.moving import moved, trips
+from tests.conformance.hlo import collectives, sent_bytes
 from tests.outer.test_diloco import AXIS, away, close, follow, start
 
 Tree = Any
 
 
-@given(st.integers(1, 12).map(lambda half: 2 * half))
+@given(st.integers(2, 25))
 def test_pairs_are_a_round_robin(replicas: int) -> None:
     ways = groupings(replicas)
-    met = [tuple(sorted(pair)) for way in ways for pair in way]
+    met = [tuple(sorted(pair)) for way in ways for pair in way if len(pair) == 2]
     assert sorted(met) == [(i, j) for i in range(replicas) for j in range(i + 1, replicas)]
+    alone = [pair[0] for way in ways for pair in way if len(pair) == 1]
+    assert sorted(alone) == (list(range(replicas)) if replicas % 2 else [])
     for way in ways:
         assert sorted(i for pair in way for i in pair) == list(range(replicas))
+
+
+@given(st.permutations(range(12)), st.sampled_from([1, 2, 3, 4, 6, 12]))
+def test_each_row_leaves_its_block_once_and_arrives(order: list[int], blocks: int) -> None:
+    rows = 12 // blocks
+    got = [-1] * 12
+    for way in trips(order, blocks):
+        assert sorted(way.source) == list(range(blocks))  # each sends, and each gets
+        for block, source in enumerate(way.source):
+            for leave, arrive in zip(way.leave[source], way.arrive[block], strict=True):
+                assert got[block * rows + arrive] == -1
+                got[block * rows + arrive] = source * rows + leave
+    assert got == order
 
 
 @given(st.integers(3, 5), st.integers(2, 4))
@@ -97,7 +116,7 @@ def test_parameters_of_16_bits_keep_the_anchors_digits() -> None:
     np.testing.assert_allclose(state.anchor, 1.0 + 0.4 * digit, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("replicas", "group"), [(4, 2), (6, 2), (6, 3)])
+@pytest.mark.parametrize(("replicas", "group"), [(4, 2), (5, 2), (6, 3)])
 def test_an_axis_name_gives_what_stacks_give(replicas: int, group: int) -> None:
     params = {"w": start(replicas)["w"]}
     want, _ = follow(optkit.noloco(group=group, key=3), params)
@@ -129,32 +148,58 @@ def _step(outer: Any) -> Any:
     return jax.jit(outer.step)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_pairs_on_a_mesh_are_one_exchange(kind: AxisType) -> None:
-    mesh = jax.make_mesh((8,), (AXIS,), axis_types=(kind,))
+def exchanged(kind: AxisType, devices: int, params: Any, groups: Any, told: bool) -> Any:
+    """The program of a step on a mesh, and that of init; ``told`` by ``jax.set_mesh``."""
+    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(kind,), devices=jax.devices()[:devices])
     place = NamedSharding(mesh, P(AXIS))
-    params = {"w": jnp.arange(24.0).reshape(8, 3)}
-    placed = jax.device_put(params, place)
-    outer, groups = optkit.noloco(), groupings(8)[4]
-    with jax.set_mesh(mesh):
+    placed, outer = jax.device_put(params, place), optkit.noloco()
+    with jax.set_mesh(mesh) if told else contextlib.nullcontext():
         state = outer.init(placed)
-        given = jax.jit(lambda p, s: outer.step(p, s, groups=groups), out_shardings=place)
-        own = jax.jit(outer.step)
-        if kind == AxisType.Explicit:
-            given = jax.jit(lambda p, s: outer.step(p, s, groups=groups))
-        else:
+        where = None
+        if kind == AxisType.Auto:
             state = state._replace(count=jax.device_put(state.count, NamedSharding(mesh, P())))
             where = jax.tree.map(lambda x: x.sharding, (placed, state))
-            given = jax.jit(lambda p, s: outer.step(p, s, groups=groups), out_shardings=where)
-            own = jax.jit(outer.step, out_shardings=where)
-        compiled = given.lower(placed, state).compile()
-        assert collectives(compiled, scalars=True) == {"collective-permute": 1}
-        # One of seven ways, each in a branch of its own.
-        every = collectives(own.lower(placed, state).compile(), scalars=True)
-        assert every == {"collective-permute": 7}
-        got = compiled(placed, state)[0]["w"]
-    assert got.sharding.is_equivalent_to(place, 2)
-    close(got, outer.step(params, outer.init(params), groups=groups)[0]["w"])
+        step = jax.jit(lambda p, s: outer.step(p, s, groups=groups), out_shardings=where)
+        compiled = step.lower(placed, state).compile()
+        got = compiled(placed, state)[0]
+    jax.tree.map(lambda x: chex.assert_equal(x.sharding.is_equivalent_to(place, 2), True), got)
+    return compiled, got
+
+
+# Devices, replicas, groups, exchanges of each way to divide them.
+MESHES = [
+    (8, 8, groupings(8)[4], 1),
+    (8, 8, None, 7),
+    (6, 6, groupings(6)[4], 1),
+    (6, 6, ((0, 1, 3), (2, 5, 4)), 2),
+    (5, 5, groupings(5)[1], 1),
+    (5, 5, None, 5),
+    (3, 6, groupings(6)[1], 2),
+    (2, 6, ((0, 1), (2, 5), (3, 4)), 1),
+]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(("devices", "replicas", "groups", "exchanges"), MESHES)
+def test_who_meets_on_a_mesh_is_sent_and_nobody_else(
+    kind: AxisType, devices: int, replicas: int, groups: Any, exchanges: int
+) -> None:
+    params = {"w": jnp.arange(3.0 * replicas).reshape(replicas, 3)}
+    told = kind == AxisType.Explicit or devices != 5
+    compiled, got = exchanged(kind, devices, params, groups, told)
+    assert collectives(compiled, scalars=True) == {"collective-permute": exchanges}
+    if groups is not None:
+        each = (len(groups[-1]) - 1) * 3 * 4 * replicas / devices
+        assert sent_bytes(compiled, devices) <= each
+    outer = optkit.noloco()
+    close(got, jax.jit(partial(outer.step, groups=groups))(params, outer.init(params))[0])
+
+
+def test_vmapped_and_differentiated_exchanges_are_those_of_indices() -> None:
+    x, order = jnp.arange(24.0).reshape(2, 6, 2), (3, 0, 5, 1, 2, 4)
+    got, back = jax.vjp(jax.vmap(lambda x: moved(x, order)), x)
+    np.testing.assert_array_equal(got, x[:, order])
+    np.testing.assert_array_equal(back(got)[0], x)
 
 
 def test_along_an_axis_pairs_are_one_exchange_too() -> None:
@@ -176,8 +221,10 @@ def test_misuse_is_told() -> None:
     with pytest.raises(ValueError, match=r"beta=-1\.0"):
         optkit.noloco(beta=-1.0)
     outer = optkit.noloco()
-    with pytest.raises(ValueError, match="group=2 does not divide the 3 replicas"):
-        outer.init(jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"group=3 does not divide the 4 replicas.*such as pairs"):
+        optkit.noloco(group=3).init(jnp.ones((4, 1)))
+    with pytest.raises(ValueError, match=r"one replica, and nobody.*replicas\(params, 2\)"):
+        outer.init(jnp.ones((1, 1)))
     params = jnp.ones((4, 1))
     state = outer.init(params)
     with pytest.raises(ValueError, match="must be equally large and have each of the 4 replicas"):
