@@ -73,27 +73,37 @@ def largest(blocks: jax.Array) -> jax.Array:
 
     Maxima are exact in any order. On several devices a block may be cut, so that runs of neighbours
     come first and only their maxima travel; on one CPU the order is one that compiles to vectors.
+    Magnitudes are compared as bit patterns, which are in their order: on CPUs XLA's maximum of many
+    floats leaves out what is not a number.
     """
     block = blocks.shape[-1]
     if block == 0 or block % _RUN:
-        return jnp.max(jnp.abs(blocks), axis=-1, initial=0.0)
+        return _floats(jnp.max(_magnitudes(blocks), axis=-1, initial=0))
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         return largest_by_slices(blocks)
-    runs = blocks.reshape(*blocks.shape[:-1], block // _RUN, _RUN)
-    return jnp.max(jnp.max(jnp.abs(runs), axis=-1), axis=-1)
+    runs = _magnitudes(blocks).reshape(*blocks.shape[:-1], block // _RUN, _RUN)
+    return _floats(jnp.max(jnp.max(runs, axis=-1), axis=-1))
 
 
 def largest_by_slices(blocks: jax.Array) -> jax.Array:
-    """``largest`` by comparing slices, as bit patterns: those of magnitudes are in their order."""
-    shape = (*blocks.shape[:-1], blocks.shape[-1] // _RUN, _RUN)
-    bits = jax.lax.bitcast_convert_type(blocks.astype(jnp.float32), jnp.int32).reshape(shape)
-    bits = bits & 0x7FFFFFFF
+    """``largest`` by comparing slices."""
+    bits = _magnitudes(blocks).reshape(*blocks.shape[:-1], blocks.shape[-1] // _RUN, _RUN)
     most = bits[..., 0, :]
-    for run in range(1, shape[-2]):
+    for run in range(1, bits.shape[-2]):
         most = jnp.maximum(most, bits[..., run, :])
     # A loop of its own for the rest: fused into one, neither is compiled to vectors.
     most = jax.lax.optimization_barrier(most)
-    return jax.lax.bitcast_convert_type(jnp.max(most, axis=-1), jnp.float32)
+    return _floats(jnp.max(most, axis=-1))
+
+
+def _magnitudes(x: jax.Array) -> jax.Array:
+    """The bit patterns of magnitudes, int32."""
+    return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32) & 0x7FFFFFFF
+
+
+def _floats(bits: jax.Array) -> jax.Array:
+    """Undoes it."""
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def pack_nibbles(codes: jax.Array) -> jax.Array:

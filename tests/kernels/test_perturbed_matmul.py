@@ -1,14 +1,13 @@
 """A population's products with shared weights: both kernels equal the sum in float64."""
 
+import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import Phase, settings
-from hypothesis import given as drawn
 from hypothesis import strategies as st
 from jax.extend.random import threefry_2x32
 from jax.sharding import AxisType, NamedSharding
@@ -22,18 +21,23 @@ from optkit.kernels.perturbed_matmul import (
     perturbed_rows,
     tpu,
 )
+from tests.kernels.base import ChoiceTests, KernelTests, dtypes, sides
 
-# (groups, rows, n, m, rank): fewer columns than a register has; several tiles and runs; ragged.
-SHAPES = (
-    (3, 2, 17, 5, 1),
-    (2, 20, 130, 40, 2),
-    (18, 1, 300, 3, 1),
-    (1, 33, 8, 260, 1),
-)
+FIRST = 3
 
 
 def counters(rank: int = 1, first: int = 0) -> Counters:
     return Counters(jax.random.key_data(jax.random.key(7)), first, rank)
+
+
+def factor(side: str, groups: int, size: int, rank: int) -> np.ndarray:
+    """The draws ``FIRST`` and after, cut from more: a draw depends on its number alone."""
+    return numbers(side)[:groups, :size, :rank]
+
+
+@functools.cache
+def numbers(side: str) -> np.ndarray:
+    return np.asarray(jax.jit(lambda: counters(2, FIRST).factor(side, 20, 300))())
 
 
 def operands(shape: tuple[int, ...], dtype: Any = jnp.float32, seed: int = 0) -> Any:
@@ -41,46 +45,80 @@ def operands(shape: tuple[int, ...], dtype: Any = jnp.float32, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     sizes = ((groups, rows, n), (n, m), (groups, m, rank), (groups, n, rank), (groups, rows))
     x, w, a, b, scale = (rng.standard_normal(size).astype(np.float32) for size in sizes)
-    return jnp.asarray(x, dtype), jnp.asarray(w, dtype), a, b, scale
+    return x.astype(jnp.dtype(dtype)), w.astype(jnp.dtype(dtype)), a, b, scale
 
 
-def oracle(x: Any, w: Any, a: Any, b: Any, scale: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The products in float64, and the sums of the magnitudes of what is summed."""
-    x, w, a, b, scale = (np.asarray(v, np.float64) for v in (x, w, a, b, scale))
+class Products(KernelTests):
+    """``X W + s (X B) A^T`` of groups of rows; a case is (groups, rows, n, m, rank, given, dtype).
 
-    def total(x: Any, w: Any, a: Any, b: Any, scale: Any) -> np.ndarray:
-        thin = np.einsum("grn,gnk->grk", x, b) * scale[..., None]
-        return x @ w + np.einsum("grk,gmk->grm", thin, a)
+    Few rows lie beside those of other groups in a tile, many in several tiles.
+    """
 
-    return total(x, w, a, b, scale), total(*map(np.abs, (x, w, a, b, scale)))
+    cases = st.tuples(
+        st.integers(1, 4), sides(16), sides(128), sides(128), st.integers(1, 2), st.booleans(),
+        dtypes,
+    )  # fmt: skip
+    example = (18, 3, 300, 130, 2, False, "float32")
+    kernel: ClassVar[Any]
+
+    @classmethod
+    def operands(cls, case: Any, seed: int) -> Any:
+        """Rows, weights, factors and scales."""
+        return operands(case[:5], case[6], seed)
+
+    @classmethod
+    def program(cls, case: Any) -> Any:
+        """The kernel with factors that are given, or that it makes."""
+
+        def run(x: Any, w: Any, a: Any, b: Any, scale: Any) -> Any:
+            noise = (a, b) if case[5] else counters(case[4], FIRST)
+            return cls.kernel.perturbed_matmul(x, w, noise, scale, interpret=True)
+
+        return run
+
+    @classmethod
+    def meaning(cls, case: Any, x: Any, w: Any, a: Any, b: Any, scale: Any) -> Any:
+        """In float64."""
+        if not case[5]:
+            a, b = (factor(of, *v.shape) for of, v in (("a", a), ("b", b)))
+        given = [np.asarray(v, np.float64) for v in (x, w, a, b, scale)]
+
+        def total(x: Any, w: Any, a: Any, b: Any, scale: Any) -> np.ndarray:
+            thin = np.einsum("grn,gnk->grk", x, b) * scale[..., None]
+            return x @ w + np.einsum("grk,gmk->grm", thin, a)
+
+        return [(total(*given), total(*map(np.abs, given)), x.shape[2], str(x.dtype))]
 
 
-def assert_close(found: jax.Array, x: Any, w: Any, a: Any, b: Any, scale: Any) -> None:
-    """Roundings of a sum add up as the root of its length; the result is rounded once."""
-    wanted, sizes = oracle(x, w, a, b, scale)
-    assert found.dtype == x.dtype and found.shape == wanted.shape
-    summed = 2 * math.sqrt(x.shape[2]) * np.finfo(np.float32).eps
-    bound = summed * sizes + float(jnp.finfo(x.dtype).eps) * np.abs(wanted)
-    assert (np.abs(np.asarray(found, np.float64) - wanted) <= bound).all()
+class TestOnTpu(Products):
+    """The TPU's kernel, interpreted."""
+
+    kernel = tpu
 
 
-# Interpreting is slow: a failing example is shown as it was found.
-@settings(max_examples=8, phases=(Phase.explicit, Phase.reuse, Phase.generate))
-@drawn(
-    shape=st.sampled_from(SHAPES),
-    kernel=st.sampled_from([tpu, gpu]),
-    generated=st.booleans(),
-    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
-)
-@pytest.mark.slow
-def test_the_kernels_equal_the_sum(shape: Any, kernel: Any, generated: bool, dtype: Any) -> None:
-    x, w, a, b, scale = operands(shape, dtype)
-    noise: Any = (jnp.asarray(a), jnp.asarray(b))
-    if generated:
-        noise = counters(shape[-1], first=3)
-        a, b = (noise.factor(*of) for of in (("a", *a.shape[:2]), ("b", *b.shape[:2])))
-    found = kernel.perturbed_matmul(x, w, noise, jnp.asarray(scale), interpret=True)
-    assert_close(found, x, w, a, b, scale)
+class TestOnGpu(Products):
+    """The GPU's kernel, interpreted."""
+
+    kernel = gpu
+
+
+def assert_close(found: Any, x: Any, w: Any, a: Any, b: Any, scale: Any) -> None:
+    """Of float32, with factors that are given."""
+    given = [np.asarray(v) for v in (x, w, a, b, scale)]
+    Products.check((*[0] * 5, True, "float32"), [np.asarray(found)], *given)
+
+
+class TestChoice(ChoiceTests):
+    """By name."""
+
+    name = "perturbed_matmul"
+
+    @staticmethod
+    def call(implementation: Any) -> Any:
+        """Of two members."""
+        x, w, a, b, scale = operands((2, 1, 4, 3, 1))
+        run = jax.jit(lambda x: perturbed_rows(x, w, (a, b), scale, implementation=implementation))
+        return run(x)
 
 
 def test_several_tiles_of_everything_are_put_together() -> None:
@@ -89,18 +127,23 @@ def test_several_tiles_of_everything_are_put_together() -> None:
     assert (tiles.rows, tiles.columns) == (48, 512)
     shape = (2, 40, 20, 300, 1)
     x, w, _, _, scale = operands(shape)
-    noise = counters()
-    found = tpu.perturbed_matmul(x, w, noise, jnp.asarray(scale), interpret=True, tiles=small)
-    assert_close(found, x, w, noise.factor("a", 2, 300), noise.factor("b", 2, 20), scale)
+    run = jax.jit(
+        lambda x, w, scale: tpu.perturbed_matmul(
+            x, w, counters(first=FIRST), scale, interpret=True, tiles=small
+        )
+    )
+    factors = factor("a", 2, 300, 1), factor("b", 2, 20, 1)
+    assert_close(run(x, w, scale), x, w, *factors, scale)
 
 
 def test_members_of_a_pair_share_their_factors() -> None:
     x, w, a, b, _ = operands((2, 6, 8, 3, 2))
     scale = np.array([0.5, -0.5, 2.0, 1.0], np.float32)
-    found = perturbed_matmul(x.reshape(4, 3, 8), w, (jnp.asarray(a), jnp.asarray(b)), scale)
+    run = jax.jit(lambda noise: perturbed_matmul(x.reshape(4, 3, 8), w, noise, scale))
+    found = run((a, b))
     assert_close(found.reshape(2, 6, 3), x, w, a, b, np.repeat(scale.reshape(2, 2), 3, axis=1))
-    own = perturbed_matmul(x.reshape(4, 3, 8), w, counters(2), scale)
-    a, b = counters(2).factor("a", 4, 3), counters(2).factor("b", 4, 8)
+    own = run(counters(2, FIRST))
+    a, b = factor("a", 4, 3, 2), factor("b", 4, 8, 2)
     assert_close(own, x.reshape(4, 3, 8), w, a, b, np.repeat(scale[:, None], 3, axis=1))
 
 
@@ -131,8 +174,8 @@ def test_the_numbers_are_normal_and_independent() -> None:
 
 
 def test_a_draw_depends_on_its_number_alone() -> None:
-    whole = counters().factor("b", 8, 300)
-    np.testing.assert_array_equal(counters(first=5).factor("b", 2, 40), whole[5:7, :40])
+    own = jax.jit(lambda: counters(first=FIRST + 2).factor("b", 2, 40))()
+    np.testing.assert_array_equal(own, factor("b", 4, 40, 1)[2:])
 
 
 # ---- what is refused
@@ -140,7 +183,10 @@ def test_a_draw_depends_on_its_number_alone() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "text"),
-    [((1, 1, 4, 4, 9), jnp.float32, "rank 9 is above 8"), (SHAPES[0], jnp.float16, "float16")],
+    [
+        ((1, 1, 4, 4, 9), jnp.float32, "rank 9 is above 8"),
+        ((3, 2, 17, 5, 1), jnp.float16, "float16"),
+    ],
 )
 def test_what_no_kernel_serves_is_refused(shape: Any, dtype: Any, text: str) -> None:
     x, w, a, b, scale = operands(shape, dtype)
@@ -152,7 +198,7 @@ def test_what_no_kernel_serves_is_refused(shape: Any, dtype: Any, text: str) -> 
 def test_each_device_works_on_its_own_groups(generated: bool) -> None:
     x, w, a, b, scale = operands((8, 2, 4, 4, 1))
     noise: Any = counters(first=2) if generated else (jnp.asarray(a), jnp.asarray(b))
-    wanted = perturbed_rows(x, w, noise, jnp.asarray(scale))
+    wanted = jax.jit(perturbed_rows)(x, w, noise, scale)
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):
         x = jax.device_put(x, NamedSharding(mesh, P("x")))
@@ -180,15 +226,3 @@ def test_factors_of_other_members_are_refused() -> None:
     for factors in ((a[:3], b[:3]), (a, b[:2]), (b, a)):
         with pytest.raises(ValueError, match="do not fit 4 members and weights"):
             perturbed_matmul(x, w, factors, 1.0)  # type: ignore[arg-type]
-
-
-def test_on_the_cpu_the_kernel_is_refused_with_the_remedy() -> None:
-    x, w, a, b, scale = operands(SHAPES[0])
-    with pytest.raises(NotImplementedError, match="give implementation='xla'"):
-        jax.jit(
-            lambda x: perturbed_rows(
-                x, w, (jnp.asarray(a), jnp.asarray(b)), scale, implementation="pallas"
-            )
-        )(x)
-    with pytest.raises(ValueError, match="implementation='cuda' is none of"):
-        perturbed_rows(x, w, (a, b), scale, implementation="cuda")  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """A population's update: both kernels equal the sum of its members' noise in float64."""
 
-import math
+import functools
 from functools import partial
 from typing import Any
 
@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -24,10 +22,7 @@ from optkit.kernels.population_update import (
     tpu,
     why_not,
 )
-from tests.kernels.base import few
-
-# (pairs, n, m, rank): less than a register; several runs, ragged; more pairs than live together.
-SHAPES = ((3, 5, 4, 1), (5, 130, 300, 2), (130, 260, 9, 1), (33, 9, 70, 3))
+from tests.kernels.base import ChoiceTests, KernelTests, sides
 
 
 def counters(rank: int = 1, first: int = 3) -> Counters:
@@ -38,61 +33,107 @@ def weights(pairs: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(pairs).standard_normal(pairs), jnp.float32)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def drawn_factors(noise: Counters, pairs: int, n: int, m: int) -> tuple[jax.Array, jax.Array]:
-    return noise.factor("a", pairs, m), noise.factor("b", pairs, n)
+@functools.cache
+def numbers(side: str) -> np.ndarray:
+    """Draws to cut the factors of a case from: each depends on its number alone."""
+    return np.asarray(jax.jit(lambda: counters(3).factor(side, 130, 300))(), np.float64)
 
 
-def assert_sums(found: jax.Array, shape: tuple[int, ...], signs: bool = False) -> None:
-    """Roundings of a sum add up as the root of its length."""
-    pairs, n, m, rank = shape
-    a, b = (np.asarray(x, np.float64) for x in drawn_factors(counters(rank), pairs, n, m))
-    if signs:
-        a, b = np.sign(a), np.sign(b)
-    given = np.asarray(weights(pairs), np.float64)
-    wanted = np.einsum("k,knr,kmr->nm", given, b, a)
-    sizes = np.einsum("k,knr,kmr->nm", np.abs(given), np.abs(b), np.abs(a))
-    assert found.dtype == jnp.float32 and found.shape == (n, m)
-    bound = 2 * math.sqrt(pairs * rank) * np.finfo(np.float32).eps * sizes
-    assert (np.abs(np.asarray(found, np.float64) - wanted) <= bound).all()
+def by(kernel: Any, shape: tuple[int, ...], signs: bool = False, **options: Any) -> Any:
+    _, n, m, rank = shape
+
+    def call(weights: jax.Array) -> jax.Array:
+        return kernel.population_update(
+            weights, counters(rank).words(), shape=(n, m), rank=rank, signs=signs, interpret=True,
+            **options,
+        )  # fmt: skip
+
+    return call
 
 
-def by(kernel: Any, shape: tuple[int, ...], signs: bool = False, **options: Any) -> jax.Array:
-    pairs, n, m, rank = shape
-    words = counters(rank).words()
-    call = jax.jit(
-        lambda weights, words: kernel.population_update(
-            weights, words, shape=(n, m), rank=rank, signs=signs, interpret=True, **options
+class Sums(KernelTests):
+    """``sum_k w_k B_k A_k^T``; a case is (pairs, n, m, rank, signs)."""
+
+    # More pairs than live together, and fewer; several runs of columns.
+    cases = st.tuples(sides(8, 128), sides(128), sides(128), st.integers(1, 2), st.booleans())
+    example = (33, 130, 260, 2, False)
+
+    @classmethod
+    def operands(cls, case: Any, seed: int) -> Any:
+        """Weights."""
+        return (np.random.default_rng(seed).standard_normal(case[0]).astype(np.float32),)
+
+    @classmethod
+    def meaning(cls, case: Any, weights: Any) -> Any:
+        """In float64."""
+        pairs, n, m, rank, signs = case
+        a, b = (numbers(side)[:pairs, :size, :rank] for side, size in (("a", m), ("b", n)))
+        if signs:
+            a, b = np.sign(a), np.sign(b)
+        given = [np.asarray(v, np.float64) for v in (weights, b, a)]
+        total, sizes = (
+            np.tensordot(w[:, None, None] * b, a, ((0, 2), (0, 2)))
+            for w, b, a in (given, map(np.abs, given))
         )
-    )
-    return call(weights(pairs), words)
+        return [(total, sizes, pairs * rank, "float32")]
 
 
-@few
-@drawn(shape=st.sampled_from(SHAPES), kernel=st.sampled_from([tpu, gpu]), signs=st.booleans())
-@pytest.mark.slow
-def test_the_kernels_equal_the_sum(shape: Any, kernel: Any, signs: bool) -> None:
-    assert_sums(by(kernel, shape, signs), shape, signs)
+class TestOnTpu(Sums):
+    """The TPU's kernel, interpreted."""
+
+    @classmethod
+    def program(cls, case: Any) -> Any:
+        """By the module."""
+        return by(tpu, case[:4], case[4])
 
 
-@pytest.mark.parametrize("kernel", [tpu, gpu], ids=["tpu", "gpu"])
-def test_a_small_sum_of_ragged_sides(kernel: Any) -> None:
-    assert_sums(by(kernel, (3, 5, 4, 2)), (3, 5, 4, 2))
+class TestOnGpu(Sums):
+    """The GPU's kernel, interpreted."""
+
+    @classmethod
+    def program(cls, case: Any) -> Any:
+        """By the module."""
+        return by(gpu, case[:4], case[4])
+
+
+class TestMeaning(Sums):
+    """What XLA is given, in chunks of some pairs."""
+
+    cases = st.tuples(sides(8), sides(8), sides(8), st.integers(1, 2), st.booleans())
+    example = (7, 5, 4, 2, True)
+
+    @classmethod
+    def program(cls, case: Any) -> Any:
+        """By the module."""
+        _, n, m, rank, signs = case
+        return lambda weights: base.population_update(
+            weights, counters(rank), shape=(n, m), signs=signs, chunk=3
+        )
+
+
+def assert_sums(found: Any, shape: tuple[int, ...]) -> None:
+    Sums.check((*shape, False), [np.asarray(found)], np.asarray(weights(shape[0])))
+
+
+class TestChoice(ChoiceTests):
+    """By name."""
+
+    name = "population_update"
+
+    @staticmethod
+    def call(implementation: Any) -> Any:
+        """Of two pairs."""
+        run = partial(
+            population_update, noise=counters(), shape=(3, 4), implementation=implementation
+        )
+        return jax.jit(run)(weights(2))
 
 
 def test_several_tiles_of_everything_are_put_together() -> None:
     shape = (130, 300, 260, 1)
     small = tpu.Tiles(rows=256, columns=256, pairs=128)
     assert small.grid(*shape) == (2, 2, 2, 1)
-    assert_sums(by(tpu, shape, tiles=small), shape)
-
-
-@settings(max_examples=4)
-@drawn(shape=st.sampled_from(SHAPES[:2]), chunk=st.integers(1, 6), signs=st.booleans())
-def test_the_meaning_in_chunks_is_the_sum(shape: Any, chunk: int, signs: bool) -> None:
-    pairs, n, m, rank = shape
-    call = jax.jit(partial(base.population_update, shape=(n, m), signs=signs, chunk=chunk))
-    assert_sums(call(weights(pairs), counters(rank)), shape, signs)
+    assert_sums(jax.jit(by(tpu, shape, tiles=small))(weights(130)), shape)
 
 
 @pytest.mark.slow
@@ -145,7 +186,7 @@ def test_by_xla_the_noise_of_all_members_is_never_there() -> None:
 
 
 def test_all_devices_of_an_explicit_mesh_sum_the_same() -> None:
-    wanted = population_update(weights(4), counters(), (3, 4))
+    wanted = jax.jit(lambda w: population_update(w, counters(), (3, 4)))(weights(4))
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):
         given = jax.device_put(weights(4), NamedSharding(mesh, P("x")))
@@ -173,19 +214,10 @@ def test_what_no_kernel_serves_is_refused() -> None:
     with pytest.raises(ValueError, match=r"weights of shape \(2, 1\)"):
         population_update(weights(2)[:, None], counters(), (2, 2))
     with pytest.raises(ValueError, match="an axis of 600 in tiles of 384"):
-        by(tpu, (2, 4, 600, 1), tiles=tpu.Tiles(rows=128, columns=384, pairs=128))
+        by(tpu, (2, 4, 600, 1), tiles=tpu.Tiles(rows=128, columns=384, pairs=128))(weights(2))
     with pytest.raises(ValueError, match=r"Tiles\(pairs=64\): not a positive multiple of 128"):
         tpu.Tiles(rows=256, columns=256, pairs=64)
     with pytest.raises(ValueError, match="bytes on the chip, and there are"):
-        by(tpu, (2, 4096, 4096, 1), tiles=tpu.Tiles(4096, 4096, 128))
+        by(tpu, (2, 4096, 4096, 1), tiles=tpu.Tiles(4096, 4096, 128))(weights(2))
     with pytest.raises(ValueError, match="4,294,967,296 entries are more than 32-bit"):
-        by(gpu, (2, 2**16, 2**16, 1))
-
-
-def test_on_the_cpu_the_kernel_is_refused_with_the_remedy() -> None:
-    with pytest.raises(NotImplementedError, match="give implementation='xla'"):
-        jax.jit(lambda w: population_update(w, counters(), (3, 4), implementation="pallas"))(
-            weights(2)
-        )
-    with pytest.raises(ValueError, match="implementation='cuda' is none of"):
-        population_update(weights(2), counters(), (3, 4), implementation="cuda")  # type: ignore[arg-type]
+        by(gpu, (2, 2**16, 2**16, 1))(weights(2))

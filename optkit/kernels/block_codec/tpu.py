@@ -174,7 +174,7 @@ def _encode(
     found = []
     for at in range(0, form.span, form.block):
         cut = x[:, at : at + form.block]
-        most = scale_of(codec, cut, jnp.max(jnp.abs(cut), axis=1, keepdims=True))
+        most = scale_of(codec, cut, _largest(cut))
         block = (start + at) // form.block
         scale[:, block : block + 1] = most
         y = cut / jnp.where(most == 0.0, 1.0, most)
@@ -188,6 +188,12 @@ def _encode(
     for i, part in enumerate(found):
         first = start * form.bits // 8 + i * LANES
         codes[:, first : first + LANES] = part.astype(jnp.uint8)
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    """The largest magnitude of each row as a bit pattern: a maximum of floats may hide NaN."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
+    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=1, keepdims=True), jnp.float32)
 
 
 def _codes(codec: TableCodec, table: jax.Array, y: jax.Array) -> jax.Array:
