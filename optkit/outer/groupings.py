@@ -125,12 +125,12 @@ def _flipped(x: jax.Array, mask: int) -> jax.Array:
 
 
 def _taken(x: jax.Array, senders: Sequence[int]) -> jax.Array:
-    def run(x: jax.Array) -> jax.Array:
-        mask = _mask(senders)
-        return _flipped(x, mask) if mask else moved(x, senders)
-
-    spec = spec_of(x)
-    return run(x) if spec is None else auto_axes(run, out_sharding=spec)(x)
+    mask, spec = _mask(senders), spec_of(x)
+    if not mask:
+        return moved(x, senders)
+    if spec is None:
+        return _flipped(x, mask)
+    return auto_axes(lambda x: _flipped(x, mask), out_sharding=spec)(x)
 
 
 def group_mean(trees: Any, grouping: Grouping, among: Replicas) -> Any:

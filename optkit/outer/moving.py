@@ -1,5 +1,6 @@
 """Replicas that change places along a leading axis, wherever it lies: each is sent once."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,10 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec, auto_axes
+
+from optkit.distributed.workers import axes_of
+from optkit.tree.sharding import mesh_of, spec_of
 
 _AXIS = "devices"
 
@@ -94,26 +98,76 @@ def _places(sharding: Any, shape: tuple[int, ...]) -> list[tuple[int, Any]]:
     ]
 
 
-def _route(x: jax.Array, places: list[tuple[int, Any]], ways: list[Trip]) -> jax.Array:
+def _route(x: jax.Array, axis: Any, places: Sequence[tuple[int, Any]], ways: list[Trip]) -> Any:
     """What a device does: sends rows that it has, and puts those that come in their places."""
     device = {place: index for index, place in enumerate(places)}
-    block = jnp.asarray([own for own, _ in places])[lax.axis_index(_AXIS)]
+    block = jnp.asarray([own for own, _ in places])[lax.axis_index(axis)]
     out = x
     for way in ways:
         pairs = [(device[way.source[own], name], to) for to, (own, name) in enumerate(places)]
         if x.shape[0] == 1:
-            return lax.ppermute(x, _AXIS, pairs)
+            return lax.ppermute(x, axis, pairs)
         come = jnp.take(x, jnp.asarray(way.leave)[block], axis=0)
         if any(source != target for source, target in pairs):
-            come = lax.ppermute(come, _AXIS, pairs)
+            come = lax.ppermute(come, axis, pairs)
         out = out.at[jnp.asarray(way.arrive)[block]].set(come)
+    return out
+
+
+def _along(x: jax.Array, senders: Sequence[int], spec: PartitionSpec) -> jax.Array:
+    """Rows along axes of type Explicit, where types tell how they lie."""
+    names = axes_of(spec[0] if len(spec) else None)
+    if not names:
+        return auto_axes(lambda x: _sliced(x, senders), out_sharding=spec)(x)
+    mesh: Any = mesh_of(x)
+    blocks = math.prod(mesh.shape[name] for name in names)
+    places, ways = [(block, None) for block in range(blocks)], trips(senders, blocks)
+    run = partial(_route, axis=names, places=places, ways=ways)
+    return jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+
+
+def _sliced(x: jax.Array, senders: Sequence[int]) -> jax.Array:
+    """Rows in another order, without an array of indices."""
+    return jnp.concatenate([lax.slice_in_dim(x, i, i + 1, axis=0) for i in senders])
+
+
+def turns(senders: Sequence[int]) -> dict[tuple[bool, int], list[int]]:
+    """Returns which rows come by which turn of the circle of all rows, few turns for all of them.
+
+    A turn is (whether the circle is turned over, by how much): row i of it is ``i + by``, or
+    ``by - i`` of the circle turned over.
+    """
+    count = len(senders)
+    left, out = set(range(count)), dict[tuple[bool, int], list[int]]()
+    every = [(over, by) for over in (False, True) for by in range(count)]
+    while left:
+        fits = {
+            (over, by): [i for i in left if (by - i if over else by + i) % count == senders[i]]
+            for over, by in every
+        }
+        best = max(every, key=lambda turn: len(fits[turn]))
+        out[best] = sorted(fits[best])
+        left -= set(out[best])
+    return out
+
+
+def _turned(x: jax.Array, senders: tuple[int, ...]) -> jax.Array:
+    """Rows by turns, which compilers that cannot be asked where they lie send as such.
+
+    Libtpu has no partitioning by callbacks. An array on one device costs the passes over it.
+    """
+    out = x
+    for (over, by), rows in turns(senders).items():
+        circle, first = (jnp.flip(x, 0), -1 - by) if over else (x, by)
+        come = jnp.roll(circle, -(first % len(senders)), axis=0)
+        here = np.isin(np.arange(len(senders)), rows)
+        out = jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), come, out)
     return out
 
 
 @partial(custom_partitioning, static_argnums=(1,))
 def _taken(x: jax.Array, senders: tuple[int, ...]) -> jax.Array:
-    # Without an array of indices, for which there is no place here.
-    return jnp.concatenate([lax.slice_in_dim(x, i, i + 1, axis=0) for i in senders])
+    return _sliced(x, senders)
 
 
 def _partition(senders: tuple[int, ...], mesh: Any, given: Any, wanted: Any) -> Any:
@@ -124,7 +178,7 @@ def _partition(senders: tuple[int, ...], mesh: Any, given: Any, wanted: Any) -> 
     every = Mesh(np.array(devices), (_AXIS,))
     ways = trips(senders, shape[0] // sharding.shard_shape(shape)[0])
     places = _places(sharding, shape)
-    return every, lambda own: _route(own, places, ways), sharding, (sharding,)
+    return every, partial(_route, axis=_AXIS, places=places, ways=ways), sharding, (sharding,)
 
 
 def _rule(senders: Any, mesh: Any, given: Any, wanted: Any) -> tuple[str, dict[str, Any]]:
@@ -144,9 +198,10 @@ _MOVE = Primitive("move_replicas")
 
 
 def moved(x: jax.Array, senders: Sequence[int]) -> jax.Array:
-    """Returns rows ``x[senders]``, of which the compiler sends each to its new device directly.
+    """Returns rows ``x[senders]``, of which each is sent to its new device and to no other.
 
-    Of ``x[senders]`` itself it gathers all rows on all devices, for constants, too.
+    Of ``x[senders]`` itself compilers gather all rows on all devices, for constants, too. The one
+    of TPUs cannot be told so of axes of type Auto: there rows turn in circles, as often as needed.
 
     Args:
       x: any array (rows, ...), sharded or not.
@@ -155,7 +210,9 @@ def moved(x: jax.Array, senders: Sequence[int]) -> jax.Array:
     Returns:
       An array like x, laid out as it is.
     """
-    order = tuple(map(int, senders))
+    order, spec = tuple(map(int, senders)), spec_of(x)
+    if spec is not None:
+        return _along(x, order, spec)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     # The program is a parameter, where JAX looks for parts that have to know their devices.
     return _MOVE.bind(x, call=jax.make_jaxpr(_taken, static_argnums=1)(like, order), senders=order)
@@ -183,6 +240,11 @@ _MOVE.def_impl(lambda x, *, call, senders: _alone(x, senders))
 mlir.register_lowering(
     _MOVE,
     mlir.lower_fun(lambda x, *, call, senders: jaxpr_as_fun(call)(x)[0], multiple_results=False),
+)
+mlir.register_lowering(
+    _MOVE,
+    mlir.lower_fun(lambda x, *, call, senders: _turned(x, senders), multiple_results=False),
+    platform="tpu",
 )
 batching.primitive_batchers[_MOVE] = _batched
 ad.deflinear2(_MOVE, _transposed)

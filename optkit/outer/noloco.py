@@ -76,7 +76,9 @@ def noloco(
     Stacked along a sharded axis or with an ``axis_name``, each replica is sent to each other member
     of its group and to nobody else, by collective permutes: what a device sends is (group - 1)
     times its replicas, twice that where gamma is not beta, whatever their number and however many
-    lie on it. Of an odd number one rests when pairs meet: it steps alone, its own mean.
+    lie on it. On TPUs stacks along an axis of type Auto are sent so in pairs of a power of 2 only;
+    others go round in circles, several permutes of all of them: give an ``axis_name`` or a mesh of
+    type Explicit. Of an odd number one rests when pairs meet: it steps alone, its own mean.
 
     Evidence: in ``python -m benchmarks.claims diloco``, a small byte model on four replicas, it
     comes nearer to synchronous training than DiLoCo and sends a third less, but not within the 1%

@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 import optkit
 from optkit.outer import groupings
-from optkit.outer.moving import moved, trips
+from optkit.outer.groupings import _senders
+from optkit.outer.moving import _turned, moved, trips, turns
 from tests.conformance.hlo import collectives, sent_bytes
 from tests.outer.test_diloco import AXIS, away, close, follow, start
 
@@ -148,6 +149,19 @@ def _step(outer: Any) -> Any:
     return jax.jit(outer.step)
 
 
+@given(st.integers(2, 12), st.data())
+def test_turns_of_the_circle_place_each_row(count: int, data: Any) -> None:
+    order = data.draw(st.permutations(range(count)))
+    got = {
+        i: (by - i if over else by + i) % count
+        for (over, by), rows in turns(order).items()
+        for i in rows
+    }
+    assert got == dict(enumerate(order))
+    most = max(len(turns(_senders(way, 1)).keys() - {(False, 0)}) for way in groupings(count))
+    assert most <= 3 if count & (count - 1) else most <= count
+
+
 def exchanged(kind: AxisType, devices: int, params: Any, groups: Any, told: bool) -> Any:
     """The program of a step on a mesh, and that of init; ``told`` by ``jax.set_mesh``."""
     mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(kind,), devices=jax.devices()[:devices])
@@ -193,6 +207,15 @@ def test_who_meets_on_a_mesh_is_sent_and_nobody_else(
         assert sent_bytes(compiled, devices) <= each
     outer = optkit.noloco()
     close(got, jax.jit(partial(outer.step, groups=groups))(params, outer.init(params))[0])
+
+
+def test_circles_are_sent_by_permutes_alone() -> None:
+    mesh = jax.make_mesh((6,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:6])
+    x = jax.device_put(jnp.arange(12.0).reshape(6, 2), NamedSharding(mesh, P(AXIS)))
+    order = tuple(_senders(groupings(6)[1], 1))
+    compiled = jax.jit(partial(_turned, senders=order), out_shardings=x.sharding).lower(x).compile()
+    assert set(collectives(compiled, scalars=True)) == {"collective-permute"}
+    np.testing.assert_array_equal(compiled(x), np.asarray(x)[list(order)])
 
 
 def test_vmapped_and_differentiated_exchanges_are_those_of_indices() -> None:
