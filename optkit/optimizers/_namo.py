@@ -15,6 +15,7 @@ from optkit.transforms.orthogonalize import Method
 from optkit.transforms.ratios import Per
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 AdaptiveDecay = Literal["adaptive"] | Decay
 PAPER = (
@@ -63,6 +64,7 @@ def namo_recipe(
     state_dtype: Any | None,
     dtype: Any | None,
     group_bytes: int | None,
+    sharding: Sharding,
     clamp: ScalarOrSchedule = 0.0,
 ) -> Transformation:
     """Builds either; the options are those of ``optkit.namo_d``."""
@@ -82,6 +84,7 @@ def namo_recipe(
         roles=roles,
         dtype=dtype,
         group_bytes=group_bytes,
+        sharding=sharding,
     )
     link = scale_by_norm_ratio(
         direction,

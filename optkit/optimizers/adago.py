@@ -15,6 +15,7 @@ from optkit.transforms.hyperparams import ScalarOrSchedule, check_number, record
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike, map_groups, upcast
+from optkit.tree.costs import Sharding
 
 
 class AdagoState(NamedTuple):
@@ -119,6 +120,7 @@ def adago(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon whose step shrinks by the gradient norms seen so far; confidence medium.
 
@@ -164,6 +166,7 @@ def adago(
         always: in 16 bits its sum stands still after some 250 steps.
       dtype: dtype of the iteration; None for float32.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter and 4 per
@@ -195,6 +198,7 @@ def adago(
             eps=eps,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
             **reading,
         ),
     )

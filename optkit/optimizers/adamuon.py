@@ -18,6 +18,7 @@ from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 
 @register(
@@ -52,6 +53,7 @@ def adamuon(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon on the signs of the momentum, divided entry by entry by a second moment.
 
@@ -98,6 +100,7 @@ def adamuon(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 8 per parameter.
@@ -129,6 +132,7 @@ def adamuon(
             eps=eps,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
             **reading,
         ),
         scale_by_entry_moment(

@@ -12,6 +12,7 @@ from optkit.transforms.hyperparams import ScalarOrSchedule, check_choice
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 Form = Literal["code", "paper"]
 _PAPER = ("AuON: A Linear-time Alternative to Semi-Orthogonal Momentum Updates", "2509.24320", 2025)
@@ -139,6 +140,7 @@ def hybrid_auon(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """AuON behind an orthogonalization: Muon without a shape factor, or one step towards it.
 
@@ -180,6 +182,7 @@ def hybrid_auon(
       state_dtype: dtype of ``m``; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per parameter.
@@ -211,6 +214,7 @@ def hybrid_auon(
             eps=eps,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
             **reading,
         ),
         scale_by_cosh_rms(chosen, normalize=own.normalize, eps=eps, **reading),

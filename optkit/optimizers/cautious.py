@@ -21,6 +21,7 @@ from optkit.transforms import (
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 _PAPER = ("Cautious Optimizers: Improving Training with One Line of Code", "2411.16085", 2024)
 
@@ -173,6 +174,7 @@ def cautious_muon(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon whose momentum is masked by the gradient before it is orthogonalized.
 
@@ -213,6 +215,7 @@ def cautious_muon(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
@@ -240,6 +243,7 @@ def cautious_muon(
             roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape("max1", dims=dims, roles=roles),
     )

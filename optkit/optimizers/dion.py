@@ -15,6 +15,7 @@ from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.shape_scale import Mode
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 _BYTES = StateBytes(4, lambda rows, columns: 4 * min(rows, columns) ** 2, "4 r min(sides)")
 
@@ -51,6 +52,7 @@ def dion(
     state_dtype: Any | None = None,
     precision: Any | None = "highest",
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon's idea at low rank: a power iteration finds the update, the buffer keeps the rest.
 
@@ -99,6 +101,7 @@ def dion(
       state_dtype: dtype of M, Q and the moments; float32 for 16-bit parameters if None.
       precision: matmul precision of jax.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter and
@@ -137,6 +140,7 @@ def dion(
             state_dtype=state_dtype,
             precision=precision,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape(scale, dims=dims, roles=roles),
     )

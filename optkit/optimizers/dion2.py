@@ -13,6 +13,7 @@ from optkit.transforms.hyperparams import ScalarOrSchedule, check_number
 from optkit.transforms.shape_scale import Mode
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 _ROWS = StateBytes(4, lambda fan_out, fan_in: 4 * fan_out, "4 a row")
 
@@ -46,6 +47,7 @@ def dion2(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon on a quarter of the rows or columns at a time, those that have waited longest.
 
@@ -87,6 +89,7 @@ def dion2(
       state_dtype: dtype of M and the moments; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
@@ -120,6 +123,7 @@ def dion2(
             state_dtype=state_dtype,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape(scale, dims=dims, roles=roles),
     )
@@ -171,6 +175,7 @@ def dion3(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Dion2 on rows, which a second moment of each brings to equal size.
 
@@ -216,6 +221,7 @@ def dion3(
         v is float32.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter and 4 per
@@ -254,6 +260,7 @@ def dion3(
             state_dtype=state_dtype,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape(scale, dims=dims, roles=roles),
     )

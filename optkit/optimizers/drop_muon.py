@@ -21,6 +21,7 @@ from optkit.transforms.orthogonalize import Method
 from optkit.transforms.shape_scale import Mode
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike, Selector
+from optkit.tree.costs import Sharding
 
 
 @register(
@@ -59,6 +60,7 @@ def drop_muon(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon that updates the layers from a drawn one to the last, so that backward stops there.
 
@@ -114,6 +116,7 @@ def drop_muon(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8, and
@@ -151,6 +154,7 @@ def drop_muon(
             roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape(scale, dims=dims, roles=roles),
     )

@@ -116,7 +116,8 @@ def fira(
       roles: your own ``(pattern, role)`` rules.
       state_dtype: dtype of moments and P; float32 for 16-bit parameters if None.
       precision: matmul precision of jax.
-      group_bytes: bytes of one stack of matrices.
+      group_bytes: bytes of one stack of matrices. Where a mesh has cut them they are worked on
+        as by ``sharding="layer"``, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: ``8*r*max(A, B) + 4*r*min(A, B) +

@@ -141,7 +141,8 @@ def galore_adafactor(
       roles: your own ``(pattern, role)`` rules.
       state_dtype: dtype of P and of leaves' own moments; float32 for 16-bit parameters if None.
       precision: matmul precision of jax.
-      group_bytes: bytes of one stack of matrices.
+      group_bytes: bytes of one stack of matrices. Where a mesh has cut them they are worked on
+        as by ``sharding="layer"``, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: ``4*(max(A, B) + r +

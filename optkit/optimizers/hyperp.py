@@ -25,6 +25,7 @@ from optkit.transforms.radii import Per, Radius
 from optkit.transforms.split import route_matrices
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import MATRIX_ROLES, Dims, Role, RuleLike, rule_of
+from optkit.tree.costs import Sharding
 
 _RADIUS = "4 a matrix"
 _MATRIX = StateBytes(4, lambda fan_out, fan_in: 4, _RADIUS)
@@ -74,6 +75,7 @@ def hyperp(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon whose matrices keep their norm: the learning rate is an angle, and weight decay idle.
 
@@ -125,6 +127,7 @@ def hyperp(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter and 4 per
@@ -187,6 +190,7 @@ def hyperp(
             roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
     )
     adam = scale_by_adam(adam_b1, adam_b2, adam_eps, state_dtype=state_dtype)

@@ -92,7 +92,8 @@ def ldadam(
       dims: which axes are input and output, see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
       precision: matmul precision of jax.
-      group_bytes: bytes of one stack of matrices.
+      group_bytes: bytes of one stack of matrices. Where a mesh has cut them they are worked on
+        as by ``sharding="layer"``, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: ``8*r*max(A, B) + 4*r*min(A, B)``

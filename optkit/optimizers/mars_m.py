@@ -21,6 +21,7 @@ from optkit.transforms.hyperparams import ScalarOrSchedule, check_number, value_
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 
 def _blend(gamma: ScalarOrSchedule, b1: ScalarOrSchedule) -> ScalarOrSchedule:
@@ -63,6 +64,7 @@ def mars_m(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Moonlight's Muon on gradients from which MARS has taken part of the noise.
 
@@ -106,6 +108,7 @@ def mars_m(
       state_dtype: dtype of the moments and of ``last``; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 8 per parameter; 4 per matrix
@@ -152,6 +155,7 @@ def mars_m(
             roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape("match_rms", factor=update_rms, dims=dims, roles=roles),
     )

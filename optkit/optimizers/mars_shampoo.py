@@ -22,6 +22,7 @@ from optkit.transforms.orthogonalize import Method
 from optkit.transforms.shape_scale import Mode
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 
 @register(
@@ -64,6 +65,7 @@ def mars_shampoo(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon on gradients from which MARS has taken part of the noise; Shampoo without accumulation.
 
@@ -110,6 +112,7 @@ def mars_shampoo(
       state_dtype: dtype of the moments and of ``last``; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 8 per parameter; 4 per matrix
@@ -151,6 +154,7 @@ def mars_shampoo(
             roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape(scale, dims=dims, roles=roles),
     )

@@ -13,6 +13,7 @@ from optkit.transforms.orthogonalize import Method
 from optkit.transforms.shape_scale import Mode
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 
 @register(
@@ -44,6 +45,7 @@ def muon_dion(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Heavy-ball Muon with Polar Express and the RMS-to-RMS operator norm.
 
@@ -82,6 +84,7 @@ def muon_dion(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
@@ -112,6 +115,7 @@ def muon_dion(
             roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape(scale, dims=dims, roles=roles),
     )

@@ -18,6 +18,7 @@ from optkit.transforms.orthogonalize import Method
 from optkit.transforms.shape_scale import Mode
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike, upcast
+from optkit.tree.costs import Sharding
 
 
 def _rescale_first(dims: Dims, roles: Sequence[RuleLike]) -> Transformation:
@@ -85,6 +86,7 @@ def muon_randomized(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon that orthogonalizes within a random sketch of the momentum, a part of the matrix work.
 
@@ -149,6 +151,7 @@ def muon_randomized(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None.
       dtype: dtype of the Newton-Schulz iteration; None for float32. Sketch and QR are float32.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8; a
@@ -191,6 +194,7 @@ def muon_randomized(
             roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape(scale, dims=dims, roles=roles),
     )

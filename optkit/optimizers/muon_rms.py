@@ -12,6 +12,7 @@ from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 
 @register(
@@ -42,6 +43,7 @@ def muon_rms(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon whose updates have the RMS of AdamW's, so that both share learning rate and decay.
 
@@ -80,6 +82,7 @@ def muon_rms(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
@@ -110,6 +113,7 @@ def muon_rms(
             roles=roles,
             dtype=dtype,
             group_bytes=group_bytes,
+            sharding=sharding,
         ),
         scale_by_shape("match_rms", factor=update_rms, dims=dims, roles=roles),
     )

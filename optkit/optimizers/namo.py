@@ -13,6 +13,7 @@ from optkit.transforms.norm_ratio import ShapeFrom
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.step import Mask
 from optkit.tree import MATRIX_ROLES, Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 
 @register(
@@ -52,6 +53,7 @@ def namo(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon with one adaptive step size a matrix: small where gradients disagree, full where not.
 
@@ -102,6 +104,7 @@ def namo(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None. ``s`` is float32.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter and 4 per
@@ -152,4 +155,5 @@ def namo(
         state_dtype=state_dtype,
         dtype=dtype,
         group_bytes=group_bytes,
+        sharding=sharding,
     )

@@ -13,6 +13,7 @@ from optkit.transforms.norm_ratio import ShapeFrom
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.step import Mask
 from optkit.tree import MATRIX_ROLES, Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 
 @register(
@@ -55,6 +56,7 @@ def namo_d(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """NAMO with one adaptive step size a column: inputs with noisy gradients take smaller steps.
 
@@ -105,6 +107,7 @@ def namo_d(
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None. ``s`` is float32.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter and 4 per
@@ -156,4 +159,5 @@ def namo_d(
         state_dtype=state_dtype,
         dtype=dtype,
         group_bytes=group_bytes,
+        sharding=sharding,
     )

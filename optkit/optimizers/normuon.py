@@ -21,17 +21,22 @@ from optkit.transforms.row_moment import Axis
 from optkit.transforms.shape_scale import Mode
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 _PAPER = ("NorMuon: Making Muon more efficient and scalable", "2510.05491", 2025)
 _ROWS = StateBytes(4, lambda fan_out, fan_in: 4 * fan_out, "4 a row")
 _BYTES = {"matrix": _ROWS, "stacked": _ROWS, "expert": _ROWS, "conv": _ROWS, "*": 8}
 
 
+# What says how matrices are read and worked through.
+_READING = ("dims", "roles", "group_bytes", "sharding")
+
+
 def _orthogonal_rows(
     method: Method, given: dict[str, Any], **moment: Any
 ) -> tuple[Transformation, ...]:
     """``orthogonalize`` and ``scale_by_row_moment``, in one pass over the matrices where it can."""
-    reading: dict[str, Any] = {name: given[name] for name in ("dims", "roles", "group_bytes")}
+    reading: dict[str, Any] = {name: given[name] for name in _READING}
     if method == "randomized":
         return orthogonalize(method, **given), scale_by_row_moment(**moment, **reading)
     options = {name: value for name, value in given.items() if name not in reading}
@@ -74,6 +79,7 @@ def normuon(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Muon with a second moment of each row of the orthogonalized update.
 
@@ -123,6 +129,7 @@ def normuon(
       state_dtype: dtype of the moments but ``v``; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter and 4 per
@@ -148,7 +155,7 @@ def normuon(
         scale = "max1" if rescale == "frobenius" else "none"
     reading: dict[str, Any] = {"dims": dims, "roles": roles}
     given = {"coefficients": coefficients, "steps": steps, "eps": eps, "dtype": dtype}
-    given |= {**reading, "group_bytes": group_bytes}
+    given |= {**reading, "group_bytes": group_bytes, "sharding": sharding}
     links = (
         momentum(b1, nesterov=nesterov, state_dtype=state_dtype),
         *_orthogonal_rows(
@@ -206,6 +213,7 @@ def normuon_dion(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """NorMuon as the Dion authors' library runs it: ``muon_dion`` with a second moment of each row.
 
@@ -245,6 +253,7 @@ def normuon_dion(
       state_dtype: dtype of the moments but ``v``; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter and 4 per
@@ -271,7 +280,7 @@ def normuon_dion(
     )
     reading: dict[str, Any] = {"dims": dims, "roles": roles}
     given = {"coefficients": coefficients, "steps": steps, "eps": eps, "dtype": dtype}
-    given |= {**reading, "group_bytes": group_bytes}
+    given |= {**reading, "group_bytes": group_bytes, "sharding": sharding}
     links = (
         momentum(b1, kind="heavy_ball", nesterov=nesterov, state_dtype=state_dtype),
         *_orthogonal_rows(method, given, b2=b2, eps=1e-8),

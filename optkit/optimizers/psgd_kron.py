@@ -91,7 +91,8 @@ def psgd_kron(
       state_dtype: dtype of mu and of vectors' factors; float32 for 16-bit parameters if None, as
         the factors of matrices always.
       precision: matmul precision of jax.
-      group_bytes: bytes of one stack of tensors.
+      group_bytes: bytes of one stack of tensors. Where a mesh has cut them they are worked on
+        as by ``sharding="layer"``, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per parameter and

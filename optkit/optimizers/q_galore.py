@@ -151,7 +151,8 @@ def q_galore(
       dims: which axes are input and output, see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
       precision: matmul precision of jax.
-      group_bytes: bytes of one stack of matrices.
+      group_bytes: bytes of one stack of matrices. Where a mesh has cut them they are worked on
+        as by ``sharding="layer"``, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` whose updates of 16-bit parameters are float32.

@@ -12,6 +12,7 @@ from optkit.transforms import Transformation, momentum, scale_by_row_col
 from optkit.transforms.hyperparams import ScalarOrSchedule
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, RuleLike
+from optkit.tree.costs import Sharding
 
 
 @register(
@@ -43,6 +44,7 @@ def reg(
     roles: Sequence[RuleLike] = (),
     state_dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Momentum with rows and columns divided by roots of their norms; confidence LOW.
 
@@ -86,6 +88,7 @@ def reg(
       roles: your own ``(pattern, role)`` rules.
       state_dtype: dtype of the moments; float32 for 16-bit parameters if None.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.
@@ -115,6 +118,7 @@ def reg(
             eps=eps,
             update_rms=update_rms,
             group_bytes=group_bytes,
+            sharding=sharding,
             **reading,
         ),
     )

@@ -15,6 +15,7 @@ from optkit.transforms.lmo import LmoOptions, lmo_by_rules
 from optkit.transforms.orthogonalize import Method
 from optkit.transforms.step import Decay, Mask
 from optkit.tree import Dims, PyTree, RuleLike
+from optkit.tree.costs import Sharding
 from optkit.tree.selection import check_selects
 
 
@@ -49,6 +50,7 @@ def scion(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """One momentum and a norm for each kind of leaf: half of Adam's state, bounded weights.
 
@@ -94,6 +96,7 @@ def scion(
       state_dtype: dtype of the momentum; float32 for 16-bit parameters if None.
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per parameter of any role.
@@ -123,7 +126,9 @@ def scion(
         embedding_scale=embedding_scale,
         bias_scale=bias_scale,
     )
-    options = LmoOptions(method, coefficients, steps, eps, dims, roles, dtype, group_bytes)
+    options = LmoOptions(
+        method, coefficients, steps, eps, dims, roles, dtype, group_bytes, sharding
+    )
     links = [
         momentum(b1, nesterov=nesterov, state_dtype=state_dtype),
         lmo_by_rules(rules, options),

@@ -149,7 +149,8 @@ def shampoo(
       dims: which axes are input and output, see ``optkit.orthogonalize``; or "tensor".
       roles: your own ``(pattern, role)`` rules.
       state_dtype: dtype of the moments; factors and roots are float32.
-      group_bytes: bytes of one stack of blocks.
+      group_bytes: bytes of one stack of blocks. Where a mesh has cut them they are worked on
+        as by ``sharding="layer"``, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 8 per parameter, and
@@ -296,7 +297,8 @@ def shampoo_google(
       dims: which axes are input and output, see ``optkit.orthogonalize``; or "tensor".
       roles: your own ``(pattern, role)`` rules.
       state_dtype: dtype of the moments; factors and roots are float32.
-      group_bytes: bytes of one stack of blocks.
+      group_bytes: bytes of one stack of blocks. Where a mesh has cut them they are worked on
+        as by ``sharding="layer"``, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 8 per parameter (12 with a

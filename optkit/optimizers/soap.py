@@ -163,7 +163,8 @@ def soap(
       roles: your own ``(pattern, role)`` rules.
       state_dtype: dtype of M and V; float32 for 16-bit parameters if None, as L, R and Q always.
       precision: matmul precision of jax.
-      group_bytes: bytes of one stack of tensors.
+      group_bytes: bytes of one stack of tensors. Where a mesh has cut them they are worked on
+        as by ``sharding="layer"``, see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 8 per parameter and

@@ -31,6 +31,7 @@ from optkit.tree import (
     upcast,
     zeros_like_params,
 )
+from optkit.tree.costs import Sharding, as_sharding
 from optkit.tree.sharding import place_statistic
 
 InitBasis = Callable[[str, tuple[int, ...]], Any]
@@ -96,6 +97,7 @@ def scale_by_dion(
     state_dtype: Any | None = None,
     precision: Any | None = "highest",
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     r"""Replaces matrices by orthonormalised low-rank approximations of their momentum.
 
@@ -132,6 +134,7 @@ def scale_by_dion(
       state_dtype: dtype of B and Q; float32 for 16-bit parameters if None.
       precision: matmul precision of jax.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` for trees of matrices; keeps dtypes. State
@@ -155,6 +158,7 @@ def scale_by_dion(
       rank-deficient buffer, we leave null directions alone. The paper's algorithm does not
       transpose wide matrices; its library does, and so do we.
     """
+    spread = as_sharding(sharding)
     check_number("b1", b1, low=0.0, high=1.0)
     eps = 0.0 if eps is None else eps
     check_static_number("eps", eps)
@@ -208,7 +212,9 @@ def scale_by_dion(
         split = zip(layout.split(grown), layout.views, strict=True)
         buffers = [_input_first(x, view) for x, view in split]
         old = layout.unpack(state.basis)
-        done = map_groups(step, buffers, list(map(upcast, old)), group_bytes=group_bytes)
+        done = map_groups(
+            step, buffers, list(map(upcast, old)), group_bytes=group_bytes, sharding=spread
+        )
 
         def tree_of(index: int) -> PyTree:
             parts = zip(done, layout.views, strict=True)

@@ -25,6 +25,7 @@ from optkit.transforms.hyperparams import check_choice, check_number, check_stat
 from optkit.transforms.orthogonalize import Method, orthogonalize
 from optkit.transforms.split import route_matrices
 from optkit.tree import Dims, MatrixLayout, MatrixView, PyTree, RuleLike, Selector, upcast
+from optkit.tree.costs import Sharding
 
 
 class LmoOptions(NamedTuple):
@@ -38,6 +39,7 @@ class LmoOptions(NamedTuple):
     roles: Sequence[RuleLike] = ()
     dtype: Any | None = None
     group_bytes: int | None = None
+    sharding: Sharding = "auto"
 
 
 def _spectral(ball: NormBall, options: LmoOptions) -> Transformation:
@@ -142,6 +144,7 @@ def lmo(
     roles: Sequence[RuleLike] = (),
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Replaces updates by the point of a norm's ball that lies furthest along them.
 
@@ -180,6 +183,7 @@ def lmo(
       roles: your own ``(pattern, role)`` rules.
       dtype: dtype of the iteration; None for float32.
       group_bytes: bytes of one stack of matrices.
+      sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
 
     Returns:
       A stateless ``optax.GradientTransformationExtraArgs`` (0 bytes); keeps dtypes.
@@ -203,7 +207,9 @@ def lmo(
     check_static_number("eps", eps)
     check_number("eps", 0.0 if eps is None else eps, low=0.0)
     check_choice("norm", norm, (*get_args(NormName), "auto"))
-    options = LmoOptions(method, coefficients, steps, eps, dims, roles, dtype, group_bytes)
+    options = LmoOptions(
+        method, coefficients, steps, eps, dims, roles, dtype, group_bytes, sharding
+    )
     if norm != "auto":
         return ball_lmo(as_ball(NormBall(norm, scale, normalized, transpose, max1)), options)
     if normalized is not None or transpose or max1:

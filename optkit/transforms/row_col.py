@@ -11,6 +11,7 @@ from optkit.linalg.balance import Order
 from optkit.transforms.base import Transformation, stateless
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_int
 from optkit.tree import Dims, MatrixLayout, PyTree, RuleLike, map_groups, upcast
+from optkit.tree.costs import Sharding, as_sharding
 
 
 @register(
@@ -33,6 +34,7 @@ def scale_by_row_col(
     dims: Dims = None,
     roles: Sequence[RuleLike] = (),
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Balances each matrix: rows and columns are divided by powers of their p-norms.
 
@@ -55,6 +57,7 @@ def scale_by_row_col(
       dims: see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       A stateless ``optax.GradientTransformationExtraArgs`` (0 bytes) for trees of matrices; keeps
@@ -75,6 +78,7 @@ def scale_by_row_col(
       ``optkit.reg``. Ruiz, A scaling algorithm to equilibrate both rows and columns norms in
       matrices, 2001.
     """
+    spread = as_sharding(sharding)
     check_number("p", p, low=1.0, infinite=True)
     check_number("exponent", exponent, low=0.0)
     check_number("update_rms", update_rms, low=0.0)
@@ -98,7 +102,9 @@ def scale_by_row_col(
         del params
         layout = MatrixLayout(updates, dims, roles)
         matrices = layout.split(jax.tree.map(upcast, updates), "out")
-        out = layout.merge(map_groups(balanced, matrices, group_bytes=group_bytes), "out")
+        out = layout.merge(
+            map_groups(balanced, matrices, group_bytes=group_bytes, sharding=spread), "out"
+        )
         return jax.tree.map(lambda x, u: x.astype(u.dtype), out, updates)
 
     return stateless(update)

@@ -19,6 +19,7 @@ from optkit.transforms.hyperparams import (
 )
 from optkit.transforms.matrix_map import try_factor
 from optkit.tree import Dims, MatrixLayout, MatrixView, PyTree, RuleLike, map_groups, upcast
+from optkit.tree.costs import Sharding, as_sharding
 from optkit.tree.sharding import place_statistic
 
 Rescale = Literal["frobenius", "match_rms", "none"]
@@ -82,6 +83,7 @@ def scale_by_row_moment(
     dims: Dims = None,
     roles: Sequence[RuleLike] = (),
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Divides each row of a direction by the root of its second moment, one number a neuron.
 
@@ -110,6 +112,7 @@ def scale_by_row_moment(
       dims: see ``optkit.orthogonalize``.
       roles: your own ``(pattern, role)`` rules.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` for trees of matrices that keeps the dtype of the
@@ -136,6 +139,7 @@ def scale_by_row_moment(
     check_number("update_rms", update_rms, low=0.0)
     check_choice("axis", axis, get_args(Axis))
     check_choice("rescale", rescale, get_args(Rescale))
+    spread = as_sharding(sharding)
     if factor is not None:
         if not callable(factor):
             raise TypeError(f"factor={factor!r} must be a function of (..., m, n) arrays, or None")
@@ -182,7 +186,9 @@ def scale_by_row_moment(
         columns = [jnp.expand_dims(v, a) for v, a in zip(moments, axes, strict=True)]
         # A factor needs whole matrices on single devices; sums of rows travel by themselves.
         move = factor is not None
-        done = map_groups(step, matrices, columns, group_bytes=group_bytes, move=move)
+        done = map_groups(
+            step, matrices, columns, group_bytes=group_bytes, sharding=spread, move=move
+        )
         new = [
             place_statistic(jnp.squeeze(v, a), x)
             for (_, v), a, x in zip(done, axes, matrices, strict=True)

@@ -31,6 +31,7 @@ from optkit.tree import (
     upcast,
     zeros_like_params,
 )
+from optkit.tree.costs import Sharding, as_sharding
 from optkit.tree.sharding import place_statistic
 
 Slices = Literal["short", "rows"]
@@ -140,6 +141,7 @@ def select_submatrix(
     state_dtype: Any | None = None,
     dtype: Any | None = None,
     group_bytes: int | None = None,
+    sharding: Sharding = "auto",
 ) -> Transformation:
     """Orthogonalizes the largest rows or columns of the momentum; all others wait.
 
@@ -173,6 +175,7 @@ def select_submatrix(
       state_dtype: dtype of M; float32 for 16-bit parameters if None. That of v is float32.
       dtype: dtype of the iteration; None for float32.
       group_bytes: bytes of one stack of matrices.
+      sharding: "auto", "layer" or "replicate", see ``optkit.orthogonalize``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` for trees of matrices; keeps dtypes. State
@@ -194,6 +197,7 @@ def select_submatrix(
       al., arXiv 2510.05491. The reference may choose from each shard by itself ("local"), which
       makes the run depend on the number of devices; that is not offered.
     """
+    spread = as_sharding(sharding)
     share = 0.25 if fraction is None else fraction
     check_static_number("fraction", share)
     check_number("fraction", share, low=0.0, high=1.0)
@@ -250,7 +254,7 @@ def select_submatrix(
         matrices = [turn(x, view) for x, view in parts]
         old = layout.unpack(state.row_moment) if normalize_rows else []
         others = [list(map(upcast, old))] if normalize_rows else []
-        done = map_groups(step, matrices, *others, group_bytes=group_bytes)
+        done = map_groups(step, matrices, *others, group_bytes=group_bytes, sharding=spread)
         known = [place_statistic(x[1], m) for x, m in zip(done, matrices, strict=True)]
 
         def tree_of(values: Sequence[jax.Array], like: PyTree) -> PyTree:
