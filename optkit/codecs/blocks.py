@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optkit.codecs.base import Shape
+from optkit.codecs.packing import pack_nibbles, unpack_nibbles
 
 # Along rows of the array, along its flattened entries, or rows where a row holds a whole block.
 Layout = Literal["auto", "rows", "flat"]
@@ -104,21 +105,6 @@ def _magnitudes(x: jax.Array) -> jax.Array:
 def _floats(bits: jax.Array) -> jax.Array:
     """Undoes it."""
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def pack_nibbles(codes: jax.Array) -> jax.Array:
-    """Returns two 4-bit codes in a byte, the first one in the high half; the last axis is even."""
-    pairs = codes.astype(jnp.uint8).reshape(*codes.shape[:-1], codes.shape[-1] // 2, 2)
-    # As one number of 16 bits, the first code in the low ones: a loop over whole vectors.
-    both = jax.lax.bitcast_convert_type(pairs, jnp.uint16)
-    return ((both << 4) | (both >> 8)).astype(jnp.uint8)
-
-
-def unpack_nibbles(packed: jax.Array) -> jax.Array:
-    """Undoes ``pack_nibbles``."""
-    both = packed.astype(jnp.uint16)
-    pairs = jax.lax.bitcast_convert_type((both >> 4) | ((both & 15) << 8), jnp.uint8)
-    return pairs.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 
 def nibbles_shape(shape: Shape, block: int | None, layout: Layout) -> Shape:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from optkit.codecs.base import Codec, Parts, Random, Shape, check_positive, divided
 from optkit.codecs.blocks import Layout, blocks_shape, largest, merge_blocks, split_blocks
+from optkit.codecs.packing import pack_bits, unpack_bits
 from optkit.codecs.table import as_float32, kept_share
 from optkit.linalg.norms import norm_over
 
@@ -84,9 +85,9 @@ class SignCodec(Codec):
         x = as_float32(x)
         flat = x.reshape(-1)
         if self.zero == "plus":
-            codes = jnp.packbits(flat >= 0)
+            codes = pack_bits(flat >= 0)
         else:
-            codes = jnp.packbits(jnp.stack([flat < 0, flat > 0], axis=-1))
+            codes = pack_bits(jnp.stack([flat < 0, flat > 0], axis=-1).reshape(-1))
         if not self.scaled:
             return {"codes": codes}
         return {"codes": codes, "scale": self._scale(x)}
@@ -101,9 +102,9 @@ class SignCodec(Codec):
         """Reads signs times scales."""
         size = math.prod(shape)
         if self.zero == "plus":
-            signs = 2.0 * jnp.unpackbits(parts["codes"], count=size).astype(jnp.float32) - 1.0
+            signs = 2.0 * unpack_bits(parts["codes"], size).astype(jnp.float32) - 1.0
         else:
-            bits = jnp.unpackbits(parts["codes"], count=2 * size).reshape(size, 2)
+            bits = unpack_bits(parts["codes"], 2 * size).reshape(size, 2)
             signs = bits[:, 1].astype(jnp.float32) - bits[:, 0].astype(jnp.float32)
         signs = signs.reshape(shape)
         if not self.scaled:

@@ -16,11 +16,10 @@ from optkit.codecs.blocks import (
     in_rows,
     largest,
     merge_blocks,
-    pack_nibbles,
     split_blocks,
-    unpack_nibbles,
 )
 from optkit.codecs.locate import count_below
+from optkit.codecs.packing import pack_nibbles, unpack_nibbles
 from optkit.codecs.tables import TableKind, table
 
 Rounding = Literal["nearest", "stochastic"]
