@@ -14,10 +14,15 @@ from optkit.distributed.workers import (
     AxisName,
     as_varying,
     axes_of,
-    check_axis_name,
     count_workers,
 )
-from optkit.outer.checks import check_averages, check_inside, check_outside
+from optkit.outer.checks import (
+    check_averages,
+    check_coordinates,
+    check_inside,
+    check_outside,
+    check_parts,
+)
 from optkit.transforms.base import Transformation, check_same_leaves, check_transformation
 from optkit.transforms.hyperparams import check_choice
 from optkit.tree import PyTree, compute_dtype, leaves_with_paths, upcast
@@ -79,10 +84,11 @@ class Replicas:
 
     axis_name: AxisName
     who: str
+    coordinates_axis: AxisName = None
 
     def __post_init__(self) -> None:
-        """Refuses what is no name of an axis."""
-        check_axis_name(self.axis_name)
+        """Refuses what is no name of an axis, and axes of parts without those of replicas."""
+        check_coordinates(self.axis_name, self.coordinates_axis)
 
     @property
     def stacked(self) -> bool:
@@ -175,6 +181,12 @@ class Replicas:
             sizes = jax.tree.map(lambda _: count_workers(self.axis_name), sent)
         return jax.tree.map(lambda s, n, x: s.astype(x.dtype) / n, sums, sizes, tree)
 
+    def any_part(self, bad: jax.Array, tree: PyTree) -> jax.Array:
+        """Adds up 0 for sound and more for others over the devices that hold a replica's parts."""
+        check_parts(tree, self.axis_name, self.coordinates_axis, self.who)
+        names = axes_of(self.coordinates_axis)
+        return lax.psum(as_varying(bad, names), names) if names else bad
+
     def total(self, scalar: jax.Array) -> jax.Array:
         """Adds up what replicas along axes have each; of a stack it is one number already."""
         return scalar if self.stacked else _summed(scalar, axes_of(self.axis_name))
@@ -220,10 +232,16 @@ class Averaging:
         moved, kept = self.by.update(displacement, state, anchor)
         if self.skips and jax.tree.leaves(moved):
             # Codes of a few bits would say something finite of what is not, and remember it.
-            sound = self.among.total(jnp.where(is_finite(displacement), 0.0, 1.0)) == 0
+            bad = jnp.where(is_finite(displacement), 0.0, 1.0)
+            sound = self.among.any_part(self.among.total(bad), displacement) == 0
             moved = jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), moved)
             kept = chosen(sound, kept, state)
         return moved, kept
+
+    def is_sound(self, moved: PyTree) -> jax.Array:
+        """Returns whether a mean is finite in all its parts, wherever these are; a bool scalar."""
+        bad = jnp.where(is_finite(moved), 0.0, 1.0)
+        return self.among.any_part(bad, moved) == 0
 
 
 def is_finite(tree: PyTree) -> jax.Array:
@@ -238,10 +256,15 @@ def chosen(keep: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def averaging(
-    who: str, axis_name: AxisName, wire_dtype: Any, mean: Any, nonfinite: Any = "propagate"
+    who: str,
+    axis_name: AxisName,
+    wire_dtype: Any,
+    mean: Any,
+    nonfinite: Any = "propagate",
+    coordinates_axis: AxisName = None,
 ) -> Averaging:
     """Checks how replicas are to be averaged."""
-    among = Replicas(axis_name, who)
+    among = Replicas(axis_name, who, coordinates_axis)
     check_choice("nonfinite", nonfinite, ("propagate", "skip"))
     skips = nonfinite == "skip"
     if wire_dtype is not None:

@@ -7,7 +7,7 @@ import optax
 
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
-from optkit.outer.base import OuterStep, averaging, chosen, is_finite
+from optkit.outer.base import OuterStep, averaging, chosen
 from optkit.transforms.base import check_state, check_transformation
 from optkit.tree import PyTree
 
@@ -45,6 +45,7 @@ def diloco(
     wire_dtype: Any = None,
     mean: optax.GradientTransformation | None = None,
     nonfinite: Literal["propagate", "skip"] = "propagate",
+    coordinates_axis: AxisName = None,
 ) -> OuterStep:
     """Replicas that meet every few hundred steps: an optimizer steps along how far they went.
 
@@ -91,6 +92,10 @@ def diloco(
         ``state.skipped`` counts it; nothing is read on the host. The work of all of them since
         is lost. What the inner optimizer keeps is not seen: guard it
         (``optkit.skip_nonfinite``), or give the replica the state of another.
+      coordinates_axis: for ``"skip"``, other mesh axes inside ``jax.shard_map`` that leaves are cut
+        along: parts of a model are skipped all or none. None: leaves are whole, and others are
+        refused as far as types tell (``check_vma=True``, the default). (): they are not, and each
+        device has a model of its own.
 
     Returns:
       An ``optkit.outer.OuterStep``. State bytes: 4 per parameter of one replica for x, those of the
@@ -98,9 +103,10 @@ def diloco(
 
     Raises:
       TypeError: no optimizer; in init, parameters that are no floats; in step, another state.
-      ValueError: ``mean`` without ``axis_name`` or with ``wire_dtype``, another ``nonfinite``; in
-        init and step leading axes that differ, parameters of other shapes, no ``axis_name`` inside
-        of an axis; in step a ``mean`` that does not average over it.
+      ValueError: ``mean`` without ``axis_name`` or with ``wire_dtype``, another ``nonfinite``, one
+        axis for replicas and coordinates; in init and step leading axes that differ, parameters of
+        other shapes, no ``axis_name`` inside of an axis; in step a ``mean`` that does not average
+        over it, with ``"skip"`` leaves that vary along an axis that has no name here.
       NameError: used outside of its axis.
 
     Example:
@@ -119,7 +125,7 @@ def diloco(
     """
     given = default_outer() if outer_tx is None else outer_tx
     outer = check_transformation("outer_tx", given)
-    average = averaging("diloco", axis_name, wire_dtype, mean, nonfinite)
+    average = averaging("diloco", axis_name, wire_dtype, mean, nonfinite, coordinates_axis)
     among = average.among
 
     def init(params: PyTree) -> DilocoState:
@@ -134,7 +140,7 @@ def diloco(
         updates, optimizer = outer.update(moved, state.optimizer, anchor)
         anchor, skipped = optax.apply_updates(anchor, updates), state.skipped
         if average.skips:
-            sound = is_finite(moved)
+            sound = average.is_sound(moved)
             old = (state.anchor, state.optimizer)
             anchor, optimizer = chosen(sound, (anchor, optimizer), old)
             skipped = skipped + jnp.where(sound, 0, 1)

@@ -54,6 +54,7 @@ def noloco(
     axis_name: AxisName = None,
     key: int | jax.Array = 0,
     nonfinite: Literal["propagate", "skip"] = "propagate",
+    coordinates_axis: AxisName = None,
 ) -> OuterStep:
     """Replicas that meet in random pairs every few dozen steps, with no exchange among all.
 
@@ -99,6 +100,7 @@ def noloco(
         back to their anchors, from which they started; ``state.skipped`` counts it for each, and
         other groups do not notice. As with ``optkit.diloco``, inner optimizers need a guard of
         their own.
+      coordinates_axis: see ``optkit.diloco``.
 
     Returns:
       An ``optkit.outer.OuterStep``, whose ``step`` also takes ``groups=``, indices of replicas
@@ -129,7 +131,7 @@ def noloco(
       permutation. The paper's own form of the last term and its bounds on gamma are not compared.
       For parameters of 16 bits the anchor's finer digits are sent with them, in float32.
     """
-    among = Replicas(axis_name, "noloco")
+    among = Replicas(axis_name, "noloco", coordinates_axis)
     pull = beta if gamma is None else gamma
     for name, value in (("alpha", alpha), ("beta", beta), ("gamma", pull)):
         check_static_number(name, value)
@@ -194,7 +196,8 @@ class _Noloco:
         each = [
             jnp.isfinite(x).all(axis=tuple(range(first, x.ndim))) for x in jax.tree.leaves(tree)
         ]
-        return 1 - reduce(jnp.logical_and, each).astype(jnp.int32)
+        own = 1 - reduce(jnp.logical_and, each).astype(jnp.int32)
+        return jnp.minimum(self.among.any_part(own, tree), 1)
 
     def _momentum(self, params: PyTree, state: NolocoState, grouping: Grouping) -> PyTree:
         theta = jax.tree.map(_there, state.anchor, params)

@@ -10,7 +10,7 @@ import optax
 
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
-from optkit.outer.base import Averaging, OuterStep, averaging, chosen, is_finite
+from optkit.outer.base import Averaging, OuterStep, averaging, chosen
 from optkit.outer.checks import check_due
 from optkit.outer.diloco import default_outer
 from optkit.outer.fragments import Fragments, assign, part, put
@@ -105,6 +105,7 @@ def streaming_diloco(
     wire_dtype: Any = None,
     mean: optax.GradientTransformation | None = None,
     nonfinite: Literal["propagate", "skip"] = "propagate",
+    coordinates_axis: AxisName = None,
 ) -> StreamingStep:
     """DiLoCo in fragments that meet one after the other, each while replicas go on working.
 
@@ -119,9 +120,10 @@ def streaming_diloco(
     send while they compute. With one fragment, no delay and alpha 0 it is ``optkit.diloco``.
 
     The host asks ``outer.due(count)`` after each inner step, and calls the jitted ``step`` if there
-    is anything to do. What is due is static: ``jax.jit(outer.step, static_argnums=2)``. The state's
-    tree changes while a fragment is on its way, when ``state.moving`` holds it: save where nothing
-    is, or restore into a state of the same time.
+    is anything to do. What is due is static: ``jax.jit(outer.step, static_argnums=2)``. With
+    a delay the state's tree changes while a fragment is on its way, when ``state.moving`` holds it:
+    save where nothing is, or restore into a state of the same time. A place for it all the time
+    would be 4 bytes a parameter; without a delay nothing is on its way between steps.
 
     Args:
       outer_tx: see ``optkit.diloco``.
@@ -136,6 +138,7 @@ def streaming_diloco(
       nonfinite: see there. With ``"skip"``, where the mean of one fragment is not finite, all of
         the parameters go back to ``x``: what is not finite elsewhere would be back in the fragment
         after one inner step. The fragments' means, optimizers and anchors stay as they are.
+      coordinates_axis: see there.
 
     Returns:
       An ``optkit.outer.StreamingStep``. State bytes: those of ``optkit.diloco``, and 4 per
@@ -164,7 +167,9 @@ def streaming_diloco(
       ``mean``'s affair; its fragments are every so many layers: give their globs.
     """
     outer = check_transformation("outer_tx", default_outer() if outer_tx is None else outer_tx)
-    average = averaging("streaming_diloco", axis_name, wire_dtype, mean, nonfinite)
+    average = averaging(
+        "streaming_diloco", axis_name, wire_dtype, mean, nonfinite, coordinates_axis
+    )
     check_static_int("every", every)
     check_static_int("delay", delay, low=0)
     check_static_number("alpha", alpha)
@@ -243,7 +248,7 @@ class _Streaming:
         back = self.average.among.lead(state.anchor, params)
         old = state._replace(moving=after.moving, skipped=state.skipped + 1)
         out: tuple[PyTree, StreamingDilocoState] = chosen(
-            is_finite(moved), (led, after), (back, old)
+            self.average.is_sound(moved), (led, after), (back, old)
         )
         return out
 

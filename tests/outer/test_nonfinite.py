@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import optkit
 from tests.outer.test_diloco import AXIS, away, close, start
@@ -186,3 +187,63 @@ def test_arrivals_that_are_not_finite_can_be_left_out_of_delayed_nesterov() -> N
             want, other = plain.update(given, other, x)
             same(got, want)
     assert int(state.skipped) == 1
+
+
+CUT = {
+    "diloco": (optkit.diloco, {}),
+    "codes": (
+        optkit.diloco,
+        {"mean": optkit.compressed_mean(optkit.codecs.UniformCodec(block=8), AXIS)},
+    ),
+    "streaming": (optkit.streaming_diloco, {"fragments": 1, "every": 1}),
+    "noloco": (optkit.noloco, {}),
+}
+PARTS = {"w": P(AXIS, None, "x"), "b": P(AXIS, "x")}
+
+
+def by_parts(outer: Any, extra: tuple[Any, ...] = ()) -> tuple[Any, Any]:
+    """Functions init and step, each device of which holds a part; state along a new axis."""
+    mesh = jax.make_mesh((REPLICAS, 2), (AXIS, "x"), axis_types=(AxisType.Auto,) * 2)
+    state, one = P((AXIS, "x")), lambda tree: jax.tree.map(lambda x: x[0], tree)
+    more = lambda tree: jax.tree.map(lambda x: x[None], tree)  # noqa: E731
+
+    def start(params: Any) -> Any:
+        return more(outer.init(one(params)))
+
+    def step(params: Any, state: Any) -> Any:
+        params, state = outer.step(one(params), one(state), *extra)
+        return more(params), more(state)
+
+    both = (PARTS, state)
+    return (
+        jax.shard_map(start, mesh=mesh, in_specs=(PARTS,), out_specs=state),
+        jax.shard_map(step, mesh=mesh, in_specs=both, out_specs=both),
+    )
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_parts_of_a_model_are_skipped_all_or_none(name: str) -> None:
+    factory, options = CUT[name]
+    outer = factory(axis_name=AXIS, nonfinite="skip", coordinates_axis="x", **options)
+    extra = (outer.due(1),) if name == "streaming" else ()
+    params = {"w": jnp.ones((REPLICAS, 2, 4)), "b": jnp.ones((REPLICAS, 4))}
+    init, step = by_parts(outer, extra)
+    held, step = jax.jit(init)(params), jax.jit(step)
+    for value, skipped in ((2.0, 0), (np.nan, 1)):  # in one part of one leaf of one replica
+        worked = jax.tree.map(lambda p: p + 1.0, params)
+        worked["w"] = worked["w"].at[BAD, 0, 3].set(value)
+        after, told = step(worked, held)
+        counts = told.skipped.reshape(REPLICAS, 2)
+        assert (counts[:, 0] == counts[:, 1]).all() and counts.max() == counts[BAD, 0] == skipped
+        for leaf, p in after.items():
+            assert bool((p[BAD] == params[leaf][BAD]).all()) == (skipped == 1)
+    forgotten = factory(axis_name=AXIS, nonfinite="skip", **options)
+    with pytest.raises(ValueError, match=r"'\w' varies along .*give coordinates_axis='x'"):
+        jax.eval_shape(by_parts(forgotten, extra)[1], params, held)
+
+
+def test_axes_of_parts_are_told_from_those_of_replicas() -> None:
+    with pytest.raises(ValueError, match="both have 'x'"):
+        optkit.diloco(axis_name="x", coordinates_axis="x")
+    with pytest.raises(ValueError, match=r"coordinates_axis='x' is for jax\.shard_map"):
+        optkit.noloco(coordinates_axis="x")
