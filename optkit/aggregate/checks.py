@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from optkit.distributed.workers import AxisName, as_varying, axes_of
 from optkit.tree import PyTree, leaves_with_paths
 
 
-def finite_clients(displacement: PyTree) -> jax.Array:
+def finite_clients(displacement: PyTree, coordinates_axis: AxisName = None) -> jax.Array:
     """Returns whose reports are finite in every entry.
 
     For ``present=`` of rules that would add a NaN to the rest, such as ``mean``, ``fedau`` and
@@ -17,6 +19,8 @@ def finite_clients(displacement: PyTree) -> jax.Array:
 
     Args:
       displacement: tree of arrays (C, ...), a client each.
+      coordinates_axis: a mesh axis inside ``jax.shard_map`` that leaves are cut along, or several,
+        so that all devices say the same of a client; by default a device asks of what it has.
 
     Returns:
       bool (C,).
@@ -36,7 +40,10 @@ def finite_clients(displacement: PyTree) -> jax.Array:
     first, *others = (jnp.all(jnp.isfinite(x), axis=tuple(range(1, jnp.ndim(x)))) for x in leaves)
     for other in others:
         first = first & other
-    return first
+    names = axes_of(coordinates_axis)
+    if not names:
+        return first
+    return lax.psum(as_varying((~first).astype(jnp.int32), names), names) == 0
 
 
 def in_range(client: jax.Array, clients: int) -> jax.Array:

@@ -37,8 +37,9 @@ from optkit.aggregate.participation import (
     wrap,
 )
 from optkit.aggregate.rows import check_rows, count_rows, remembered, written, zeros_of_all
+from optkit.aggregate.vectors import check_axes
 from optkit.catalogue import register
-from optkit.distributed.workers import AxisName, as_varying, check_axis_name
+from optkit.distributed.workers import AxisName, as_varying
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_number
 from optkit.tree import PyTree
 
@@ -74,6 +75,8 @@ class _Recalling:
     probability: float | np.ndarray | None
     longest: int | None
     axis_name: AxisName
+    coordinates_axis: AxisName
+    who: str
 
     def counts(self, attendance: Attendance | None, clients: int) -> jax.Array:
         """What a report of each client counts: its share, over its probability."""
@@ -102,7 +105,7 @@ class _Recalling:
 
     def add(self, carry: _Round, given: Reports) -> _Round:
         clients = carry.seen.shape[0]
-        given = remembered(given, clients)
+        given = remembered(given, clients, self.axis_name, self.coordinates_axis, self.who)
         counts = self.counts(carry.attendance, clients)
         own = jnp.where(given.present, counts[given.client], 0.0)
         more = weighted_sum(own, given.displacement)
@@ -137,12 +140,14 @@ def _recalling(
     participation: Participation,
     longest: int | None,
     axis_name: AxisName,
+    coordinates_axis: AxisName,
 ) -> Aggregate:
-    check_axis_name(axis_name)
+    check_axes(axis_name, coordinates_axis)
     check_longest(longest)
     check_choice("form", form, ("unbiased", "participants"))
     known = probabilities(participation)
-    rule = _Recalling(beta, form, per_client("shares", shares), known, longest, axis_name)
+    own = per_client("shares", shares)
+    rule = _Recalling(beta, form, own, known, longest, axis_name, coordinates_axis, who)
     fold = Fold(rule.start, rule.add, rule.finish)
     return folded(rule.init, fold, axis_name, who, lambda state: count_rows(unwrap(state.last)))
 
@@ -166,6 +171,7 @@ def fedvarp(
     participation: Participation = 1.0,
     longest: int | None = None,
     axis_name: AxisName = None,
+    coordinates_axis: AxisName = None,
 ) -> Aggregate:
     """What present clients send, corrected by what all sent last, against the noise of who comes.
 
@@ -193,13 +199,16 @@ def fedvarp(
       longest: see ``fedau``; for "estimated".
       axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, the same number
         on each device, where ``client`` counts from 0; None for all on a leading axis.
+      coordinates_axis: see ``optkit.aggregate.krum``: who is not finite at one part of a leaf is
+        left out at all of them.
 
     Returns:
       An ``optkit.aggregate.Aggregate``. State bytes: 4 per parameter and client, and 12 a client
       for "estimated"; clients can come in chunks. A client must not report twice in a round.
 
     Raises:
-      ValueError: an option out of range.
+      ValueError: an option out of range; in a round, leaves that vary along an axis without a
+        name here.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -217,7 +226,9 @@ def fedvarp(
       Jhunjhunwala et al., arXiv 2207.14130, which is "participants" with equal shares; "unbiased"
       is the form in the code of FedStale, arXiv 2405.04171.
     """
-    return _recalling("fedvarp", 1.0, form, shares, participation, longest, axis_name)
+    return _recalling(
+        "fedvarp", 1.0, form, shares, participation, longest, axis_name, coordinates_axis
+    )
 
 
 @register(
@@ -239,6 +250,7 @@ def fedstale(
     participation: Participation = "estimated",
     longest: int | None = None,
     axis_name: AxisName = None,
+    coordinates_axis: AxisName = None,
 ) -> Aggregate:
     """Between a mean that forgets absent clients and one that recalls them at full weight.
 
@@ -264,13 +276,16 @@ def fedstale(
       longest: see ``fedau``; for "estimated".
       axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, the same number
         on each device, where ``client`` counts from 0; None for all on a leading axis.
+      coordinates_axis: see ``optkit.aggregate.krum``: who is not finite at one part of a leaf is
+        left out at all of them.
 
     Returns:
       An ``optkit.aggregate.Aggregate``. State bytes: 4 per parameter and client, and 12 a client
       for "estimated"; clients can come in chunks. A client must not report twice in a round.
 
     Raises:
-      ValueError: an option out of range.
+      ValueError: an option out of range; in a round, leaves that vary along an axis without a
+        name here.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -291,4 +306,6 @@ def fedstale(
     """
     check_static_number("beta", beta)
     check_number("beta", beta, low=0.0, high=1.0)
-    return _recalling("fedstale", beta, "unbiased", shares, participation, longest, axis_name)
+    return _recalling(
+        "fedstale", beta, "unbiased", shares, participation, longest, axis_name, coordinates_axis
+    )

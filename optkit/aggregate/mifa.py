@@ -13,8 +13,9 @@ from optkit.aggregate.base import (
 )
 from optkit.aggregate.participation import Numbers, per_client, shares_of, unwrap, wrap
 from optkit.aggregate.rows import check_rows, count_rows, remembered, written, zeros_of_all
+from optkit.aggregate.vectors import check_axes
 from optkit.catalogue import register
-from optkit.distributed.workers import AxisName, as_varying, check_axis_name
+from optkit.distributed.workers import AxisName, as_varying
 from optkit.tree import PyTree
 
 
@@ -30,7 +31,12 @@ from optkit.tree import PyTree
     tags=("federated", "memory", "unavailable"),
     chain="h <- D for the present; sum(a h) over all",
 )
-def mifa(*, shares: Numbers | None = None, axis_name: AxisName = None) -> Aggregate:
+def mifa(
+    *,
+    shares: Numbers | None = None,
+    axis_name: AxisName = None,
+    coordinates_axis: AxisName = None,
+) -> Aggregate:
     """The mean of what every client sent last, be it present or not.
 
     1. ``h_i <- D_i`` for the present; 2. ``D = sum(a_i*h_i)`` over all, ``a_i`` the share of client
@@ -46,13 +52,15 @@ def mifa(*, shares: Numbers | None = None, axis_name: AxisName = None) -> Aggreg
         single reports are not read: a client's share counts where it is absent too.
       axis_name: a mesh axis inside ``jax.shard_map`` that clients are laid along, the same number
         on each device, where ``client`` counts from 0; None for all on a leading axis.
+      coordinates_axis: see ``optkit.aggregate.fedvarp``.
 
     Returns:
       An ``optkit.aggregate.Aggregate``. State bytes: 4 per parameter and client; clients can come
       in chunks.
 
     Raises:
-      ValueError: shares that are not positive, or of another number of clients.
+      ValueError: shares that are not positive, or of another number of clients; in a
+        round, leaves that vary along an axis without a name here.
 
     Example:
       >>> import jax.numpy as jnp, optkit
@@ -70,7 +78,7 @@ def mifa(*, shares: Numbers | None = None, axis_name: AxisName = None) -> Aggreg
       Gu et al., arXiv 2106.04159, which waits for all clients before its first step; the recorded
       runs (IBM/fedau) do not, nor does this.
     """
-    check_axis_name(axis_name)
+    check_axes(axis_name, coordinates_axis)
     given_shares = per_client("shares", shares)
 
     def init(params: PyTree, clients: int) -> PyTree:
@@ -82,7 +90,9 @@ def mifa(*, shares: Numbers | None = None, axis_name: AxisName = None) -> Aggreg
         return as_varying(unwrap(state), axis_name)
 
     def add(last: PyTree, given: Reports) -> PyTree:
-        return written(last, remembered(given, count_rows(last)))
+        return written(
+            last, remembered(given, count_rows(last), axis_name, coordinates_axis, "mifa")
+        )
 
     def finish(last: PyTree) -> Aggregated:
         shares = shares_of(given_shares, count_rows(last), axis_name)

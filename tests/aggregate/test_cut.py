@@ -76,6 +76,7 @@ def compiled(name: str, form: str) -> tuple[Any, Any]:
     return jax.jit(mapped(rule, clients, specs)), jax.jit(plain.apply)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", OPTIONS)
 @settings(max_examples=6, deadline=None)
@@ -129,6 +130,33 @@ def test_an_axis_that_was_forgotten_is_named(name: str) -> None:
     here = (jnp.ones(CLIENTS, bool), jnp.arange(CLIENTS))
     with pytest.raises(ValueError, match=f"{name} has norms .* 'both' .* coordinates_axis='y'"):
         jax.eval_shape(mapped(rule, None, ALONG_Y), sent(0), rule.init(zeros(), CLIENTS), *here)
+
+
+@pytest.mark.parametrize("name", ["fedvarp", "mifa"])
+def test_memories_keep_all_parts_of_a_report_or_none(name: str) -> None:
+    plain = getattr(rules, name)()
+    specs: Any = {k: P(None, *spec) for k, spec in ALONG_Y.items()}
+    state = plain.init(zeros(), CLIENTS)
+    held = state._replace(last=specs) if name == "fedvarp" else specs
+
+    def mapped(**options: Any) -> Any:
+        rule = getattr(rules, name)(**options)
+        return jax.shard_map(
+            rule.apply,
+            mesh=mesh_of("auto", (4, 2)),
+            in_specs=(specs, held),
+            out_specs=optkit.aggregate.Aggregated(ALONG_Y, held, P()),
+        )
+
+    step, whole = jax.jit(mapped(coordinates_axis="y")), jax.jit(plain.apply)
+    for seed, bad in ((0, None), (1, np.nan)):
+        want = whole(sent(seed, bad), state)
+        got = step(sent(seed, bad), state)
+        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+        assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(got))
+        state = want.state
+    with pytest.raises(ValueError, match=f"{name} leaves out .* 'both' .* coordinates_axis='y'"):
+        jax.eval_shape(mapped(), sent(0), state)
 
 
 @pytest.mark.parametrize("name", ["dp_mean", "dp_centered_clipping"])
