@@ -98,12 +98,11 @@ def kernel_cycles(devices: int) -> int:
         own = -(-sum(batches[i].count for i in members) // devices)
         m, n = batches[members[0]].m, batches[members[0]].n
         spec = ArgSpec("share of a device", (own, m, n))
-        form = "ns" if m == n else "gram_ns"
         factor = optkit.linalg.newton_schulz if m == n else optkit.linalg.gram_newton_schulz
         run = functools.partial(factor, coefficients="jordan", steps=5, implementation="pallas")
         tpu.forget_bundles()
-        tpu.compile_for("v5e", run, spec.abstract())
-        total += tpu_newton_schulz.kernel_cycles(spec, form)[0]
+        compiled = tpu.compile_for("v5e", run, spec.abstract())
+        total += tpu_newton_schulz.kernel_cycles(compiled, run, spec.abstract())[0]
     return total
 
 

@@ -9,12 +9,12 @@ matrices of real models: by XLA and by the kernel, in both forms. The Gram form 
 Cycles are the compiler's static estimate, nothing was run: XLA's estimates of its fusions and
 products, and for the kernel the bundles of instructions of each loop of its schedule times its
 trips, or the multiplications of the loop over what the matrix units do in a cycle if that is more.
+What runs for matrices of unusual units only, whose norm has to be taken with care, counts nothing.
 ``bundles`` is ``x ns`` without that bound. ``--save`` puts the rows into the stored table.
 """
 
 import argparse
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 
 from benchmarks import tpu
 from optkit import aot, linalg
-from optkit.kernels.arg_specs import ARG_SPECS, ArgSpec
-from optkit.kernels.newton_schulz.blocks import resident_blocks
-from optkit.kernels.newton_schulz.plan import gram_tasks, loops, standard_tasks
+from optkit.aot.kernels import find_kernels
+from optkit.aot.schedules import schedules
+from optkit.kernels.newton_schulz.arg_specs import ARG_SPECS, ArgSpec
 
 COEFFICIENTS, STEPS = "jordan", 5
 # At most this share of the cycles of XLA's standard form.
@@ -42,8 +42,6 @@ FORMS: dict[str, tuple[Callable[..., jax.Array], dict[str, Any]]] = {
 }
 PROGRAMS = (("plain", "ns"), *((by, form) for by in ("xla", "pallas") for form in FORMS))
 
-_BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|0) +([A-Z]{2})?: ([> ]*)\{(.*)$", re.MULTILINE)
-
 
 class Row(NamedTuple):
     """One program: cycles and bundles of a batch."""
@@ -55,45 +53,18 @@ class Row(NamedTuple):
     bundles: int
 
 
-def inner_loops(schedule: str) -> tuple[list[int], int]:
-    """Returns the bundles of each innermost loop of a schedule in order, and of all the rest.
-
-    Each line is a bundle; the arrowheads before it are the loops around it. A loop begins at a line
-    marked LB, or LH if it has a header, and what the scheduler moved into it bears no arrowheads.
-    """
-    lines = [(mark, arrows.count(">")) for mark, arrows, _ in _BUNDLE.findall(schedule)]
-    starts = [i for i, (mark, depth) in enumerate(lines) if depth and mark in ("LB", "LH")]
-    spans = []
-    for start in starts:
-        depth = lines[start][1]
-        end = next((j for j in starts if j > start and lines[j][1] <= depth), len(lines))
-        last = max(j for j in range(start, end) if lines[j][1] >= depth)
-        spans.append((start, last))
-    inner = [
-        last - start + 1
-        for start, last in spans
-        if not any(start < other <= last for other, _ in spans)
-    ]
-    return inner, len(lines) - sum(inner)
-
-
-def kernel_cycles(spec: ArgSpec, form: str) -> tuple[int, int]:
-    """Returns cycles and bundles of the kernel that was just compiled."""
-    batch, m, n = spec.shape
-    blocks = resident_blocks(m, n)
-    rows = linalg.get_coefficients(COEFFICIENTS, STEPS)
-    resets = FORMS[form][1].get("resets", linalg.default_resets(rows, "bfloat16"))
-    tasks = standard_tasks(rows) if form == "ns" or m == n else gram_tasks(rows, resets or ())
-    known = loops(m, n, tasks, blocks.rows, blocks.columns)
-    [path] = aot.write_schedules().glob("*newton_schulz*-final_bundles.txt")
-    found, rest = inner_loops(path.read_text())
-    if len(found) != len(known):  # of a loop with one trip the compiler makes none
-        raise RuntimeError(f"{len(known)} loops were written, and {len(found)} scheduled: {path}")
-    bundles = cycles = rest * len(tasks)
-    for own, loop in zip(found, known, strict=True):
-        bundles += own * loop.trips
-        cycles += max(own, loop.products // MULTIPLICATIONS) * loop.trips
-    return batch * cycles, batch * bundles
+def kernel_cycles(compiled: Any, function: Callable[..., Any], *shapes: Any) -> tuple[int, int]:
+    """Returns cycles and bundles of the kernels of a function that was just compiled."""
+    program = aot.read_hlo(compiled.as_text())
+    names = [line.name for line in aot.kernel_calls(program)]
+    arguments = (program, jax.make_jaxpr(function)(*shapes), schedules(names))
+    totals = []
+    for units in (2 * MULTIPLICATIONS, None):
+        found = find_kernels(*arguments, flops_per_cycle=units)
+        if unknown := [kernel.reason for kernel in found if kernel.cycles is None]:
+            raise RuntimeError(f"cycles of a kernel are not known: {unknown[0]}")
+        totals.append(sum((kernel.cycles or 0) * kernel.times for kernel in found))
+    return totals[0], totals[1]
 
 
 def plain(x: jax.Array) -> jax.Array:
@@ -115,9 +86,10 @@ def measure(spec: ArgSpec, implementation: str, form: str, chip: str = "v5e") ->
         return function(x, COEFFICIENTS, STEPS, implementation=implementation, **options)
 
     tpu.forget_bundles()
-    cycles = bundles = tpu.estimated_cycles(tpu.compile_for(chip, run, spec.abstract()))
+    compiled = tpu.compile_for(chip, run, spec.abstract())
+    cycles = bundles = tpu.estimated_cycles(compiled)
     if implementation == "pallas":
-        own = kernel_cycles(spec, form)
+        own = kernel_cycles(compiled, run, spec.abstract())
         cycles, bundles = cycles + own[0], bundles + own[1]
     return Row(spec.shape, implementation, form, cycles, bundles)
 

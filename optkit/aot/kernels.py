@@ -56,6 +56,7 @@ def find_kernels(
     jaxpr: Any,
     bundles: Mapping[str, Schedule],
     platform: str = "tpu",
+    flops_per_cycle: int | None = None,
 ) -> tuple[KernelCall, ...]:
     """Returns the kernels of a program.
 
@@ -69,6 +70,8 @@ def find_kernels(
       jaxpr: what was traced.
       bundles: from ``schedules``.
       platform: ``"tpu"`` or ``"cuda"``.
+      flops_per_cycle: of the matrix units: a loop with more products than they can do in the cycles
+        of its bundles takes as long as they need. None leaves that out.
 
     Returns:
       One entry a call.
@@ -77,11 +80,16 @@ def find_kernels(
     traced = _traced(jaxpr, platform) if lines else []
     # Of equal kernels the compiler schedules one.
     scheduled = {_code(line): bundles[line.name] for line in lines if line.name in bundles}
-    return tuple(_call(line, _candidates(line, traced), scheduled) for line in lines)
+    return tuple(
+        _call(line, _candidates(line, traced), scheduled, flops_per_cycle) for line in lines
+    )
 
 
 def _call(
-    line: Instruction, candidates: list["_Traced"], scheduled: Mapping[str, Schedule]
+    line: Instruction,
+    candidates: list["_Traced"],
+    scheduled: Mapping[str, Schedule],
+    flops_per_cycle: int | None,
 ) -> KernelCall:
     """One kernel; its grid and work only if they are known without doubt."""
     grids = {call.grid for call in candidates}
@@ -96,7 +104,7 @@ def _call(
     elif found is not None and loops and work is None:
         reason = "several traced kernels may be it"
     elif found is not None and grid is not None and loops and work is not None:
-        weighed, reason = _weighed(found, grid, work.loops)
+        weighed, reason = _weighed(found, grid, work.loops, flops_per_cycle)
     return KernelCall(
         name=line.name,
         grid=grid,
@@ -109,7 +117,9 @@ def _call(
     )
 
 
-def _weighed(found: Schedule, grid: int, loops: Sequence[Loop]) -> tuple[int | None, str]:
+def _weighed(
+    found: Schedule, grid: int, loops: Sequence[Loop], flops_per_cycle: int | None = None
+) -> tuple[int | None, str]:
     """Bundles of a call, each loop's by its trips; or why they are not known."""
     around, inner = found.bundles - sum(map(size, found.loops)), found.loops
     if grid > 1:
@@ -123,20 +133,21 @@ def _weighed(found: Schedule, grid: int, loops: Sequence[Loop]) -> tuple[int | N
             f"it was written with {_count(traced)} loops inside and scheduled with "
             f"{_count(scheduled)}, or nested otherwise: which is which is not known"
         )
-    total = _sum(inner, loops)
+    total = _sum(inner, loops, flops_per_cycle)
     if total is None:
         return None, "how often a loop inside runs depends on data, and a schedule shows it once"
     return around + total, ""
 
 
-def _sum(spans: Sequence[Span], loops: Sequence[Loop]) -> int | None:
+def _sum(spans: Sequence[Span], loops: Sequence[Loop], flops_per_cycle: int | None) -> int | None:
     """Bundles of loops by their trips; None if a loop's trips are not known."""
     total = 0
     for span, loop in zip(spans, loops, strict=True):
-        inner = _sum(span.inner, loop.inner)
+        inner = _sum(span.inner, loop.inner, flops_per_cycle)
         if loop.trips is None or inner is None:
             return None
-        total += span.bundles * loop.trips + inner
+        least = loop.flops // flops_per_cycle if flops_per_cycle else 0
+        total += max(span.bundles * loop.trips, least) + inner
     return total
 
 

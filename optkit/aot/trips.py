@@ -47,10 +47,12 @@ class Loop(NamedTuple):
     Attributes:
       trips: how often its body runs in a whole call; None if that depends on data.
       inner: the loops in its body, in the order of the program.
+      flops: of matrix products in a whole call, those of inner loops apart.
     """
 
     trips: int | None
     inner: tuple["Loop", ...] = ()
+    flops: int = 0
 
 
 class Work(NamedTuple):
@@ -95,13 +97,16 @@ class _Count:
 
     trips: dict[Path, int | None] = field(default_factory=dict)
     flops: int | None = 0
+    inside: dict[Path, int] = field(default_factory=dict)
 
     def add(self, path: Path, trips: int | None) -> None:
         before = self.trips.get(path, 0)
         self.trips[path] = None if trips is None or before is None else before + trips
 
-    def multiply(self, flops: int, weight: int | None) -> None:
+    def multiply(self, path: Path, flops: int, weight: int | None) -> None:
         self.flops = None if weight is None or self.flops is None else self.flops + flops * weight
+        loop = next((path[:i] for i in range(len(path), 0, -1) if path[:i] in self.trips), ())
+        self.inside[loop] = self.inside.get(loop, 0) + flops * (weight or 0)
 
 
 def bodies(equation: Any, *, closed: bool = False) -> list[tuple[int, Any]]:
@@ -139,36 +144,35 @@ def _loops(jaxpr: Any, path: Path, counted: _Count) -> Iterator[Loop]:
             for number, body in bodies(equation)
             for loop in _loops(body, (*here, number), counted)
         ]
-        trips = counted.trips.get(here, 0)
+        own = Loop(counted.trips.get(here, 0), tuple(inner), counted.inside.get(here, 0))
         if equation.primitive.name == "while":
-            yield Loop(trips, tuple(inner))
+            yield own
         elif equation.primitive.name == "scan":
-            yield from _written_out(trips, inner, **equation.params)
+            yield from _written_out(own, **equation.params)
         else:
             yield from inner
 
 
-def _written_out(
-    trips: int | None, inner: list[Loop], length: int, unroll: int, **_: Any
-) -> Iterator[Loop]:
+def _written_out(loop: Loop, length: int, unroll: int, **_: Any) -> Iterator[Loop]:
     """What becomes of a loop of known length: some trips, or all, are written one by one."""
     unroll = max(unroll, 1)
     turns, rest = divmod(length, unroll)
     if turns <= 1:
-        yield from _copies(inner, length)
-    elif inner and rest:
-        yield Loop(None, tuple(inner))
+        yield from _copies(loop.inner, length)
+    elif loop.inner and rest:
+        yield Loop(None, loop.inner)
     else:
-        own = None if trips is None else trips // length * turns
-        yield Loop(own, tuple(_copies(inner, unroll)))
+        trips = None if loop.trips is None else loop.trips // length * turns
+        yield Loop(trips, tuple(_copies(loop.inner, unroll)), loop.flops)
 
 
 def _copies(loops: Sequence[Loop], count: int) -> Iterator[Loop]:
     """Loops written several times, which share their trips."""
     for copy in range(count):
-        for trips, inner in loops:
+        for trips, inner, flops in loops:
             own = None if trips is None else trips // count + (copy < trips % count)
-            yield Loop(own, (*_copies(inner, count),)[copy * len(inner) : (copy + 1) * len(inner)])
+            below = [*_copies(inner, count)][copy * len(inner) :][: len(inner)]
+            yield Loop(own, tuple(below), flops // count)
 
 
 def _follow(
@@ -193,7 +197,7 @@ def _follow(
             known.pop(equation.invars[0], None)
             continue
         if name == "dot_general":
-            counted.multiply(_flops(equation), weight)
+            counted.multiply(here, _flops(equation), weight)
             continue
         if name == "program_id":
             out = [None if point is None else np.int32(point[equation.params["axis"]])]

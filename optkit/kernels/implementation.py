@@ -7,7 +7,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from optkit.linalg.implementation import Implementation, check_implementation
+from optkit.linalg.implementation import Choice, Implementation, check_implementation
 
 Kernel = Callable[..., Any]
 
@@ -85,4 +85,4 @@ def _lower_refusal(context: Any, x: Any, *, text: str) -> Any:
 _REFUSE.def_impl(lambda x, text: _raise_refusal(text, jax.default_backend()))
 mlir.register_lowering(_REFUSE, _lower_refusal)
 
-__all__ = ["Implementation", "Unserved", "by_platform", "check_implementation"]
+__all__ = ["Choice", "Implementation", "Unserved", "by_platform", "check_implementation"]

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from optkit.linalg.coefficients import Coefficients, Row, as_coefficient_set
 from optkit.linalg.gram import gram_factor_flops, gram_newton_schulz
-from optkit.linalg.implementation import Implementation
+from optkit.linalg.implementation import Choice
 from optkit.linalg.newton_schulz import newton_schulz
 from optkit.linalg.normalise import EpsMode, Precondition
 from optkit.linalg.norms import check_matrix
@@ -102,7 +102,7 @@ def orthogonal_factor(
     precision: jax.lax.PrecisionLike = None,
     compute_dtype: DTypeLike | None = None,
     blocks: int | None = None,
-    implementation: Implementation = "xla",
+    implementation: Choice = "xla",
 ) -> jax.Array:
     """Orthogonal factor of each matrix by the named method.
 
@@ -137,6 +137,8 @@ def orthogonal_factor(
       [[1.0, 0.0], [0.0, 1.0]]
     """
     own = get_args(PolarMethod)
+    if implementation == "auto" and (callable(method) or method in own):
+        implementation = "xla"
     if implementation != "xla" and (callable(method) or method in own):
         raise ValueError(
             f"method={method!r} has no kernel for implementation={implementation!r}: give "
@@ -169,10 +171,12 @@ def orthogonal_factor(
         compute_dtype=compute_dtype,
         implementation=implementation,
     )
-    plain = blocks is None and implementation == "xla"
+    plain = blocks is None and implementation in ("xla", "auto")
     if plain and auto and _panels_pay(x.shape, rows, dtype):
         # Decided when the program is lowered: the same trace may be compiled for another platform.
-        return lax.platform_dependent(x, cpu=partial(form, blocks=_CPU_BLOCKS), default=form)
+        return lax.platform_dependent(
+            x, cpu=partial(form, blocks=_CPU_BLOCKS, implementation="xla"), default=form
+        )
     return form(x, blocks=1 if blocks is None else blocks)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from optkit.linalg.coefficients import Coefficients, Row, as_coefficient_set
-from optkit.linalg.implementation import Implementation
+from optkit.linalg.implementation import Choice
 from optkit.linalg.newton_schulz import kernel_steps, polynomial, standard_steps
 from optkit.linalg.normalise import EpsMode, Precondition, check_options, normalise
 from optkit.linalg.norms import check_matrix, fused_product
@@ -33,7 +33,7 @@ def gram_newton_schulz(
     precision: jax.lax.PrecisionLike = None,
     compute_dtype: DTypeLike | None = None,
     blocks: int = 1,
-    implementation: Implementation = "xla",
+    implementation: Choice = "xla",
 ) -> jax.Array:
     """Newton-Schulz factor of X by products of m x m matrices, m the short side.
 

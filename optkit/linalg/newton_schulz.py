@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from optkit.linalg.coefficients import Coefficients, Row, as_coefficient_set
-from optkit.linalg.implementation import Implementation
+from optkit.linalg.implementation import Choice
 from optkit.linalg.normalise import EpsMode, Precondition, check_options, normalise
 from optkit.linalg.norms import check_matrix, fused_product
 from optkit.linalg.symmetric import blocked_standard_steps, check_blocks
@@ -26,7 +26,7 @@ def newton_schulz(
     precision: jax.lax.PrecisionLike = None,
     compute_dtype: DTypeLike | None = None,
     blocks: int = 1,
-    implementation: Implementation = "xla",
+    implementation: Choice = "xla",
 ) -> jax.Array:
     """Approximate polar factor U p(S) V^T of X = U S V^T, p an odd polynomial near 1 on (0, 1].
 
@@ -51,7 +51,8 @@ def newton_schulz(
       blocks: number of column panels in which the symmetric products are taken, dropping what lies
         above the diagonal; 1 takes them whole. See `symmetric_product`.
       implementation: "xla"; "pallas", the kernel of the platform, see
-        `optkit.kernels.newton_schulz.iterate`; "interpret", the TPU's kernel on any device, slow.
+        `optkit.kernels.newton_schulz.iterate`; "auto", on a TPU the kernel for matrices that its
+        vector memory holds, else as "xla"; "interpret", the TPU's kernel on any device, slow.
 
     Returns:
       The factor, of the shape and dtype of x.
@@ -104,7 +105,7 @@ def kernel_steps(
     x: jax.Array,
     rows: tuple[Row, ...],
     divide: partial[tuple[jax.Array, jax.Array | None]],
-    implementation: Implementation,
+    implementation: Choice,
     resets: Iterable[int] | None = None,
 ) -> jax.Array:
     """Runs the iteration by a kernel, which also divides where that is by the Frobenius norm.
@@ -113,7 +114,7 @@ def kernel_steps(
       x: (..., m, n), m <= n.
       rows: one (a, b, c) a step.
       divide: `normalise` with its options.
-      implementation: "pallas" or "interpret".
+      implementation: "auto", "pallas" or "interpret".
       resets: of the Gram form; None takes the standard form.
 
     Returns:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.linalg.coefficients import Row
-from optkit.linalg.implementation import check_implementation
+from optkit.linalg.implementation import Choice, check_implementation
 from optkit.linalg.norms import accumulation_dtype
 from optkit.linalg.resets import segments
 
@@ -85,7 +85,7 @@ def check_blocks(blocks: int, implementation: str = "xla") -> None:
     """
     if blocks < 1:
         raise ValueError(f"blocks is a number of panels, 1 or more, got {blocks}")
-    check_implementation(implementation)
+    check_implementation(implementation, Choice)
     if implementation != "xla" and blocks > 1:
         raise ValueError(
             f"blocks={blocks} are panels of implementation='xla'; {implementation!r} has tiles of "

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import optax
 
 from optkit.catalogue import register
-from optkit.kernels import Implementation
+from optkit.linalg.implementation import Choice
 from optkit.optimizers._shared import adam_for_the_rest, matrix_recipe
 from optkit.transforms import Transformation, momentum, orthogonalize, scale_by_shape
 from optkit.transforms.hyperparams import ScalarOrSchedule
@@ -49,7 +49,7 @@ def muon(
     dtype: Any | None = None,
     group_bytes: int | None = None,
     sharding: Sharding = "auto",
-    implementation: Implementation = "xla",
+    implementation: Choice = "xla",
 ) -> Transformation:
     """Momentum whose matrices are replaced by their orthogonal factors.
 
@@ -101,7 +101,8 @@ def muon(
       dtype: dtype of the iteration; None for float32. The reference iterates in bfloat16.
       group_bytes: bytes of one stack of matrices.
       sharding: how their work is spread over a mesh, see ``optkit.orthogonalize``.
-      implementation: "xla", or "pallas" for the kernels of TPUs and GPUs, see there.
+      implementation: "xla"; "pallas" for the kernels of TPUs and GPUs; "auto" for the kernel where
+        it serves and wins, on TPUs, and XLA elsewhere; see there.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. State bytes: 4 per matrix parameter, else 8.

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from optkit import linalg
 from optkit.catalogue import register
-from optkit.kernels import Implementation
+from optkit.linalg.implementation import Choice
 from optkit.transforms.base import Transformation, stateless
 from optkit.transforms.matrix_map import MatrixMap, factor_options, orthogonal_function
 from optkit.transforms.sketching import Key, Sketching, randomized, sketch_numbers
@@ -48,7 +48,7 @@ def orthogonalize(
     precision: Any | None = None,
     group_bytes: int | None = None,
     sharding: Sharding = "auto",
-    implementation: Implementation = "xla",
+    implementation: Choice = "xla",
 ) -> Transformation:
     """Replaces every matrix by (an approximation of) its orthogonal factor ``U V^T``.
 
@@ -102,7 +102,9 @@ def orthogonalize(
         "gram" (one sum of Gram matrices), "replicate", "auto" for the cheapest, or an
         ``optkit.tree.MatrixSharding``, which also names mesh axes and tells partitions.
       implementation: "xla"; "pallas", the kernels of TPUs and GPUs for "ns", "gram_ns" and "auto",
-        see ``optkit.kernels.newton_schulz.iterate``; "interpret", the TPU's kernel anywhere, slow.
+        see ``optkit.kernels.newton_schulz.iterate``; "auto", on TPUs the kernel where it serves and
+        wins by the compiler's estimates, else as "xla": it refuses nothing, and like "pallas" has
+        whole matrices on each device; "interpret", the TPU's kernel anywhere, slow.
         Recipes without this option take it by their ``method``: ``functools.partial(
         optkit.linalg.orthogonal_factor, implementation="pallas", compute_dtype=jnp.bfloat16)``.
 
@@ -138,7 +140,7 @@ def orthogonalize(
     )
     matrices = MatrixMap(dims, roles, adaptive, group_bytes, as_sharding(sharding))
     if method == "randomized":
-        if implementation != "xla":
+        if implementation not in ("xla", "auto"):
             raise ValueError(f"method='randomized' has no kernel for {implementation=}: give 'xla'")
         numbers = sketch_numbers(rank, oversampling, power_iterations)
         sketching = Sketching(*numbers, sketch, side, qr_method, options)

@@ -17,6 +17,7 @@ from optkit import linalg
 from optkit.kernels import blocks
 from optkit.kernels.newton_schulz import iterate, plan, tpu
 from optkit.kernels.newton_schulz.blocks import ResidentBlocks, resident_blocks
+from optkit.kernels.newton_schulz.products import off_diagonal
 from tests.kernels.base import ChoiceTests, KernelTests, difference, dtypes, few, sides
 
 ROWS = linalg.get_coefficients("jordan", 3)
@@ -41,14 +42,16 @@ def test_tasks_are_the_polynomials_of_the_steps(rows: Any, resets: Any, seed: in
     """Worked through in float64, on diagonal matrices, they are polynomials of numbers."""
     tasks = plan.standard_tasks(rows) if resets is None else plan.gram_tasks(tuple(rows), resets)
     values = np.random.default_rng(seed).uniform(0.0, 1.0, 4)
-    x, squares = np.diag(values), {}
-    for kind, to, left, right, addend, alpha, beta in tasks:
+    # X is held without its scale up to where the powers of the scale bring it in.
+    x, scale, squares = np.diag(values) * 8.0, 0.125, {}
+    for task, powers in zip(tasks, plan.scale_powers(tasks), strict=True):
+        kind, to, left, right, addend, alpha, beta, gamma = task
+        alpha, beta = alpha * scale ** powers[0], beta * scale ** powers[1]
         if kind == plan.GRAM:
             squares[to] = x @ x.T
         elif kind == plan.PRODUCT:
-            squares[to] = alpha * squares[left] @ squares[right] + beta * squares[addend]
-        elif kind == plan.SUM:
-            squares[to] = squares[left] + beta * np.eye(4)
+            product = alpha * squares[left] @ squares[right]
+            squares[to] = product + beta * squares[addend] + gamma * np.eye(4)
         else:
             x = alpha * squares[left] @ x + beta * x
     assert max(squares) < plan.slots(tasks) <= 4
@@ -248,13 +251,47 @@ def test_what_cannot_be_is_refused_with_the_numbers(call: Any, text: str) -> Non
         call(jnp.zeros((4, 6)))
 
 
-def test_loops_do_the_work_of_the_tasks() -> None:
+def test_the_work_of_the_tasks_is_half_of_each_symmetric_product() -> None:
     m, n = 512, 1024
     tasks = plan.gram_tasks(ROWS, (1,))
     chosen = resident_blocks(m, n)
     assert chosen == ResidentBlocks(256, 256)
-    work = sum(loop.trips * loop.products for loop in plan.loops(m, n, tasks, 256, 256))
-    # The first step by itself; then R^2, R Z, Z R Z, R^2 and Q Z.
+    # The first step by itself; then R^2, R Q, Q R Q, R^2 and Q Z.
     grams, products, applied = 2, 1 + 5, 2
     # Tiles of half a tile on the diagonal: of 16 squares of 128, 10.
-    assert work == (grams * m * m * n + products * m**3) * 10 // 16 + applied * m * m * n
+    assert plan.multiplications(m, n, tasks, 256) == (
+        (grams * m * m * n + products * m**3) * 10 // 16 + applied * m * m * n
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "shape", "dtype", "kernels"),
+    [
+        ("tpu", (8, 16), "bfloat16", 1),
+        ("cpu", (8, 16), "bfloat16", 0),
+        ("cuda", (8, 16), "bfloat16", 0),
+        ("tpu", (8, 16), "float16", 0),
+        ("tpu", (4096, 4096), "bfloat16", 0),
+    ],
+)
+def test_auto_takes_the_kernel_where_it_wins(
+    platform: str, shape: Any, dtype: str, kernels: int
+) -> None:
+    """On TPUs, for matrices that one holds; it refuses nothing."""
+    run = jax.jit(partial(linalg.orthogonal_factor, steps=1, implementation="auto"))
+    traced = run.trace(jax.ShapeDtypeStruct((2, *shape), dtype))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("tpu_custom_call") == kernels
+    assert ("triton" in text) is False and text.count("dot_general") == (0 if kernels else 3)
+
+
+@pytest.mark.parametrize("depth", (128, 4096))
+def test_each_tile_below_the_diagonal_is_computed_once(depth: int) -> None:
+    for tiles in range(1, 9):
+        found = [
+            (row + i, column)
+            for height, places in enumerate(off_diagonal(tiles, depth), start=1)
+            for row, column in places
+            for i in range(height)
+        ]
+        assert sorted(found) == [(row, column) for row in range(tiles) for column in range(row)]

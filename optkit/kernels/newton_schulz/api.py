@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from optkit.kernels.blocks import ON_CHIP, cut, filled
-from optkit.kernels.implementation import Implementation, by_platform, check_implementation
+from optkit.kernels.blocks import ON_CHIP, cut, filled, rounded_up
+from optkit.kernels.implementation import Choice, Unserved, by_platform, check_implementation
 from optkit.kernels.newton_schulz import base, tiled, tpu
 from optkit.kernels.newton_schulz.blocks import resident_blocks
 from optkit.kernels.newton_schulz.plan import Task, gram_tasks, standard_tasks
@@ -21,7 +21,7 @@ from optkit.kernels.symmetric_matmul.api import check_served
 from optkit.linalg.coefficients import Row
 from optkit.linalg.normalise import EpsMode, normalise
 
-__all__ = ["Implementation", "iterate"]
+__all__ = ["Choice", "iterate"]
 
 
 def iterate(
@@ -34,7 +34,7 @@ def iterate(
     margin: float = 1.0,
     compute_dtype: DTypeLike | None = None,
     precision: lax.PrecisionLike = None,
-    implementation: Implementation = "xla",
+    implementation: Choice = "xla",
 ) -> jax.Array:
     """Runs Newton-Schulz steps on wide matrices.
 
@@ -54,8 +54,10 @@ def iterate(
       margin: as there.
       compute_dtype: of the iteration and the result; None for that of x.
       precision: of the products, as in `jax.numpy.matmul`.
-      implementation: "xla"; "pallas", the kernel of the platform; "interpret", the TPU's kernel on
-        any device, slow.
+      implementation: "xla"; "pallas", the kernel of the platform; "auto", which refuses nothing: in
+        a program for a TPU the one kernel, for matrices that its vector memory holds (there the
+        compiler's estimates say that it wins), plain JAX for all others and on other platforms;
+        "interpret", the TPU's kernel on any device, slow.
 
     Returns:
       (..., m, n) in the dtype of the iteration.
@@ -74,7 +76,7 @@ def iterate(
     Reference: ours; the methods are those of `optkit.linalg.newton_schulz` and
     `optkit.linalg.gram_newton_schulz`.
     """
-    check_implementation(implementation)
+    check_implementation(implementation, Choice)
     if x.ndim < 2 or x.shape[-2] > x.shape[-1]:
         raise ValueError(f"newton_schulz.iterate takes wide matrices (..., m, n), got {x.shape}")
     rows = tuple(rows)
@@ -89,12 +91,17 @@ def iterate(
     tasks = standard_tasks(rows) if chosen is None else gram_tasks(rows, chosen)
     division = None if eps is None else tpu.Division(eps, eps_mode, margin)
     on_tpu = partial(_on_tpu, tasks=tasks, division=division, dtype=dtype, precision=precision)
+    if implementation == "auto" and not _is_held(x, tasks, dtype):
+        return meaning(x)
     on_gpu = partial(_on_gpu, tasks=tasks, division=division, dtype=dtype, precision=precision)
 
     @jax.custom_jvp
     def kernel(x: jax.Array) -> jax.Array:
         if implementation == "interpret":
             return over_batch(partial(on_tpu, interpret=True), x)
+        if implementation == "auto":
+            # Each platform's whole program: XLA partitions its own as it likes.
+            return lax.platform_dependent(x, tpu=partial(over_batch, on_tpu), default=meaning)
         return over_batch(lambda y: by_platform("newton_schulz", y, tpu=on_tpu, gpu=on_gpu), x)
 
     @kernel.defjvp
@@ -116,9 +123,7 @@ def _on_tpu(
     check_served("newton_schulz", dtype)
     blocks = resident_blocks(*x.shape[-2:])
     y = filled(_flat(x), {1: blocks.rows, 2: blocks.columns})
-    # A wider matrix is divided in its own precision first.
-    divides = x.dtype in (jnp.float32, jnp.bfloat16)
-    if divides and tpu.memory(y.shape, x.dtype, dtype, tasks) <= ON_CHIP["tpu"]:
+    if _is_held(x, tasks, dtype):
         done = tpu.iterate(
             y, tasks, blocks, division=division, compute_dtype=dtype, precision=precision,
             interpret=interpret,
@@ -126,6 +131,19 @@ def _on_tpu(
         return cut(done, (y.shape[0], *x.shape[-2:])).reshape(x.shape)
     y = _divided(_flat(x), division, dtype)
     return tiled.iterate(y, tasks, tpu_products, precision, interpret=interpret).reshape(x.shape)
+
+
+def _is_held(x: jax.Array, tasks: list[Task], dtype: Any) -> bool:
+    """Whether a TPU does the whole iteration of a matrix in its vector memory."""
+    try:
+        check_served("newton_schulz", dtype)
+    except Unserved:
+        return False
+    blocks = resident_blocks(*x.shape[-2:])
+    shape = tuple(map(rounded_up, x.shape[-2:], (blocks.rows, blocks.columns)))
+    # A wider matrix is divided in its own precision first.
+    divides = x.dtype in (jnp.float32, jnp.bfloat16)
+    return divides and tpu.memory(shape, x.dtype, dtype, tasks) <= ON_CHIP["tpu"]
 
 
 def _on_gpu(

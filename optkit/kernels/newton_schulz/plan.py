@@ -1,7 +1,6 @@
 """Newton-Schulz as a list of tasks on a few square matrices, which one loop works through."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from optkit.kernels.blocks import LANES
@@ -10,10 +9,8 @@ from optkit.linalg.resets import segments
 
 # Kinds of task. S are the square matrices that are kept, X the matrix itself.
 GRAM = 0  # S[to] = X X^T
-PRODUCT = 1  # S[to] = alpha S[left] S[right] + beta S[addend], which is symmetric
-SUM = 2  # S[to] = S[left] + beta I
-APPLY = 3  # X = alpha S[left] X + beta X
-KINDS = ("gram", "product", "sum", "apply")
+PRODUCT = 1  # S[to] = alpha S[left] S[right] + beta S[addend] + gamma I, which is symmetric
+APPLY = 2  # X = alpha S[left] X + beta X
 
 
 class Task(NamedTuple):
@@ -26,6 +23,7 @@ class Task(NamedTuple):
     addend: int = 0
     alpha: float = 1.0
     beta: float = 0.0
+    gamma: float = 0.0
 
 
 def standard_tasks(rows: Iterable[Row]) -> list[Task]:
@@ -45,60 +43,70 @@ def gram_tasks(rows: tuple[Row, ...], resets: Iterable[int]) -> list[Task]:
 
 
 def _segment(rows: tuple[Row, ...]) -> list[Task]:
-    """``R = X X^T``; for each row ``Z = b R + c R^2``, ``Q <- Q (a I + Z)``; then ``X <- Q X``."""
+    """Steps on ``R = X X^T`` and the factor Q of all of them; then ``X <- Q X``.
+
+    1. of the first row ``Q = a I + b R + c R^2``, ``R <- Q (R Q)``; 2. of each other row
+    ``Z = b R + c R^2``, ``Q <- Q Z + a Q``, ``Y = R Z + a R``, ``R <- Z Y + a Y``; of the last row
+    no R.
+    """
     if len(rows) < 2:
         return standard_tasks(rows)
     r, z, q, free = range(4)
     tasks = [Task(GRAM, to=r)]
     for i, (a, b, c) in enumerate(rows):
-        tasks.append(Task(PRODUCT, z, r, r, r, c, b))
         if i == 0:
-            tasks.append(Task(SUM, q, z, beta=a))
-        else:
-            tasks.append(Task(PRODUCT, free, q, z, q, 1.0, a))
-            q, free = free, q
+            tasks += [
+                Task(PRODUCT, q, r, r, r, c, b, a),
+                Task(PRODUCT, free, r, q, r),
+                Task(PRODUCT, r, q, free, free),
+            ]
+            continue
+        tasks += [Task(PRODUCT, z, r, r, r, c, b), Task(PRODUCT, free, q, z, q, 1.0, a)]
+        q, free = free, q
         if i + 1 < len(rows):
             tasks.append(Task(PRODUCT, free, r, z, r, 1.0, a))
             tasks.append(Task(PRODUCT, r, z, free, free, 1.0, a))
     return [*tasks, Task(APPLY, left=q)]
 
 
-class Loop(NamedTuple):
-    """A loop of the kernel that keeps a matrix on the chip, in the order of its program.
+def scale_powers(tasks: Iterable[Task]) -> list[tuple[int, int]]:
+    """Returns with which powers of s alpha and beta are multiplied, if X is s times what is held.
 
-    Attributes:
-      name: what it does.
-      trips: how often it runs for one matrix.
-      products: multiplications with addition of one trip.
+    So a matrix need not be divided by its norm before its first product: s is known after that.
+    Its Gram matrix is held without s, too; what is made of it is held as it is.
+
+    Example:
+      >>> scale_powers(standard_tasks([(1.0, 1.0, 1.0)] * 2))
+      [(0, 0), (4, 2), (1, 1), (0, 0), (0, 0), (0, 0)]
     """
+    own, held, out = 1, dict[int, int](), []
+    for task in tasks:
+        if task.kind == GRAM:
+            held[task.to] = 2 * own
+            out.append((0, 0))
+        elif task.kind == PRODUCT:
+            out.append((held[task.left] + held[task.right], held[task.addend]))
+            held[task.to] = 0
+        else:
+            out.append((held[task.left] + own, own))
+            own = 0
+    return out
 
-    name: str
-    trips: int
-    products: int = 0
 
-
-def loops(m: int, n: int, tasks: Sequence[Task], rows: int, columns: int) -> list[Loop]:
-    """Returns the innermost loops of the kernel, which a schedule shows once each.
+def multiplications(m: int, n: int, tasks: Iterable[Task], rows: int) -> int:
+    """Returns the multiplications with addition of the kernel that keeps a matrix on the chip.
 
     Args:
       m: rows of the matrix, a multiple of the tile.
       n: columns.
       tasks: what the kernel does.
       rows: of a tile of the squares.
-      columns: of a panel of X.
     """
-    count = Counter(task.kind for task in tasks)
-    tiles, panels = m // rows, m // LANES
-    square = rows * rows
-    out = [Loop("norm", panels), Loop("norm of unusual units", 0), Loop("division", panels)]
-    for kind, depth in ((GRAM, n), (PRODUCT, m)):
-        below = Loop(f"{KINDS[kind]}, off", tiles * (tiles - 1) // 2 * count[kind], square * depth)
-        half = square if rows == LANES else square * 3 // 4
-        on = Loop(f"{KINDS[kind]}, on", tiles * count[kind], half * depth)
-        out += [below, on] if tiles > 1 else [on]
-    out.append(Loop(KINDS[SUM], panels * count[SUM]))
-    out.append(Loop(KINDS[APPLY], n // columns * count[APPLY], m * m * columns))
-    return out
+    tiles = m // rows
+    on = rows * rows if rows == LANES else rows * rows * 3 // 4
+    half = tiles * (tiles - 1) // 2 * rows * rows + tiles * on
+    each = {GRAM: half * n, PRODUCT: half * m, APPLY: m * m * n}
+    return sum(each[task.kind] for task in tasks)
 
 
 def slots(tasks: Iterable[Task]) -> int:

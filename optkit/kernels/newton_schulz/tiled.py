@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optkit.kernels.newton_schulz.plan import GRAM, PRODUCT, SUM, Task
+from optkit.kernels.newton_schulz.plan import GRAM, PRODUCT, Task
 
 
 class Products(Protocol):
@@ -33,13 +33,13 @@ def iterate(
             )
         elif task.kind == PRODUCT:
             left, right, addend = (squares[i] for i in (task.left, task.right, task.addend))
-            squares[task.to] = products.symmetric_product(
+            y = products.symmetric_product(
                 left, right, addend, task.alpha, task.beta, precision, **options
             )
-        elif task.kind == SUM:
-            y = squares[task.left]
-            identity = jnp.eye(y.shape[-1], dtype=jnp.float32)
-            squares[task.to] = (y + task.beta * identity[None]).astype(y.dtype)
+            if task.gamma:
+                identity = jnp.eye(y.shape[-1], dtype=jnp.float32)
+                y = (y + task.gamma * identity[None]).astype(y.dtype)
+            squares[task.to] = y
         else:
             x = products.add_product(
                 squares[task.left], x, task.alpha, task.beta, precision, **options

@@ -1,8 +1,8 @@
 """The whole iteration as one Pallas kernel for TPUs: X and a few squares stay in vector memory."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,32 @@ from jax.typing import DTypeLike
 
 from optkit.kernels.blocks import LANES, bytes_of, check_divides, check_on_chip
 from optkit.kernels.newton_schulz.blocks import ResidentBlocks
-from optkit.kernels.newton_schulz.plan import APPLY, GRAM, PRODUCT, SUM, Task, loops, slots
-from optkit.linalg.normalise import EpsMode
+from optkit.kernels.newton_schulz.dividing import (
+    RARE,
+    Division,
+    copy,
+    divide,
+    inverse_divisor,
+    is_usual,
+)
+from optkit.kernels.newton_schulz.plan import (
+    APPLY,
+    GRAM,
+    PRODUCT,
+    Task,
+    multiplications,
+    scale_powers,
+    slots,
+)
+from optkit.kernels.newton_schulz.products import apply, gram_slowly, off_diagonal, symmetric
 
 # What the compiler needs beside the buffers: results of products on their way to memory.
 _SPARE = 6 * 2**20
-# Of a Task: whole numbers, and numbers that are not.
-_WHOLE, _REAL = 5, 2
-# Its inverse is a normal number.
-_LARGEST_PEAK = 2.0**126
-_USUAL = 2.0**40
+# Of a task: whole numbers, those for powers of the scale among them, and numbers that are not.
+_WHOLE, _REAL = 7, 3
+_POWERS = 5
 
 Carry = Any
-
-
-class Division(NamedTuple):
-    """What a matrix is divided by before the steps; see ``optkit.linalg.normalise``."""
-
-    eps: float
-    eps_mode: EpsMode
-    margin: float
 
 
 def memory(
@@ -70,15 +76,22 @@ def iterate(
     check_divides("an axis of columns", n, blocks.columns)
     needed = memory(x.shape, x.dtype, compute_dtype, tasks)
     check_on_chip(f"newton_schulz of ({m}, {n})", needed, "tpu")
-    whole = np.asarray([task[:_WHOLE] for task in tasks], np.int32).reshape(-1)
-    real = np.asarray([task[_WHOLE:] for task in tasks], np.float32).reshape(-1)
-    below = [(i, j) for i in range(m // blocks.rows) for j in range(i)]
-    pairs = np.asarray(below or [(0, 0)], np.int32).reshape(-1)
+    # In 16 bits the first product's diagonal tells the norm well enough.
+    by_trace = division is not None and jnp.dtype(compute_dtype).itemsize == 2
+    scaled = scale_powers(tasks) if by_trace else [(0, 0)] * len(tasks)
+    numbers = [(*task[:5], *powers) for task, powers in zip(tasks, scaled, strict=True)]
+    whole = np.asarray(numbers, np.int32).reshape(-1)
+    real = np.asarray([task[5:] for task in tasks], np.float32).reshape(-1)
+    tiles = [
+        [place for places in off_diagonal(m // blocks.rows, depth) for place in places]
+        for depth in (n, m)
+    ]
+    # The last entry is the number of trips of loops with one, which the compiler keeps so.
+    table = np.asarray([*tiles[0], *tiles[1], (0, 1)], np.int32).reshape(-1)
     block = pl.BlockSpec((None, m, n), lambda i, *_: (i, 0, 0))
-    work = loops(m, n, tasks, blocks.rows, blocks.columns)
     kernel = functools.partial(
-        _kernel, tasks=len(tasks), pairs=len(below), blocks=blocks, division=division,
-        precision=precision,
+        _kernel, tasks=len(tasks), starts=(0, len(tiles[0])), blocks=blocks, division=division,
+        by_trace=by_trace, precision=precision,
     )  # fmt: skip
     return pl.pallas_call(
         kernel,
@@ -87,20 +100,25 @@ def iterate(
             grid=(batch,),
             in_specs=[block],
             out_specs=block,
-            scratch_shapes=[pltpu.VMEM((slots(tasks), m, m), jnp.dtype(compute_dtype))],
+            scratch_shapes=[
+                pltpu.VMEM((slots(tasks), m, m), jnp.dtype(compute_dtype)),
+                pltpu.SMEM((_POWERS,), jnp.float32),
+                pltpu.VMEM((1, n), jnp.float32),
+                pltpu.VMEM((1, LANES), jnp.float32),
+            ],
         ),
         out_shape=jax.ShapeDtypeStruct(x.shape, compute_dtype),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary",), vmem_limit_bytes=needed
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * batch * sum(loop.trips * loop.products for loop in work),
+            flops=2 * batch * multiplications(m, n, tasks, blocks.rows),
             transcendentals=0,
             bytes_accessed=bytes_of((x.shape, x.dtype), (x.shape, compute_dtype)),
         ),
         interpret=interpret,
         name="newton_schulz",
-    )(jnp.asarray(whole), jnp.asarray(real), jnp.asarray(pairs), x)
+    )(jnp.asarray(whole), jnp.asarray(real), jnp.asarray(table), x)
 
 
 def _kernel(
@@ -108,180 +126,82 @@ def _kernel(
     real: Any,
     table: Any,
     given: Any,  # (m, n), as it came
-    x: Any,  # (m, n), what goes out: X all along
+    x: Any,  # (m, n), what goes out: X all along, or X without the scale up to its first product
     squares: Any,  # (slots, m, m)
+    powers: Any,  # (5,), of the scale
+    again: Any,  # (1, n)
+    trace: Any,  # (1, 128), of the first product
     *,
     tasks: int,
-    pairs: int,
+    starts: tuple[int, int],
     blocks: ResidentBlocks,
     division: Division | None,
+    by_trace: bool,
     precision: lax.PrecisionLike,
 ) -> None:
     """The tasks on one matrix."""
-    _load(given, x, division)
-    symmetric = functools.partial(
-        _symmetric, table=table, pairs=pairs, tile=blocks.rows, precision=precision
-    )
+    for power in range(_POWERS):
+        powers[power] = 1.0
+    if division is None or by_trace:
+        copy(given, x)
+    else:
+        divide(given, x, again, division)
+    product_of = functools.partial(symmetric, table=table, tile=blocks.rows, precision=precision)
+
+    def learn_scale() -> None:
+        assert division is not None
+        total = jnp.sum(trace[...], axis=1, keepdims=True)
+        usual = is_usual(total[0, 0])
+        scale = jnp.where(usual, inverse_divisor(total, division)[0, 0], 1.0)
+        known = scale
+        for power in range(1, _POWERS):
+            powers[power] = known
+            known = known * scale
+        with jax.named_scope(RARE):
+
+            @pl.when(~usual)
+            def divide_first() -> None:
+                divide(given, x, again, division)
+                gram_slowly(x, squares.at[whole[1]], precision)
 
     def task(t: jax.Array, carry: Carry) -> Carry:
-        kind, to, left, right, addend = (whole[_WHOLE * t + k] for k in range(_WHOLE))
-        alpha, beta = (real[_REAL * t + k] for k in range(_REAL))
+        kind, to, left, right, addend, *scaled = (whole[_WHOLE * t + k] for k in range(_WHOLE))
+        alpha, beta, gamma = (real[_REAL * t + k] for k in range(_REAL))
+        alpha, beta = alpha * powers[scaled[0]], beta * powers[scaled[1]]
 
         @pl.when(kind == GRAM)
         def gram() -> None:
-            symmetric(x, x, squares.at[to], lambda product, *at: product)
+            trace[...] = jnp.zeros_like(trace)
+            own = trace if by_trace else None
+            product_of(
+                x, x, squares.at[to], lambda product, *at: product, start=starts[0], trace=own
+            )
 
         @pl.when(kind == PRODUCT)
         def product() -> None:
             def end(product: jax.Array, *at: Any) -> jax.Array:
                 return alpha * product + beta * squares[addend, *at].astype(product.dtype)
 
-            symmetric(squares.at[left], squares.at[right], squares.at[to], end)
-
-        @pl.when(kind == SUM)
-        def add_identity() -> None:
-            _add_identity(squares.at[left], squares.at[to], beta)
+            operands = squares.at[left], squares.at[right]
+            product_of(*operands, squares.at[to], end, start=starts[1], gamma=gamma)
 
         @pl.when(kind == APPLY)
-        def apply() -> None:
-            _apply(squares.at[left], x, alpha, beta, blocks.columns, precision)
+        def multiply() -> None:
+            apply(squares.at[left], x, alpha, beta, blocks.columns, precision)
 
         return carry
 
-    lax.fori_loop(0, tasks, task, 0)
+    if not by_trace:
+        lax.fori_loop(0, tasks, task, 0)
+        return
 
-
-def _symmetric(
-    left: Any,
-    right: Any,
-    to: Any,
-    end: Callable[..., jax.Array],
-    *,
-    table: Any,
-    pairs: int,
-    tile: int,
-    precision: lax.PrecisionLike,
-) -> None:
-    """``left right^T``, which is symmetric, from tiles on and below the diagonal."""
-
-    def off(pair: jax.Array, carry: Carry) -> Carry:
-        here, there = (_tile(table[2 * pair + k], tile) for k in (0, 1))
-        y = end(_transposed(left[here, :], right[there, :], precision), here, there)
-        y = y.astype(to.dtype)
-        to[here, there] = y
-        to[there, here] = y.T
+    def turn(i: jax.Array, carry: Carry) -> Carry:
+        # The first task by itself, which is a product X X^T; then all others.
+        lax.fori_loop(i, 1 + i * (tasks - 1), task, 0)
+        pl.when(i == 0)(learn_scale)
         return carry
 
-    def on(i: jax.Array, carry: Carry) -> Carry:
-        here = _tile(i, tile)
-        if tile == LANES:
-            y = end(_transposed(left[here, :], right[here, :], precision), here, here)
-            to[here, here] = _mean(y).astype(to.dtype)
-            return carry
-        # Of a tile on the diagonal, too, only what lies below it.
-        half = tile // 2
-        top, low = (pl.ds(pl.multiple_of(i * tile + k * half, half), half) for k in (0, 1))
-        first = _transposed(left[here, :], right[top, :], precision)
-        last = _transposed(left[low, :], right[low, :], precision)
-        side = end(first[half:], low, top).astype(to.dtype)
-        corners = [end(x, at, at) for x, at in ((first[:half], top), (last, low))]
-        to[top, top], to[low, low] = (_mean(x).astype(to.dtype) for x in corners)
-        to[low, top], to[top, low] = side, side.T
-        return carry
-
-    if pairs:
-        lax.fori_loop(0, pairs, off, 0)
-    lax.fori_loop(0, to.shape[0] // tile, on, 0)
+    lax.fori_loop(0, 2, turn, 0)
 
 
-def _apply(
-    factor: Any, x: Any, alpha: jax.Array, beta: jax.Array, columns: int, precision: Any
-) -> None:
-    """``X = alpha factor X + beta X``, in place."""
-
-    def panel(j: jax.Array, carry: Carry) -> Carry:
-        here = _tile(j, columns)
-        y = x[:, here]
-        product = jnp.dot(factor[:, :], y, precision=precision, preferred_element_type=jnp.float32)
-        x[:, here] = (alpha * product + beta * y.astype(product.dtype)).astype(x.dtype)
-        return carry
-
-    lax.fori_loop(0, x.shape[1] // columns, panel, 0)
-
-
-def _add_identity(x: Any, to: Any, beta: jax.Array) -> None:
-    def panel(i: jax.Array, carry: Carry) -> Carry:
-        y = x[_tile(i), :].astype(jnp.float32)
-        row, column = (lax.broadcasted_iota(jnp.int32, y.shape, axis) for axis in (0, 1))
-        to[_tile(i), :] = jnp.where(row + i * LANES == column, y + beta, y).astype(to.dtype)
-        return carry
-
-    lax.fori_loop(0, x.shape[0] // LANES, panel, 0)
-
-
-def _load(given: Any, x: Any, division: Division | None) -> None:
-    """Brings the matrix to where it is worked on, divided by its norm."""
-    panels, n = given.shape[0] // LANES, given.shape[1]
-    inverse: Any = None
-    rest: Any = None
-    if division is not None:
-
-        def first(i: jax.Array, carry: Carry) -> Carry:
-            y = given[_tile(i), :].astype(jnp.float32)
-            most, total = carry
-            most = jnp.maximum(most, jnp.max(jnp.abs(y), axis=0, keepdims=True))
-            return most, total + jnp.sum(y * y, axis=0, keepdims=True)
-
-        def again(i: jax.Array, total: jax.Array) -> jax.Array:
-            y = given[_tile(i), :].astype(jnp.float32) * inverse
-            return total + jnp.sum(y * y, axis=0, keepdims=True)
-
-        zeros = jnp.zeros((1, n), jnp.float32)
-        most, total = lax.fori_loop(0, panels, first, (zeros, zeros))
-        most = jnp.max(most, axis=1, keepdims=True)
-        inverse = _inverse_peak(most)
-        # Squares of numbers far from 1 overflow or vanish: then they are summed once more.
-        usual = (most[0, 0] > 1.0 / _USUAL) & (most[0, 0] < _USUAL)
-        start = jnp.where(usual, total * inverse * inverse, 0.0)
-        total = lax.fori_loop(0, jnp.where(usual, 0, panels), again, start)
-        total = jnp.sum(total, axis=1, keepdims=True)
-        rest = 1.0 / _divisor(jnp.sqrt(total), inverse, division)
-
-    def panel(i: jax.Array, carry: Carry) -> Carry:
-        y = given[_tile(i), :]
-        if division is not None:
-            # In two steps: both factors at once may be too small a number, or too large.
-            y = y.astype(jnp.float32) * inverse * rest
-        x[_tile(i), :] = y.astype(x.dtype)
-        return carry
-
-    lax.fori_loop(0, panels, panel, 0)
-
-
-def _inverse_peak(largest: jax.Array) -> jax.Array:
-    """One over the power of two below a number ``(1, 1)``: what has no normal number becomes 0."""
-    alive = ~(largest < jnp.finfo(jnp.float32).tiny)
-    known = jnp.clip(jnp.where(alive, largest, 1.0), None, _LARGEST_PEAK)
-    exponent = lax.bitcast_convert_type(known, jnp.int32) & 0x7F800000
-    return jnp.where(alive, 1.0 / lax.bitcast_convert_type(exponent, jnp.float32), 0.0)
-
-
-def _divisor(norm: jax.Array, inverse: jax.Array, division: Division) -> jax.Array:
-    scaled, eps = division.margin * norm, division.eps * inverse
-    scaled = scaled + eps if division.eps_mode == "add" else jnp.maximum(scaled, eps)
-    return jnp.where(scaled == 0.0, 1.0, scaled)
-
-
-def _tile(i: jax.Array, size: int = LANES) -> Any:
-    return pl.ds(pl.multiple_of(i * size, size), size)
-
-
-def _mean(x: jax.Array) -> jax.Array:
-    """With its transpose: symmetric bit for bit."""
-    return 0.5 * (x + x.T)
-
-
-def _transposed(a: jax.Array, b: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
-    """``a b^T``."""
-    over = (((1,), (1,)), ((), ()))
-    return lax.dot_general(a, b, over, precision=precision, preferred_element_type=jnp.float32)
+__all__ = ["Division", "iterate", "memory"]
