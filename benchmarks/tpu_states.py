@@ -21,8 +21,8 @@ import optax
 
 import optkit
 from benchmarks import common, memory_shapes, tpu
-from optkit.codecs import TableCodec
 from optkit.kernels import block_codec
+from optkit.kernels.block_codec.arg_specs import ARG_SPECS, ArgSpec
 from optkit.kernels.block_codec.geometry import geometry_of
 from optkit.kernels.block_codec.tpu import ROWS, columns_of
 
@@ -61,7 +61,7 @@ def memory_row(name: str, shapes: Any, chip: str) -> dict[str, Any]:
     if name.endswith("kernel"):
         bits = 4 if "4" in name else 8
         sizes = [leaf.shape for leaf in jax.tree.leaves(shapes) if leaf.size >= 4096]
-        kernel_cycles = sum(kernel(shape, bits, chip) for shape in sizes)
+        kernel_cycles = sum(kernel(ArgSpec("leaf", shape, bits), chip) for shape in sizes)
     return {
         "name": name,
         "state_bytes": optkit.tree.tree_bytes(arguments[1]),
@@ -74,13 +74,12 @@ def memory_row(name: str, shapes: Any, chip: str) -> dict[str, Any]:
 _KERNELS: dict[Any, int] = {}
 
 
-def kernel(shape: tuple[int, ...], bits: int, chip: str) -> int:
+def kernel(spec: ArgSpec, chip: str) -> int:
     """Returns the bundles of Adam's kernel for a leaf: those of a tile times the tiles."""
-    signed = TableCodec() if bits == 8 else TableCodec(bits=4, exponent_bits=3, block=128)
-    codecs = [signed, signed.for_sign(False)]
-    form = geometry_of(signed, shape)
+    shape, codecs = spec.shape, spec.codecs
+    form = geometry_of(codecs[0], shape)
     columns = columns_of(form)
-    key = (chip, bits, columns, form.is_short)
+    key = (chip, spec.bits, columns, form.is_short)
     if key not in _KERNELS:
 
         def adam(moments: Any, arrays: Any, scalars: Any) -> Any:
@@ -95,7 +94,7 @@ def kernel(shape: tuple[int, ...], bits: int, chip: str) -> int:
                 implementation="pallas",
             )  # fmt: skip
 
-        full, one = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, ()))
+        full, one = spec.abstract(), jax.ShapeDtypeStruct((), jnp.float32)
         tpu.forget_bundles()
         stored = [codec.shapes(shape) for codec in codecs]
         tpu.compile_for(chip, run, stored, full, full, one, one, donate=(0,))
@@ -114,7 +113,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tree", choices=TREES, default="gpt2_small")
     parser.add_argument("--only", action="append", choices=STEPS, help="some of the rows")
     parser.add_argument("--store", action="store_true", help="keep the table beside this file")
+    parser.add_argument(
+        "--kernels", action="store_true", help="Adam's kernel for leaves of real models instead"
+    )
     args = parser.parse_args(arguments)
+    if args.kernels:
+        print(kernels(args.chip))
+        return
     # XLA's table lookups in the embedding of GPT-2 take the compiler more than 20 minutes.
     names = [name for name in STEPS if args.tree != "gpt2_small" or "XLA" not in name]
     common.fresh_process()
@@ -123,6 +128,24 @@ def main(arguments: list[str] | None = None) -> None:
     if args.store:
         asked = {"chip": args.chip, "tree": args.tree}
         STORED.write_text(json.dumps({**asked, "rows": rows}, indent=1) + "\n")
+
+
+def kernels(chip: str) -> str:
+    """Returns a table of the kernel's cycles for each of ``ARG_SPECS``."""
+    cycles = [(spec, kernel(spec, chip)) for spec in ARG_SPECS]
+    return common.table(
+        ("leaf", "shape", "bits", "est. Mcycles", "entries a cycle"),
+        [
+            (
+                spec.name,
+                " x ".join(map(str, spec.shape)),
+                str(spec.bits),
+                f"{found / 1e6:.2f}",
+                f"{math.prod(spec.shape) / found:.1f}",
+            )
+            for spec, found in cycles
+        ],
+    )
 
 
 def text(rows: list[dict[str, Any]]) -> str:

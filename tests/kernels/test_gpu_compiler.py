@@ -9,6 +9,7 @@ import pytest
 from optkit.aot import compile_for
 from optkit.codecs import TableCodec
 from optkit.kernels.block_codec import update_stored
+from optkit.kernels.block_codec.arg_specs import ARG_SPECS, ArgSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("optimizing")]
 
@@ -24,6 +25,31 @@ def adam(moments: Any, arrays: Any, scalars: Any) -> Any:
     return [(scalars[0] * m / (jnp.sqrt(v) + 1e-8)).astype(arrays[0].dtype)], [m, v]
 
 
+def compiled(codecs: list[TableCodec], shape: tuple[int, ...], dtype: Any) -> Any:
+    """Adam's step of a leaf."""
+
+    def run(stored: Any, g: Any, rate: Any) -> Any:
+        return update_stored(
+            adam, stored, [g], [rate], read=codecs, write=codecs, shape=shape, reuse={0: 0},
+            implementation="pallas",
+        )  # fmt: skip
+
+    return compile_for(
+        "h100",
+        run,
+        [own.shapes(shape) for own in codecs],
+        jax.ShapeDtypeStruct(shape, dtype),
+        jax.ShapeDtypeStruct((), jnp.float32),
+        donate=(0, 1),
+    )
+
+
+@pytest.mark.parametrize("spec", ARG_SPECS, ids=lambda spec: spec.name)
+def test_moments_of_models_compile(spec: ArgSpec) -> None:
+    text = compiled(spec.codecs, spec.shape, jnp.float32).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 1
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=("8 bits", "4 bits"))
 @pytest.mark.parametrize(
     ("shape", "dtype"),
@@ -33,22 +59,7 @@ def adam(moments: Any, arrays: Any, scalars: Any) -> Any:
 def test_stored_moments_compile_and_are_never_written_in_full(
     codec: TableCodec, shape: tuple[int, ...], dtype: Any
 ) -> None:
-    codecs = [codec, codec.for_sign(False)]
-
-    def run(stored: Any, g: Any, rate: Any) -> Any:
-        return update_stored(
-            adam, stored, [g], [rate], read=codecs, write=codecs, shape=shape, reuse={0: 0},
-            implementation="pallas",
-        )  # fmt: skip
-
-    compiled = compile_for(
-        "h100",
-        run,
-        [own.shapes(shape) for own in codecs],
-        jax.ShapeDtypeStruct(shape, dtype),
-        jax.ShapeDtypeStruct((), jnp.float32),
-        donate=(0, 1),
-    )
-    assert compiled.as_text().count("__gpu$xla.gpu.triton") == 1
+    found = compiled([codec, codec.for_sign(False)], shape, dtype)
+    assert found.as_text().count("__gpu$xla.gpu.triton") == 1
     # Beside what is donated: tables and pointers.
-    assert compiled.memory_analysis().temp_size_in_bytes < 1024
+    assert found.memory_analysis().temp_size_in_bytes < 1024

@@ -11,8 +11,8 @@ from benchmarks import tpu_newton_schulz as bench
 from optkit import linalg
 from optkit.aot import compile_for
 from optkit.kernels import symmetric_matmul
-from optkit.kernels.arg_specs import ARG_SPECS, ArgSpec
 from optkit.kernels.newton_schulz import iterate
+from optkit.kernels.newton_schulz.arg_specs import ARG_SPECS, ArgSpec
 from optkit.linalg.factor import standard_flops
 
 pytestmark = pytest.mark.usefixtures("optimizing")
@@ -28,10 +28,15 @@ def calls(chip: str, function: Any, *shapes: Any) -> int:
     return max(text.count(f'custom_call_target="{call}"') for call in CALLS.values())
 
 
-def products(chip: str, dtype: Any) -> None:
-    """Each operation once, for shapes that are no whole tiles."""
+# No whole tiles; whole ones of a model.
+PRODUCTS = (ArgSpec("ragged", (2, 300, 515)), ARG_SPECS[3])
+
+
+def products(chip: str, spec: ArgSpec, dtype: Any) -> None:
+    """Each operation once."""
     by = {"implementation": "pallas"}
-    x, a = (jax.ShapeDtypeStruct((2, 300, n), dtype) for n in (515, 300))
+    b, m, _ = spec.shape
+    x, a = spec.abstract(dtype), jax.ShapeDtypeStruct((b, m, m), dtype)
     gram, polynomial, add = (
         partial(function, **by)
         for function in (
@@ -49,15 +54,17 @@ def products(chip: str, dtype: Any) -> None:
 
 @pytest.mark.tpu
 @pytest.mark.parametrize("chip", TPUS)
+@pytest.mark.parametrize("spec", PRODUCTS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float32))
-def test_products_compile_for_tpus(chip: str, dtype: Any) -> None:
-    products(chip, dtype)
+def test_products_compile_for_tpus(chip: str, spec: ArgSpec, dtype: Any) -> None:
+    products(chip, spec, dtype)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("spec", PRODUCTS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float32, jnp.float16))
-def test_products_compile_for_gpus(dtype: Any) -> None:
-    products("h100", dtype)
+def test_products_compile_for_gpus(spec: ArgSpec, dtype: Any) -> None:
+    products("h100", spec, dtype)
 
 
 @pytest.mark.tpu

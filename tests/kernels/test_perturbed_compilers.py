@@ -9,6 +9,7 @@ import pytest
 from optkit.aot import compile_for
 from optkit.evolution import population_apply, population_perturb
 from optkit.kernels.perturbed_matmul import Counters, perturbed_rows
+from optkit.kernels.perturbed_matmul.arg_specs import ARG_SPECS
 
 pytestmark = pytest.mark.usefixtures("optimizing")
 
@@ -40,6 +41,8 @@ CASES = [
     (FEW, jnp.bfloat16, True),
     (MANY, jnp.bfloat16, False),
     (MANY, jnp.float32, True),
+    # Of a policy, and of a model.
+    *((tuple(spec[1:]), jnp.bfloat16, True) for spec in ARG_SPECS[:2]),
 ]
 
 
