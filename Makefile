@@ -3,7 +3,7 @@
 #   make demo         race four optimizers on real text; the report is demo_out/report.html
 #   make test         style, types, examples in the documentation, and the quick tests
 #   make test-slow    the tests that `make test` leaves out
-#   make test-sweep   the costly contracts of all methods; `make test` looks at a third of these
+#   make test-sweep   the costly tests of many alike; `make test` looks at a third of these
 #   make test-latest  a part of the tests on Python 3.12 or later with the newest JAX
 #   make test-tpu     compile kernels with the TPU's own compiler; no TPU is needed
 #   make test-gpu     compile kernels with the GPU's own compiler; no GPU is needed
@@ -54,7 +54,7 @@ test-slow: $(VENV)/.optkit-test
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m slow $(call marked,slow)
 
 test-sweep: $(VENV)/.optkit-test
-	OPTKIT_SWEEP=all $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m sweep tests/conformance
+	OPTKIT_SWEEP=all $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m sweep
 
 test-latest: $(VENV_LATEST)/.optkit-test
 	OPTKIT_EVERY_METHOD=$(LATEST_EVERY) OPTKIT_SWEEP=all $(VENV_LATEST)/bin/python -m pytest \

@@ -1,5 +1,6 @@
 """How JAX and Hypothesis run under every test; the environment is set before JAX is imported."""
 
+import collections
 import functools
 import gc
 import os
@@ -82,17 +83,52 @@ settings.register_profile(
 settings.load_profile(os.environ.get("OPTKIT_HYPOTHESIS_PROFILE", "quick"))
 
 
-# A process may hold 65530 maps of memory (Linux's default), an executable takes three, and beyond
-# that compilation ends the process.
-MOST_MAPS = 20_000
+# A process may hold 65530 maps of memory (Linux's default), an executable takes four or five, and
+# beyond that compilation ends the process. To count them takes as long as some tests do.
+MOST_MAPS, PROGRAMS_BETWEEN_COUNTS = 45_000, 1000
+_since_count: collections.Counter[str] = collections.Counter()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _forget_programs() -> None:
+def _note_compilation(event: str, *_: object, **__: object) -> None:
+    _since_count[event] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_note_compilation)
+
+
+def pytest_runtest_setup() -> None:
+    """Forgets programs before there are too many."""
+    if _since_count["/jax/core/compile/backend_compile_duration"] < PROGRAMS_BETWEEN_COUNTS:
+        return
+    _since_count.clear()
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+# Tests marked `sweep` cost most of the suite's time, and are of a kind that many others are of: a
+# method of the catalogue, or other hyperparameters of one. Each run looks at every third, from this
+# one on; `make test-sweep` at all.
+TURNS = 3
+TURN = os.environ.get("OPTKIT_SWEEP", "0")
+
+
+def _has_its_turn(item: pytest.Item) -> bool:
+    if TURN == "all" or item.get_closest_marker("sweep") is None:
+        return True
+    assert isinstance(item, pytest.Function), f"{item.nodeid} is not one of many"
+    numbers = item.callspec.indices
+    # Contracts of one method have their turn together: they share what is compiled.
+    return numbers.get("method", sum(numbers.values())) % TURNS == int(TURN) % TURNS
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what waits for its turn."""
+    waiting = [item for item in items if not _has_its_turn(item)]
+    if waiting:
+        config.hook.pytest_deselected(items=waiting)
+        items[:] = [item for item in items if _has_its_turn(item)]
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.sweep
 def test_compiled_equals_eager(name: str) -> None:
     rule = build(name)
     close(run(rule, rounds()), run(rule, rounds(), rule.apply))
@@ -45,6 +46,7 @@ def test_state_and_direction_keep_shapes_and_dtypes(name: str) -> None:
         assert each.moved.shape == () and each.moved.dtype == bool
 
 
+@pytest.mark.sweep
 def test_16_bit_reports_give_float32(name: str) -> None:
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), sent(0))
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), half)
@@ -81,6 +83,7 @@ def test_an_empty_round_keeps_finite(name: str) -> None:
     chex.assert_tree_all_finite(numbers((first, empty, again)))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", [name for name in NAMES if build(name).fold])
 def test_chunks_give_what_the_whole_gives(name: str) -> None:
     rule = build(name)
@@ -101,6 +104,7 @@ def test_chunks_give_what_the_whole_gives(name: str) -> None:
         state = whole.state
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x")], ids=["clients", "coordinates"])
 def test_clients_or_coordinates_on_a_mesh_change_nothing(name: str, spec: P) -> None:
     mesh, rule = mesh_of("auto"), build(name)
@@ -114,6 +118,7 @@ def test_clients_or_coordinates_on_a_mesh_change_nothing(name: str, spec: P) -> 
     close(run(rule, placed), run(rule, rounds()))
 
 
+@pytest.mark.sweep
 def test_clients_along_an_axis_name_give_what_a_leading_axis_gives(name: str) -> None:
     mesh = mesh_of("auto")
     rule = build(name, axis_name="x")

@@ -14,6 +14,7 @@ from benchmarks.claims import engine
 SETTING = engine.Setting(seeds=(0, 1), quick=True)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("name", command.names())
 def test_quick_form_runs(name: str) -> None:

@@ -12,6 +12,7 @@ OPTIMIZED = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", measurement.recipes())
 def test_no_temporary_copies_beyond_what_the_maths_needs(name: str) -> None:
     shapes = measurement.few_leaves()

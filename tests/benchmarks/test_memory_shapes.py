@@ -318,6 +318,7 @@ def test_the_trees_have_the_published_sizes(model):
     assert (sizes.total, sizes.held, len(sizes.matrices)) == COUNTS[model]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("case", "model", "published"), [*cases()])
 def test_bytes_are_those_of_the_formula(case, model, published):
     sizes = Sizes(model, case.tree)

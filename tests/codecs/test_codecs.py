@@ -96,6 +96,7 @@ def oracle(codec: TableCodec, x: np.ndarray) -> np.ndarray:
     return out
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("codec", CODECS, ids=label)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape_is_stored_as_said(codec: Codec, shape: tuple[int, ...]) -> None:

@@ -10,21 +10,19 @@ from tests.conformance import methods
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves methods whose turn it is not out of the contracts marked ``sweep``."""
-    parts: dict[bool, list[pytest.Item]] = {False: [], True: []}
-    for item in items:
-        parts[_waits(item)].append(item)
-    if parts[True]:
-        config.hook.pytest_deselected(items=parts[True])
-        items[:] = parts[False]
+    """Leaves tests of recipes, and of wrappers, to these."""
+    others = {id(item) for item in items if not _fits(item)}
+    if others:
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in others])
+        items[:] = [item for item in items if id(item) not in others]
 
 
-def _waits(item: pytest.Item) -> bool:
-    if item.get_closest_marker("sweep") is None:
-        return False
-    assert isinstance(item, pytest.Function)
-    given = item.callspec.params
-    return not methods.has_its_turn(given["method"] if "method" in given else given["recipe"])
+def _fits(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function) or "method" not in getattr(item, "fixturenames", ()):
+        return True
+    kinds = {"recipe": methods.RECIPES, "wrapper": methods.WRAPPERS}
+    name = item.callspec.params["method"]
+    return all(name in of for kind, of in kinds.items() if kind in item.fixturenames)
 
 
 @pytest.fixture(autouse=True)
@@ -47,13 +45,14 @@ def method(request: pytest.FixtureRequest) -> methods.Method:
     return methods.method(request.param)
 
 
-@pytest.fixture(scope="session", params=methods.RECIPES)
-def recipe(request: pytest.FixtureRequest) -> methods.Method:
+# The same parameter, so that pytest keeps all tests of a method together, and they share its runs.
+@pytest.fixture(scope="session")
+def recipe(method: methods.Method) -> methods.Method:
     """Every whole optimizer."""
-    return methods.method(request.param)
+    return method
 
 
-@pytest.fixture(scope="session", params=methods.WRAPPERS)
-def wrapper(request: pytest.FixtureRequest) -> methods.Method:
+@pytest.fixture(scope="session")
+def wrapper(method: methods.Method) -> methods.Method:
     """Every wrapper; the test says around what."""
-    return methods.method(request.param)
+    return method

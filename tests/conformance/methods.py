@@ -349,17 +349,6 @@ def names(*kinds: str) -> list[str]:
 
 
 ALL = names("recipe", "part", "wrapper")
-# Contracts marked `sweep` cost most of the suite's time. Each run looks at them for every third
-# method, from this one on; `make test-sweep` for all of them.
-TURNS = 3
-TURN = os.environ.get("OPTKIT_SWEEP", "0")
-
-
-def has_its_turn(name: str) -> bool:
-    """Tells whether this run looks at the costly contracts of a method."""
-    return TURN == "all" or ALL.index(name) % TURNS == int(TURN) % TURNS
-
-
 RECIPES = names("recipe")
 WRAPPERS = names("wrapper")
 MATRIX_RECIPES = [e.name for e in optkit.catalogue.entries(kind="recipe", family="matrix")]

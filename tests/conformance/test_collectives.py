@@ -94,6 +94,7 @@ def test_a_step_sends_no_more_than_its_class(method: Method) -> None:
         assert collectives(compiled, scalars=True) == {}
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("name", MATRIX)
@@ -102,6 +103,7 @@ def test_sharded_stacks_exchange_nothing(name: str, kind: str) -> None:
     assert collectives(case.compiled) == {}
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["rows", "columns"])
 @pytest.mark.parametrize("name", MATRIX)

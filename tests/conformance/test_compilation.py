@@ -75,12 +75,13 @@ def test_vmap_over_a_population(method: Method) -> None:
         (method.grads(2, PAIR), method.grads(1, PAIR), method.grads(0, PAIR)),
     ]
     population = jax.tree.map(lambda *x: jnp.stack(x), *members)
-    got = jax.vmap(two_steps)(*population)
+    got = jax.jit(jax.vmap(two_steps))(*population)
     for index, member in enumerate(members):
         want = two_steps(*member)
         assert_close(jax.tree.map(operator.itemgetter(index), got), want)
 
 
+@pytest.mark.sweep
 def test_scan_equals_a_loop(method: Method) -> None:
     states, params, updates = method.scanned
     tx, target = method.tx, method.grads(0)

@@ -29,6 +29,7 @@ def _schedulable(method: Method) -> dict[str, float]:
     return out
 
 
+@pytest.mark.sweep
 def test_a_constant_schedule_is_the_constant(method: Method) -> None:
     schedules = {
         name: optax.constant_schedule(value) for name, value in _schedulable(method).items()
@@ -50,7 +51,7 @@ def test_schedules_start_at_0_and_advance_by_1(method: Method) -> None:
         name: lambda time, index=index: value(index, time) for index, name in enumerate(constants)
     }
     tx = method.build(**schedules)
-    params = method.params()
+    params = method.params(PAIR)
     state = tx.init(params)
     for time in (0, 0, 1):  # as init leaves it, after the first update, after the second
         recorded = [float(x) for x in optkit.hyperparams(state).values()]
@@ -60,7 +61,7 @@ def test_schedules_start_at_0_and_advance_by_1(method: Method) -> None:
             assert close.any(), f"{name} at {time}: {want} is not in {recorded}"
         if time == 1:
             break
-        _, state = tx.update(method.grads(0), state, params)
+        _, state = tx.update(method.grads(0, PAIR), state, params)
 
 
 @pytest.mark.sweep
@@ -79,6 +80,7 @@ def test_a_schedule_acts_at_the_step_it_names(recipe: Method) -> None:
     assert_close(got[1], jax.tree.map(lambda u: u / 2, second), units=units)
 
 
+@pytest.mark.sweep
 def test_injection_of_the_learning_rate(recipe: Method) -> None:
     given = {**recipe.entry.example, **OPTIONS.get(recipe.entry.name, {})}
     injected = optax.inject_hyperparams(recipe.entry.factory, static_args=tuple(given))

@@ -81,6 +81,7 @@ IDLE = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", IDLE)
 def test_what_has_no_strength_leaves_its_base(name: str, method: Method, alone: list[Any]) -> None:
     assert_same(follow(method, optax.chain(IDLE[name](), direction(method))), alone)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import optkit
-from tests.conformance.methods import MATRIX_RECIPES, Method, update
+from tests.conformance.methods import MATRIX_RECIPES, Method, step, update
 from tests.conformance.methods import method as method_named
 from tests.conformance.trees import (
     LEAN,
@@ -49,6 +49,7 @@ def test_every_rank_and_role_is_traced(method: Method) -> None:
     _check_types(jax.eval_shape(method.tx.update, params, state, params)[0], params)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_every_rank_and_role_runs(method: Method) -> None:
     params = method.params(ZOO)
@@ -57,6 +58,7 @@ def test_every_rank_and_role_runs(method: Method) -> None:
     assert_finite(updates)
 
 
+@pytest.mark.sweep
 def test_ranks_and_roles_run(method: Method) -> None:
     _check_types(method.lean, method.params(LEAN))
     assert_finite(method.lean)
@@ -65,6 +67,7 @@ def test_ranks_and_roles_run(method: Method) -> None:
         assert still or jnp.any(u), path
 
 
+@pytest.mark.sweep
 def test_leaves_do_not_see_each_other(method: Method) -> None:
     """A leaf's update is the same in a larger model: what the other tests show on small ones."""
     found = dict(optkit.tree.leaves_with_paths(method.lean))
@@ -116,6 +119,7 @@ def _alone(method: Method, paths: tuple[str, ...]) -> Any:
     return updates[0]
 
 
+@pytest.mark.sweep
 def test_partition_by_labels(method: Method) -> None:
     whole = method.whole(*filter(is_matrix, SMALL))
     tx = optax.partition(
@@ -151,7 +155,7 @@ def test_extreme_gradients_give_finite_updates(method: Method, scale: float) -> 
     params = method.params()
     state = method.tx.init(params)
     for size in (scale, scale, 1.0):
-        updates, state = method.update(method.tx, method.grads(0, scale=size), state, params)
+        state, params, updates = step(method.tx, state, params, method.grads(0, scale=size))
         assert_finite(updates)
 
 
@@ -181,6 +185,7 @@ def test_matrix_directions_do_not_depend_on_the_scale(name: str, scale: float) -
         assert_close(got[part]["kernel"], want[part]["kernel"], units=450)
 
 
+@pytest.mark.sweep
 def test_a_mask_may_be_a_tree_a_function_or_names(recipe: Method) -> None:
     params = recipe.params()
     tree = optkit.tree.map_with_path(lambda path, _: path == "up/kernel", params)
@@ -192,6 +197,7 @@ def test_a_mask_may_be_a_tree_a_function_or_names(recipe: Method) -> None:
     assert_same(results[2], results[0])
 
 
+@pytest.mark.sweep
 def test_skip_nonfinite_guards_every_method(method: Method) -> None:
     tx = optkit.skip_nonfinite(method.tx)
     params, good = method.params(), method.grads(0)

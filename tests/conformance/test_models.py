@@ -119,6 +119,7 @@ def test_nnx_optimizer_under_nnx_jit(name: str) -> None:
     assert_close(results[1], results[0])
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_linen_parameters(recipe: Method) -> None:
     params, grads = linen_case()

@@ -81,6 +81,7 @@ def test_what_needs_no_exchange_runs_and_all_else_refuses(method: Method) -> Non
         case.check_bare()
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("name", one_of_each())
 def test_methods_compute_inside_what_they_do_outside(name: str) -> None:

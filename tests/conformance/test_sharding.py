@@ -219,6 +219,7 @@ def test_types_of_an_explicit_mesh_are_kept(method: Method) -> None:
     jax.tree.map(_assert_placed, updates, case._shardings(case.placed[0]))
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_an_explicit_mesh_runs(method: Method) -> None:
     case = sharded(method.entry.name, "explicit")

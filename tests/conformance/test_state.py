@@ -20,6 +20,7 @@ def _next_updates(method: Method, state: Any) -> Any:
     return method.update(method.tx, method.grads(2), state, method.params())
 
 
+@pytest.mark.sweep
 def test_orbax_round_trip_is_bit_for_bit(method: Method, tmp_path: Path) -> None:
     state, _, _ = method.compiled[1]
     held = {"params": method.params(), "state": state}
@@ -41,6 +42,7 @@ def test_export_by_name_is_bit_for_bit(method: Method) -> None:
     assert len(exported) == 1 + len(jax.tree.leaves(state))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "float32"])
 def test_export_keeps_state_dtypes(recipe: Method, state_dtype: str) -> None:
     if "state_dtype" not in recipe.hyperparameters:

@@ -37,6 +37,7 @@ def test_wrapped_matrix_method_compiles_to_the_same_numbers(name: str) -> None:
     assert_close(updates, pair.eager[0][0])
 
 
+@pytest.mark.sweep
 def test_pair_keeps_the_dtype_of_updates(pair: Method) -> None:
     for dtype in (jnp.bfloat16, jnp.float16):
         params = pair.params(dtype=dtype)
@@ -48,6 +49,7 @@ def test_pair_keeps_the_dtype_of_updates(pair: Method) -> None:
             assert new.dtype == old.dtype
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e25])
 def test_pair_stays_finite(pair: Method, scale: float) -> None:
     params = pair.params()

@@ -1,5 +1,6 @@
 """Tiny models and gradients that all methods share, so that operations compile once."""
 
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -73,10 +74,14 @@ def filled(shapes: Shapes, seed: int, dtype: Any = jnp.float32, scale: float = 1
     """Returns normal numbers that depend on seed and path only."""
 
     def leaf(path: str, shape: tuple[int, ...]) -> jax.Array:
-        random = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        return jnp.asarray(scale * random.standard_normal(shape), dtype)
+        return jnp.array((scale * _normal(seed, path, shape)).astype(dtype))
 
     return nested({path: leaf(path, shape) for path, shape in shapes.items()})
+
+
+@functools.cache
+def _normal(seed: int, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng([seed, zlib.crc32(path.encode())]).standard_normal(shape)
 
 
 def only_matrices(shapes: Shapes) -> Shapes:
@@ -135,4 +140,5 @@ def assert_same(got: Any, want: Any) -> None:
 
 def assert_finite(tree: Any) -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        assert jnp.all(jnp.isfinite(x)), f"{jax.tree_util.keystr(path)}: {x}"
+        finite = np.isfinite(np.asarray(x, np.float32))
+        assert np.all(finite), f"{jax.tree_util.keystr(path)}: {x}"

@@ -27,6 +27,7 @@ def errors(state: Any) -> dict[str, np.ndarray]:
     return {k: np.float64(v) for k, v in state.error.of_worker.items() if v is not None}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @settings(max_examples=4)

@@ -74,6 +74,7 @@ def test_members_have_the_shapes_and_dtypes_of_the_parameters(made: Method) -> N
     assert jax.tree.map(lambda m: (m.shape, m.dtype), members) == wanted
 
 
+@pytest.mark.sweep
 def test_updates_fit_the_parameters_and_the_state_keeps_its_types(made: Method) -> None:
     g, state = made.update(made.fitness, made.state, made.params)
     types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
@@ -84,6 +85,7 @@ def test_updates_fit_the_parameters_and_the_state_keeps_its_types(made: Method) 
     assert types(abstract) == types(made.state)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_jitted_is_eager_and_compiled_once(made: Method) -> None:
     one = made.update(made.fitness, made.state, made.params)
@@ -94,6 +96,7 @@ def test_jitted_is_eager_and_compiled_once(made: Method) -> None:
     assert_same(one, again, atol=2e-5)
 
 
+@pytest.mark.sweep
 def test_runs_inside_a_scan(made: Method) -> None:
     def step(carry: Any, _: None) -> Any:
         params, state = carry
@@ -106,6 +109,7 @@ def test_runs_inside_a_scan(made: Method) -> None:
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(params))
 
 
+@pytest.mark.sweep
 def test_a_population_is_a_function_of_the_state(made: Method) -> None:
     draw = jax.jit(made.es.perturb)
     assert_same(draw(made.params, made.state), draw(made.params, made.state))

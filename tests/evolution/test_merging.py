@@ -91,6 +91,7 @@ def task(seed):
     return made, loss, float(np.mean(target**2))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_irrelevant_adapters_get_no_weight(seed):
     made, loss, size = task(seed)

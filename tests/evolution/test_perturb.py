@@ -46,6 +46,7 @@ def assert_close(a: Any, b: Any, atol: float = 1e-5) -> None:
         np.testing.assert_allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), atol=atol)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", MADE)
 def test_the_gradient_is_the_weighted_sum_of_what_the_members_had(name: str) -> None:
     es = MADE[name]
@@ -72,6 +73,7 @@ def test_partners_are_mirrored_around_the_parameters(name: str) -> None:
         assert not np.allclose(m[0], m[2])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", MADE)
 def test_parts_of_a_population_are_the_population(name: str) -> None:
     es, size = MADE[name], POPULATION
@@ -136,6 +138,7 @@ SWAPPED = optkit.openai_es(POPULATION, sigma=0.5, shaping=None)
 UPDATE = jax.jit(lambda f, state: SWAPPED.update(f, state, {"w": jnp.zeros(3)})[0])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("chunk", [1, 3, 4])
 def test_sums_in_chunks_are_the_sums(chunk: int) -> None:
     got, wanted = (

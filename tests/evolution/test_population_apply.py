@@ -82,6 +82,7 @@ def inputs(x: Any) -> Any:
     return jnp.stack([jnp.roll(x, shift, axis=-1) for shift in range(MEMBERS)])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_members_one_by_one(name: str) -> None:
     with jax.numpy_rank_promotion("allow"):  # as models of users have it

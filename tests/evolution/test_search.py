@@ -243,6 +243,7 @@ def test_sep_cma_does_not_see_how_parameters_are_cut_into_leaves():
     close(one.es_sigma, two.es_sigma)
 
 
+@pytest.mark.sweep
 @each
 @pytest.mark.parametrize("boundary", ["resample", "penalty"])
 def test_box(name, boundary):

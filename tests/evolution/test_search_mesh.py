@@ -18,6 +18,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", OPTIONS)
 def test_spread_parameters_move_as_whole_ones_do(name):
     rng = np.random.default_rng(0)

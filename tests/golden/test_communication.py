@@ -28,6 +28,7 @@ def check(method: str, hyper: dict[str, Any], arrays: dict[str, np.ndarray], fol
     assert result.verdict == "PASS", result
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", POWERSGD)
 def test_other_powersgd(name: str, tmp_path: Path) -> None:
     method, count, hyper = POWERSGD[name]
@@ -43,6 +44,7 @@ ONEBIT: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ONEBIT)
 def test_other_onebit_adam(name: str, tmp_path: Path) -> None:
     count, hyper = ONEBIT[name]

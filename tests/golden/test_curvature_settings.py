@@ -128,6 +128,7 @@ def steps_of(arrays: Tree) -> np.ndarray:
     return np.concatenate([arrays[k].ravel() for k in sorted(arrays) if k.startswith("p/")])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("name", "setting"), OTHER, ids=IDS)
 def test_other_settings_replay(name: str, setting: Setting, tmp_path: Path) -> None:
     hyper, arrays = drawn(name, setting)

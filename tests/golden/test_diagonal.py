@@ -134,6 +134,7 @@ def write(file, oracle, hyper, said, steps=9):
     np.savez(file, meta=json.dumps({"method": file.stem, "hyperparameters": said}), **arrays)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", SETTINGS)
 def test_files_of_other_settings_replay(name, tmp_path):
     oracle, hyper, (key, value) = SETTINGS[name]

@@ -48,6 +48,7 @@ def test_the_oracle_agrees_with_the_recorded_file() -> None:
         np.testing.assert_array_equal(after, golden.arrays[f"p/1/{name}"])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "other",
     [

@@ -63,6 +63,7 @@ def written(method: str, hyper: dict[str, Any]) -> tuple[dict[str, np.ndarray], 
     return oracles.participation(method, hyper, 5, 12), 5
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", CASES)
 def test_other_settings_replay(name: str, tmp_path: Path) -> None:
     method, hyper = CASES[name]

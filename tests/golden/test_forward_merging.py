@@ -34,6 +34,7 @@ def projections(file, hyper, *, said=None):
 
 
 # The span of five samples is all of a bias of two numbers.
+@pytest.mark.sweep
 @pytest.mark.parametrize("hyper", [{"eps": 0.5, "samples": 5}, {"eps": 1e-16, "samples": 1}])
 def test_projections_of_other_files_replay(hyper, tmp_path):
     projections(tmp_path / "forward_gradient.npz", hyper)
@@ -81,6 +82,7 @@ def kept_largest(x, alpha):
     return np.where(np.abs(x) >= np.sort(np.abs(x), axis=None)[-count], x, 0)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("adapters", [1, 3])
 def test_merges_of_other_files_replay(adapters, tmp_path):
     merges(tmp_path / "evo_merging.npz", adapters)

@@ -19,6 +19,7 @@ OTHER: list[tuple[str, dict[str, Any], Callable[..., dict[str, Any]], int]] = [
 ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("method", "hyper", "build", "nodes"), OTHER)
 def test_other_settings_replay(
     method: str,

@@ -32,6 +32,7 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", OTHER)
 def test_other_settings_replay(name: str, tmp_path: Path) -> None:
     hyper = PLAIN | OTHER[name]

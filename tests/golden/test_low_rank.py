@@ -45,6 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", CASES)
 def test_other_settings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     method, hyper = CASES[name]

@@ -6,6 +6,7 @@ from tests.golden import oracles_mars_moments as oracles
 from tests.golden.replay import replay
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", sorted(oracles.VARIANTS))
 def test_file_with_other_hyperparameters_replays(name, tmp_path):
     method, hyper, options = oracles.VARIANTS[name]
@@ -26,6 +27,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("name", "key", "value"), WRONG)
 def test_a_file_replays_with_its_own_hyperparameters_only(name, key, value, tmp_path):
     method, hyper, options = oracles.VARIANTS[name]

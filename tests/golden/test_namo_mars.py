@@ -6,6 +6,7 @@ from tests.golden import oracles_namo_mars as oracles
 from tests.golden.replay import replay
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", sorted(oracles.VARIANTS))
 def test_file_with_other_hyperparameters_replays(name, tmp_path):
     method, hyper, options = oracles.VARIANTS[name]

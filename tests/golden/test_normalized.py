@@ -6,6 +6,7 @@ from tests.golden import oracles_normalized as oracles
 from tests.golden.replay import replay
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", sorted(oracles.VARIANTS))
 def test_file_with_other_hyperparameters_replays(name, tmp_path):
     method, hyper, steps = oracles.VARIANTS[name]
@@ -16,6 +17,7 @@ def test_file_with_other_hyperparameters_replays(name, tmp_path):
     assert result.verdict == "PASS", str(result)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [

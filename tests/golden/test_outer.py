@@ -33,6 +33,7 @@ OTHER: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", OTHER)
 def test_other_settings_replay(name: str, tmp_path: Path) -> None:
     method, own = OTHER[name]

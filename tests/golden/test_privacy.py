@@ -26,6 +26,7 @@ OTHER: dict[str, tuple[Callable[..., Any], dict[str, Any], int, int]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", OTHER)
 def test_other_settings_replay(name: str, tmp_path: Path) -> None:
     oracle, hyper, steps, count = OTHER[name]

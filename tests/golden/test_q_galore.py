@@ -44,6 +44,7 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", CASES)
 def test_other_settings(name: str, tmp_path: Path) -> None:
     given, noise = CASES[name]

@@ -20,6 +20,7 @@ def test_stored_file_replays(file):
     assert result.verdict == "PASS", str(result)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", sorted(oracles.VARIANTS))
 def test_file_with_other_hyperparameters_replays(name, tmp_path):
     method, hyper, steps = oracles.VARIANTS[name]

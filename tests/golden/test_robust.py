@@ -25,6 +25,7 @@ OTHER: list[tuple[str, dict[str, Any], int]] = [
 ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("method", "hyper", "workers"), OTHER, ids=[row[0] for row in OTHER])
 def test_other_settings_replay(
     method: str, hyper: dict[str, Any], workers: int, tmp_path: Path

@@ -15,6 +15,7 @@ def test_other_schedules_replay_by_their_own_numbers_only(tmp_path):
         assert replay(file).verdict == "FAIL"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", oracles.FREE)
 def test_other_schedule_free_runs_replay(name, tmp_path):
     file = tmp_path / "schedule_free_adamw.npz"

@@ -6,6 +6,7 @@ from tests.golden import oracles_sparse as oracles
 from tests.golden.replay import replay
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", sorted(oracles.VARIANTS))
 def test_file_with_other_hyperparameters_replays(name, tmp_path):
     method, hyper = oracles.VARIANTS[name]
@@ -16,6 +17,7 @@ def test_file_with_other_hyperparameters_replays(name, tmp_path):
     assert result.verdict == "PASS", str(result)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("name", "key", "value"), oracles.WRONG)
 def test_a_file_replays_with_its_own_hyperparameters_only(name, key, value, tmp_path):
     method, hyper = oracles.VARIANTS[name]

@@ -72,6 +72,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_file_with_other_flags_replays(name, tmp_path):
     update, method, hyper, steps = VARIANTS[name]

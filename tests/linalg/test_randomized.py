@@ -53,6 +53,7 @@ def slow(x, sketch, powers, side):
     return out.T if turned else out
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("side", ["columns", "rows", "auto"])
 @pytest.mark.parametrize("powers", [0, 2])
 @pytest.mark.parametrize("shape", [*SHAPES, (6, 6)])

@@ -54,6 +54,7 @@ def follow(tx, trees):
     return jax.tree.map(np.asarray, (params, state.kept))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("name", CASES)
 def test_eight_devices_choose_what_one_chooses(name, kind):

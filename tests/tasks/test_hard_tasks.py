@@ -20,6 +20,7 @@ BLIND = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("operator", hard_digits.OPERATORS)
 def test_hard_networks_have_losses_that_gradients_do_not_see(operator):
     task = tasks.get("hard_digits", operator=operator, width=8, batch=16)

@@ -114,6 +114,7 @@ def test_wrong_blocks_are_refused(options, match):
         optkit.rotate_blocks(optax.identity(), **options).init({"embed": jnp.ones(2)})
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("select", ["columns", "orthonormal", "randk"])
 @given(seed=seeds)
 def test_sgd_on_both_halves_is_sgd(select, seed):

@@ -254,6 +254,7 @@ def test_state_dtype_is_that_of_buffer_and_basis():
         assert state.momentum["w"].dtype == state.basis["w"].dtype == want
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("qr_method", ["qr", "rcqr"])
 def test_sharded_runs_are_the_unsharded_one(qr_method, kind):

@@ -72,6 +72,7 @@ def test_all_probability_on_the_first_cut_is_the_inner_optimizer_to_the_bit(samp
         jax.tree.map(np.testing.assert_array_equal, (u, state.inner), (v, other))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("clock", ["global", "layer"])
 @pytest.mark.parametrize("name", INNER)
 def test_frozen_layers_keep_parameters_and_state_bit_for_bit(name, clock):

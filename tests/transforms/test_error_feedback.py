@@ -46,6 +46,7 @@ def test_what_was_sent_and_what_waits_is_all_there_was(codec: Codec, seed: int) 
         np.testing.assert_allclose(total, np.sum([g[name] for g in grads], axis=0), atol=1e-5)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("codec", COMPRESSORS[:3], ids=lambda c: c.name)
 @given(seed=st.integers(0, 2**16))
 def test_the_virtual_iterate_is_plain_momentum(codec: Codec, seed: int) -> None:

@@ -140,6 +140,7 @@ def _read(codec, node, shape):
     return np.asarray(codec.decode({k.split("@")[0]: v for k, v in node.items()}, shape))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("codec", [INT4, AffineCodec(8, group=7), TableCodec(block=6)])
 def test_a_stored_basis_is_that_of_the_codec_along_each_matrix(codec):
     """Sizes that groups do not divide too; gradients are projected with what is read."""

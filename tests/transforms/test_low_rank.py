@@ -44,6 +44,7 @@ def close(got, want, **options):
         np.testing.assert_allclose(got[name], want[name], **{"atol": 2e-6, **options}, err_msg=name)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("basis", ["svd", "orthonormal", "columns", "randk"])
 @given(seed=seeds)
 def test_a_full_basis_loses_nothing(basis, seed):
@@ -101,6 +102,7 @@ def test_signs_of_a_basis_do_not_matter_to_adam():
         close(a, b)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("basis", [*DENSE, *COORDINATES])
 @given(seed=seeds)
 def test_what_the_subspace_holds_and_the_rest_are_the_gradient(basis, seed):
@@ -111,6 +113,7 @@ def test_what_the_subspace_holds_and_the_rest_are_the_gradient(basis, seed):
         close(u, g, atol=5e-6)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("basis", COORDINATES)
 @given(seed=seeds)
 def test_signs_of_the_rest_spare_active_coordinates(basis, seed):
@@ -137,6 +140,7 @@ def test_no_share_at_all_is_the_residual_alone(seed):
     assert sum(m.leaf.size for m in matched if m.param is not None) == 0
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("basis", ["columns", "rows", "permutation", "randk"])
 def test_all_coordinates_are_adam_reset_at_each_refresh(basis):
     grads = gradients(3, 5, SHAPES)

@@ -24,6 +24,7 @@ def factor(x):
     return u @ vt
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("group_bytes", [1, None])
 @pytest.mark.parametrize("method", ["svd", "qdwh", "ns", "gram_ns", "auto"])
 def test_every_method_gives_the_polar_factor(method, group_bytes):
@@ -221,6 +222,7 @@ def test_columns_may_be_named_and_fused_leaves_have_sketches_by_number():
         tx.update(tree, tx.init(tree), sketch={"qkv": (indices["qkv"][0],), "w": indices["w"]})
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("sketch", ["gaussian", "kaczmarz"])
 def test_a_sharded_tree_has_the_same_sketches(sketch, kind):

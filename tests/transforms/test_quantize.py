@@ -59,6 +59,7 @@ INNERS = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", INNERS)
 def test_stored_in_full_it_is_the_inner_transformation(name: str) -> None:
     inner = INNERS[name]
