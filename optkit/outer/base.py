@@ -20,10 +20,11 @@ from optkit.outer.checks import (
     check_averages,
     check_coordinates,
     check_inside,
+    check_leaves,
     check_outside,
     check_parts,
 )
-from optkit.transforms.base import Transformation, check_same_leaves, check_transformation
+from optkit.transforms.base import Transformation, check_transformation
 from optkit.transforms.hyperparams import check_choice
 from optkit.tree import PyTree, compute_dtype, leaves_with_paths, upcast
 from optkit.tree.sharding import place_like
@@ -151,7 +152,7 @@ class Replicas:
     def check(self, anchor: PyTree, params: PyTree) -> None:
         """Raises ValueError unless parameters are those that a state was made for."""
         self.count(params)
-        check_same_leaves(anchor, params, "parameters")
+        check_leaves(anchor, params, self.who)
         for (path, a), (_, p) in zip(
             leaves_with_paths(anchor), leaves_with_paths(params), strict=True
         ):

@@ -9,6 +9,7 @@ from jax import lax
 from optkit.distributed.wire import axes_sent_along
 from optkit.distributed.workers import AxisName, axes_of, check_axis_name, count_workers
 from optkit.spmd import varying
+from optkit.transforms.base import check_same_leaves
 from optkit.tree import PyTree, leaves_with_paths
 
 _DEFAULT_AXIS = "replica"  # of optkit.on_replicas
@@ -69,6 +70,22 @@ def check_coordinates(axis_name: Any, coordinates_axis: Any) -> None:
             "part of a replica: give axis_name too; stacked replicas are seen whole, however their "
             "leaves are sharded"
         )
+
+
+def check_leaves(anchor: PyTree, params: PyTree, who: str) -> None:
+    """Raises ValueError with the paths that differ unless parameters are those of a state."""
+    held, given = ([path for path, _ in leaves_with_paths(tree)] for tree in (anchor, params))
+    if held == given:
+        check_same_leaves(anchor, params, "parameters")  # containers may differ still
+        return
+    lines = [f"  {path}: in params, not in the state" for path in given if path not in held]
+    lines += [f"  {path}: in the state, not in params" for path in held if path not in given]
+    raise ValueError(
+        f"params do not have the leaves that the state of {who} was made for:\n"
+        + "\n".join(lines)
+        + "\ngive parameters of the same tree as init got them, or begin anew with "
+        "outer.init(params)"
+    )
 
 
 def check_parts(tree: PyTree, axis_name: AxisName, coordinates_axis: AxisName, who: str) -> None:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from optkit.catalogue import register
 from optkit.distributed.workers import AxisName
 from optkit.outer.base import OuterStep, Replicas, fine
+from optkit.outer.checks import check_leaves
 from optkit.outer.groupings import Grouping, check_grouping, group_mean, groupings, switch
-from optkit.transforms.base import check_same_leaves, check_state, prng_key
+from optkit.transforms.base import check_state, prng_key
 from optkit.transforms.hyperparams import (
     check_choice,
     check_number,
@@ -233,17 +234,25 @@ def _there(anchor: jax.Array, p: jax.Array) -> jax.Array:
 
 def _check_replicas(params: PyTree, anchor: PyTree, among: Replicas) -> None:
     """Raises ValueError unless parameters are of the replicas that a state was made for."""
-    check_same_leaves(params, anchor, "state")
+    check_leaves(anchor, params, among.who)
     pairs = zip(leaves_with_paths(params), jax.tree.leaves(anchor), strict=True)
     for (path, p), a in pairs:
         if jnp.shape(p) == jnp.shape(a):
             continue
         if among.stacked and jnp.shape(p)[1:] == jnp.shape(a)[1:]:
             raise ValueError(
-                f"params has {jnp.shape(p)[0]} replicas, and the state of noloco {a.shape[0]}: "
-                "each has an anchor of its own; call init for the new ones"
+                f"params has {jnp.shape(p)[0]} replicas, and the state of noloco {a.shape[0]}, "
+                "each with an anchor and a momentum of its own: give the replicas of that state; "
+                "or begin anew with outer.init(params), at these parameters and without momenta; "
+                "or, to go on with some of them, take the same rows of params, state.anchor, "
+                "state.momentum and state.skipped"
             )
         raise ValueError(
             f"params has shape {jnp.shape(p)} at leaf {path!r} where the state of noloco has "
-            f"{a.shape}: give parameters of the replicas as init got them"
+            f"{a.shape}: give parameters of the replicas as init got them, "
+            + (
+                f"{a.shape[0]} of them stacked along a leading axis (optkit.replicas)"
+                if among.stacked and a.shape
+                else "those of one replica"
+            )
         )

@@ -241,8 +241,11 @@ def _need(state: PyTree) -> dict[str, tuple[jax.Array, Any, jax.Array]]:
     found = _found(state)
     if not found:
         raise ValueError(
-            "the state has no part of optkit.schedule_free, or no leaves in it; the averages of "
-            "optkit.weight_ema and optkit.swa optkit.averaged_params reads"
+            "the state has no part of optkit.schedule_free, or no leaves in it: give the state of "
+            "a chain with optkit.schedule_free or optkit.schedule_free_adamw, as its init or "
+            "update returned it. Other optimizers are evaluated at their parameters themselves; "
+            "averages of optkit.weight_ema and optkit.swa are read by optkit.averaged_params, the "
+            "state of optax.contrib.schedule_free by optax.contrib.schedule_free_eval_params"
         )
     return found
 
