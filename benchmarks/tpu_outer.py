@@ -11,7 +11,7 @@ rows; compressed ones take the compiler minutes, which ``--layers 2`` shortens: 
 then in proportion to the parameters. ``--store`` keeps the rows of the whole model.
 
 Of int8 a chip holds 21.2 MiB, and sends half of them to be averaged and half as averages: what was
-asked for, 11, takes 4 bits.
+asked for, 11, takes 4 bits, signs or PowerSGD at rank 4; rank 8 sends a little more.
 """
 
 import argparse
