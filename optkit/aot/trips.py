@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
+from optkit.evolution.interpreter.compat import scan_counts
+
 # Branches in ``jax.named_scope(RARE)`` are for inputs that hardly come up: they count nothing.
 RARE = "rare"
 # Beyond these a kernel is followed once, and counted as often.
@@ -230,10 +232,10 @@ def _follow_scan(
     equation: Any, given: list[Any], weight: int | None, here: Path, counted: _Count, point: Any
 ) -> list[Any]:
     params = equation.params
-    length, fixed = params["length"], params["num_consts"]
+    length, (fixed, carried) = params["length"], scan_counts(equation)
     [(number, body)] = bodies(equation)
     counted.add(here, None if weight is None else weight * length)
-    constants, carry = given[:fixed], given[fixed : fixed + params["num_carry"]]
+    constants, carry = given[:fixed], given[fixed : fixed + carried]
     deeper = (*here, number)
     if length > _MOST_TRIPS or not _decides(body):
         inner = dict(zip(body.invars, constants, strict=False))
