@@ -127,10 +127,11 @@ def _has_its_turn(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what waits for its turn."""
-    waiting = [item for item in items if not _has_its_turn(item)]
-    if waiting:
-        config.hook.pytest_deselected(items=waiting)
-        items[:] = [item for item in items if _has_its_turn(item)]
+    parts: dict[bool, list[pytest.Item]] = {False: [], True: []}
+    for item in items:
+        parts[_has_its_turn(item)].append(item)
+    config.hook.pytest_deselected(items=parts[False])
+    items[:] = parts[True]
 
 
 @pytest.fixture

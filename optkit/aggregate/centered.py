@@ -8,9 +8,9 @@ from jax import lax
 
 from optkit.aggregate.base import Aggregate, Aggregated, Reports, weighted_sum
 from optkit.aggregate.checks import check_leaves
-from optkit.aggregate.vectors import all_vectors, check_axes
+from optkit.aggregate.vectors import all_vectors
 from optkit.catalogue import register
-from optkit.distributed.workers import AxisName
+from optkit.distributed.workers import AxisName, check_axes
 from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
 from optkit.tree import PyTree, zeros_like_params
 

@@ -8,9 +8,9 @@ from jax import lax
 
 from optkit.aggregate.base import Aggregate, Aggregated, Reports, weighted_sum
 from optkit.aggregate.robust import memoryless
-from optkit.aggregate.vectors import all_vectors, check_axes, column, in_order, middle
+from optkit.aggregate.vectors import all_vectors, column, in_order, middle
 from optkit.catalogue import register
-from optkit.distributed.workers import AxisName, as_varying
+from optkit.distributed.workers import AxisName, as_varying, check_axes
 from optkit.transforms.hyperparams import check_choice, check_static_int
 from optkit.tree import PyTree
 

@@ -37,9 +37,8 @@ from optkit.aggregate.participation import (
     wrap,
 )
 from optkit.aggregate.rows import check_rows, count_rows, remembered, written, zeros_of_all
-from optkit.aggregate.vectors import check_axes
 from optkit.catalogue import register
-from optkit.distributed.workers import AxisName, as_varying
+from optkit.distributed.workers import AxisName, as_varying, check_axes
 from optkit.transforms.hyperparams import check_choice, check_number, check_static_number
 from optkit.tree import PyTree
 

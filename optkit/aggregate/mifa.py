@@ -13,9 +13,8 @@ from optkit.aggregate.base import (
 )
 from optkit.aggregate.participation import Numbers, per_client, shares_of, unwrap, wrap
 from optkit.aggregate.rows import check_rows, count_rows, remembered, written, zeros_of_all
-from optkit.aggregate.vectors import check_axes
 from optkit.catalogue import register
-from optkit.distributed.workers import AxisName, as_varying
+from optkit.distributed.workers import AxisName, as_varying, check_axes
 from optkit.tree import PyTree
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from optkit.aggregate.base import Aggregate, Aggregated, Reports, ratio, weighted_sum
-from optkit.aggregate.vectors import all_vectors, check_axes, column, finite, in_order, middle
+from optkit.aggregate.vectors import all_vectors, column, finite, in_order, middle
 from optkit.catalogue import register
-from optkit.distributed.workers import AxisName, check_axis_name
+from optkit.distributed.workers import AxisName, check_axes, check_axis_name
 from optkit.transforms.hyperparams import check_number, check_static_int, check_static_number
 from optkit.tree import PyTree
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from optkit.aggregate.base import Reports, known_only
 from optkit.aggregate.checks import check_leaves, finite_clients
 from optkit.aggregate.participation import rows_of
-from optkit.distributed.workers import AxisName, axes_of
-from optkit.spmd import varying
-from optkit.tree import PyTree, accumulator_dtype, leaves_with_paths
+from optkit.distributed.workers import AxisName, check_uncut
+from optkit.tree import PyTree, accumulator_dtype
 from optkit.tree.sharding import history_spec, zeros_beside
 
 
@@ -40,15 +39,8 @@ def remembered(
     These are the ones with an id that no client has, and those that are not finite: kept, a NaN
     would be in every later direction. Of leaves that are cut all parts are kept or none.
     """
-    for path, leaf in leaves_with_paths(given.displacement):
-        others = sorted(varying(leaf) - set(axes_of(axis_name)))
-        if others and coordinates_axis is None:
-            raise ValueError(
-                f"{who} leaves out who is not finite, but what is sent varies at leaf {path!r} "
-                f"along the mesh axis {others[0]!r}: give coordinates_axis={others[0]!r} if leaves "
-                f"are cut along it, axis_name={others[0]!r} if clients are, or coordinates_axis=() "
-                "if each device has a server of its own"
-            )
+    why = f"{who} leaves out who is not finite"
+    check_uncut(given.displacement, axis_name, coordinates_axis, why, "clients", "a server")
     given = known_only(given, clients)
     return given._replace(
         present=given.present & finite_clients(given.displacement, coordinates_axis)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,14 @@ from optkit.distributed.workers import (
     AxisName,
     as_varying,
     axes_of,
-    check_axis_name,
     check_bound,
+    check_uncut,
     count_workers,
     exchange,
     gather,
 )
 from optkit.spmd import varying
-from optkit.tree import PyTree, leaves_with_paths, upcast
+from optkit.tree import PyTree, upcast
 
 Names = tuple[str, ...]
 
@@ -127,17 +126,6 @@ class Vectors:
         return Aggregated(direction, state, moved)
 
 
-def check_axes(axis_name: Any, coordinates_axis: Any) -> None:
-    """Raises for what names no axes, or one axis for two things."""
-    check_axis_name(axis_name)
-    check_axis_name(coordinates_axis, "coordinates_axis")
-    if both := sorted(set(axes_of(axis_name)) & set(axes_of(coordinates_axis))):
-        raise ValueError(
-            f"coordinates_axis={coordinates_axis!r} and axis_name={axis_name!r} both have "
-            f"{both[0]!r}: along an axis lie either clients or parts of each leaf"
-        )
-
-
 def all_vectors(
     given: Reports,
     axis_name: AxisName,
@@ -199,19 +187,13 @@ def _cut(
                 f"coordinates_axis={coordinates_axis!r} of {who}: nothing tells which leaves are "
                 f"cut along {name!r}; use jax.shard_map with that axis and check_vma=True"
             )
+    why = f"{who} has norms over all coordinates"
+    check_uncut(given.displacement, axis_name, coordinates_axis, why, "clients", "a server")
     known, cut, beside = set(axes_of(axis_name)), [], set(varying(given.present))
-    for path, leaf in leaves_with_paths(given.displacement):
+    for leaf in jax.tree.leaves(given.displacement):
         others = varying(leaf) - known
         cut.append(tuple(name for name in axes_of(coordinates_axis) if name in others))
         beside |= others - set(cut[-1])
-        if coordinates_axis is None and others:
-            name = min(others)
-            raise ValueError(
-                f"{who} has norms over all coordinates, but what is sent varies at leaf {path!r} "
-                f"along the mesh axis {name!r}: give coordinates_axis={name!r} if leaves are cut "
-                f"along it, axis_name={name!r} if clients are, or coordinates_axis=() if each "
-                "device has a server of its own"
-            )
     return tuple(cut), tuple(sorted(beside - known - set(axes_of(coordinates_axis))))
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import Literal
 
+from optkit._jaxprs import opened
 from optkit.aot.hlo import Instruction, kernel_calls
 from optkit.aot.schedules import Schedule, Span, size
 from optkit.aot.trips import Loop, Work, bodies, kernel_work
@@ -216,7 +217,7 @@ def _kernels(jaxpr: Any, known: Mapping[Any, Any]) -> Iterator[tuple[Any, list[A
         if equation.primitive.name == "cond":
             given = given[1:]
         for _, body in bodies(equation, closed=True):
-            inner = getattr(body, "jaxpr", body)
+            inner, _ = opened(body)
             fits = len(inner.invars) == len(given)
             passed = zip(inner.invars, given, strict=True) if fits else ()
             yield from _kernels(body, {var: x for var, x in passed if x is not None})

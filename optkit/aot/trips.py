@@ -2,7 +2,7 @@
 
 A kernel is followed point by point of its grid with what is known beforehand: lengths of loops,
 numbers that count up, and arrays that the program holds as constants. What depends on data is not
-known; such a branch counts as taken, unless it stands in a scope named ``RARE``.
+known; such a branch counts as taken, unless it stands in the scope ``optkit.kernels.blocks.RARE``.
 """
 
 import itertools
@@ -15,10 +15,9 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from optkit.evolution.interpreter.compat import scan_counts
+from optkit._jaxprs import opened, scan_counts
+from optkit.kernels.blocks import RARE
 
-# Branches in ``jax.named_scope(RARE)`` are for inputs that hardly come up: they count nothing.
-RARE = "rare"
 # Beyond these a kernel is followed once, and counted as often.
 _MOST_POINTS, _MOST_TRIPS = 1024, 4096
 
@@ -130,11 +129,7 @@ def bodies(equation: Any, *, closed: bool = False) -> list[tuple[int, Any]]:
             for value in equation.params.values()
         )
         found = list(enumerate(x for x in values if hasattr(x, "eqns") or hasattr(x, "jaxpr")))
-    return found if closed else [(i, _open(each)) for i, each in found]
-
-
-def _open(jaxpr: Any) -> Any:
-    return getattr(jaxpr, "jaxpr", jaxpr)
+    return found if closed else [(i, opened(each)[0]) for i, each in found]
 
 
 def _loops(jaxpr: Any, path: Path, counted: _Count) -> Iterator[Loop]:
@@ -323,4 +318,4 @@ def _flops(equation: Any) -> int:
     return 2 * math.prod(equation.outvars[0].aval.shape) * depth
 
 
-__all__ = ["RARE", "Loop", "Work", "bodies", "kernel_work"]
+__all__ = ["Loop", "Work", "bodies", "kernel_work"]

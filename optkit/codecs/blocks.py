@@ -79,31 +79,31 @@ def largest(blocks: jax.Array) -> jax.Array:
     """
     block = blocks.shape[-1]
     if block == 0 or block % _RUN:
-        return _floats(jnp.max(_magnitudes(blocks), axis=-1, initial=0))
+        return from_bits(jnp.max(magnitude_bits(blocks), axis=-1, initial=0))
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         return largest_by_slices(blocks)
-    runs = _magnitudes(blocks).reshape(*blocks.shape[:-1], block // _RUN, _RUN)
-    return _floats(jnp.max(jnp.max(runs, axis=-1), axis=-1))
+    runs = magnitude_bits(blocks).reshape(*blocks.shape[:-1], block // _RUN, _RUN)
+    return from_bits(jnp.max(jnp.max(runs, axis=-1), axis=-1))
 
 
 def largest_by_slices(blocks: jax.Array) -> jax.Array:
     """``largest`` by comparing slices."""
-    bits = _magnitudes(blocks).reshape(*blocks.shape[:-1], blocks.shape[-1] // _RUN, _RUN)
+    bits = magnitude_bits(blocks).reshape(*blocks.shape[:-1], blocks.shape[-1] // _RUN, _RUN)
     most = bits[..., 0, :]
     for run in range(1, bits.shape[-2]):
         most = jnp.maximum(most, bits[..., run, :])
     # A loop of its own for the rest: fused into one, neither is compiled to vectors.
     most = jax.lax.optimization_barrier(most)
-    return _floats(jnp.max(most, axis=-1))
+    return from_bits(jnp.max(most, axis=-1))
 
 
-def _magnitudes(x: jax.Array) -> jax.Array:
-    """The bit patterns of magnitudes, int32."""
+def magnitude_bits(x: jax.Array) -> jax.Array:
+    """Returns the bit patterns of magnitudes in float32, int32: they are in the same order."""
     return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32) & 0x7FFFFFFF
 
 
-def _floats(bits: jax.Array) -> jax.Array:
-    """Undoes it."""
+def from_bits(bits: jax.Array) -> jax.Array:
+    """Returns the float32 numbers that ``magnitude_bits`` read."""
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 

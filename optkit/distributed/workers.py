@@ -37,6 +37,50 @@ def check_axis_name(axis_name: Any, what: str = "axis_name") -> None:
         )
 
 
+def check_axes(axis_name: Any, coordinates_axis: Any, members: str = "clients") -> None:
+    """Raises for what names no axes, or one axis for two things: members, and parts of leaves."""
+    check_axis_name(axis_name)
+    check_axis_name(coordinates_axis, "coordinates_axis")
+    if both := sorted(set(axes_of(axis_name)) & set(axes_of(coordinates_axis))):
+        raise ValueError(
+            f"coordinates_axis={coordinates_axis!r} and axis_name={axis_name!r} both have "
+            f"{both[0]!r}: along an axis lie either {members} or parts of each leaf"
+        )
+
+
+def check_uncut(
+    tree: PyTree,
+    axis_name: AxisName,
+    coordinates_axis: AxisName,
+    why: str,
+    members: str,
+    own: str,
+) -> None:
+    """Raises ValueError where a device would decide by its part of a leaf, as far as types tell.
+
+    Without types (``check_vma=False``) parts look like whole leaves.
+
+    Args:
+      tree: what is decided by.
+      axis_name: axes of members.
+      coordinates_axis: axes that leaves are cut along; None where nobody has said.
+      why: who decides, and by what.
+      members: what lies along ``axis_name``.
+      own: what each device has by itself if axes are neither.
+    """
+    if coordinates_axis is not None:
+        return
+    for path, leaf in leaves_with_paths(tree):
+        if others := sorted(varying(leaf) - set(axes_of(axis_name))):
+            name = others[0]
+            raise ValueError(
+                f"{why}, but leaf {path!r} varies along the mesh axis {name!r}: give "
+                f"coordinates_axis={name!r} if leaves are cut along it, axis_name={name!r} if "
+                f"{members} are laid along it, or coordinates_axis=() if each device has {own} of "
+                "its own"
+            )
+
+
 def check_local(updates: PyTree, axis_name: AxisName, who: str) -> None:
     """Raises ValueError unless gradients are those of one worker, as far as types can tell."""
     named = leaves_with_paths(updates)

@@ -13,6 +13,8 @@ from optkit.kernels.implementation import Unserved
 
 # A TPU's vector register: sublanes of 32 bits, and lanes.
 SUBLANES, LANES = 8, 128
+# A ``jax.named_scope`` for branches that hardly any input needs: ``optkit.aot`` counts none.
+RARE = "rare"
 # What one kernel may take. TPU: the vector memory of v5p, half that of v5e and v6e, less what the
 # compiler keeps; GPU: shared memory of a block on an H100.
 ON_CHIP = {"tpu": 60 * 2**20, "gpu": 227 * 2**10}

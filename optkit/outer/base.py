@@ -14,6 +14,7 @@ from optkit.distributed.workers import (
     AxisName,
     as_varying,
     axes_of,
+    check_uncut,
     count_workers,
 )
 from optkit.outer.checks import (
@@ -22,7 +23,6 @@ from optkit.outer.checks import (
     check_inside,
     check_leaves,
     check_outside,
-    check_parts,
 )
 from optkit.transforms.base import Transformation, check_transformation
 from optkit.transforms.hyperparams import check_choice
@@ -184,7 +184,8 @@ class Replicas:
 
     def any_part(self, bad: jax.Array, tree: PyTree) -> jax.Array:
         """Adds up 0 for sound and more for others over the devices that hold a replica's parts."""
-        check_parts(tree, self.axis_name, self.coordinates_axis, self.who)
+        why = f"{self.who} with nonfinite='skip' asks whether all of a replica is finite"
+        check_uncut(tree, self.axis_name, self.coordinates_axis, why, "replicas", "a model")
         names = axes_of(self.coordinates_axis)
         return lax.psum(as_varying(bad, names), names) if names else bad
 

@@ -7,8 +7,7 @@ import numpy as np
 from jax import lax
 
 from optkit.distributed.wire import axes_sent_along
-from optkit.distributed.workers import AxisName, axes_of, check_axis_name, count_workers
-from optkit.spmd import varying
+from optkit.distributed.workers import AxisName, axes_of, check_axes, count_workers
 from optkit.transforms.base import check_same_leaves
 from optkit.tree import PyTree, leaves_with_paths
 
@@ -57,13 +56,7 @@ def check_inside(axis_name: AxisName, who: str) -> None:
 
 def check_coordinates(axis_name: Any, coordinates_axis: Any) -> None:
     """Raises for what names no axes, one axis for two things, or parts of stacked replicas."""
-    check_axis_name(axis_name)
-    check_axis_name(coordinates_axis, "coordinates_axis")
-    if both := sorted(set(axes_of(axis_name)) & set(axes_of(coordinates_axis))):
-        raise ValueError(
-            f"coordinates_axis={coordinates_axis!r} and axis_name={axis_name!r} both have "
-            f"{both[0]!r}: along an axis lie either replicas or parts of each leaf"
-        )
+    check_axes(axis_name, coordinates_axis, "replicas")
     if axis_name is None and axes_of(coordinates_axis):
         raise ValueError(
             f"coordinates_axis={coordinates_axis!r} is for jax.shard_map, where a device sees its "
@@ -86,23 +79,6 @@ def check_leaves(anchor: PyTree, params: PyTree, who: str) -> None:
         + "\ngive parameters of the same tree as init got them, or begin anew with "
         "outer.init(params)"
     )
-
-
-def check_parts(tree: PyTree, axis_name: AxisName, coordinates_axis: AxisName, who: str) -> None:
-    """Raises ValueError where a device would decide by its part of a leaf that types know as one.
-
-    Without types (``check_vma=False``) parts look like whole leaves.
-    """
-    if coordinates_axis is not None:
-        return
-    for path, leaf in leaves_with_paths(tree):
-        if others := sorted(varying(leaf) - set(axes_of(axis_name))):
-            raise ValueError(
-                f"{who} with nonfinite='skip' asks whether all of a replica is finite, but leaf "
-                f"{path!r} varies along the mesh axis {others[0]!r}: give "
-                f"coordinates_axis={others[0]!r} if leaves are cut along it, so that all parts are "
-                "skipped or none; or coordinates_axis=() if each device has a model of its own"
-            )
 
 
 def check_averages(update: Any, args: tuple[Any, ...], axis_name: AxisName, who: str) -> None:

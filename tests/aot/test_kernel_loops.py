@@ -10,8 +10,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 import optkit
-from optkit.aot import kernels, schedules, trips
+from optkit.aot import kernels, schedules
 from optkit.aot.schedules import Schedule, Span
+from optkit.kernels.blocks import RARE
 
 # As libtpu writes it: a loop over the grid, in it one that holds another. What is read from memory
 # before a branch is taken stands behind it.
@@ -142,9 +143,7 @@ def test_what_is_known_beforehand_decides_branches_and_lengths() -> None:
     assert found.cycles == (100 - 60 - 20 - 10 - 7) + 3 * per_point + 4 * 7
 
 
-@pytest.mark.parametrize(
-    ("scope", "counted"), [("", 3 * 20 * 7), (trips.RARE, 0)], ids=("any", "rare")
-)
+@pytest.mark.parametrize(("scope", "counted"), [("", 3 * 20 * 7), (RARE, 0)], ids=("any", "rare"))
 def test_a_branch_by_data_counts_as_taken_unless_it_is_rare(scope: str, counted: int) -> None:
     def body(x: Any, out: Any) -> None:
         with jax.named_scope(scope or "often"):

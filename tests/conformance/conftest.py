@@ -11,10 +11,11 @@ from tests.conformance import methods
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves tests of recipes, and of wrappers, to these."""
-    others = {id(item) for item in items if not _fits(item)}
-    if others:
-        config.hook.pytest_deselected(items=[item for item in items if id(item) in others])
-        items[:] = [item for item in items if id(item) not in others]
+    parts: dict[bool, list[pytest.Item]] = {False: [], True: []}
+    for item in items:
+        parts[_fits(item)].append(item)
+    config.hook.pytest_deselected(items=parts[False])
+    items[:] = parts[True]
 
 
 def _fits(item: pytest.Item) -> bool:

@@ -86,9 +86,10 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Job]:
 
 @pytest.mark.parametrize(
     ("before", "processes", "devices", "exact"),
-    [(4, 4, 2, True), (4, 2, 2, False), (2, 2, 2, True), (2, 1, 4, True)],
+    [(4, 4, 2, True), (4, 2, 4, True), (4, 2, 2, False), (2, 2, 2, True), (2, 1, 4, True)],
     ids=[
         "4, the same",
+        "4, half of them, as many devices",
         "4, half of them, half the devices",
         "2, the same",
         "2, half of them, as many devices",

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optkit.evolution.interpreter import compat
+from optkit import _jaxprs
 from optkit.evolution.interpreter.carried import Carried, Record
 from optkit.evolution.interpreter.engine import rule
 
@@ -132,7 +132,7 @@ def _slice(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> lis
     def cut(factor: jax.Array, axes: list[int]) -> jax.Array:
         return factor[tuple(slice(*cuts[axis]) for axis in axes)]
 
-    return [_picked(x, _same_axes(x, compat.bind(eqn, [x.value.base])[0], cut))]
+    return [_picked(x, _same_axes(x, _jaxprs.bind(eqn, [x.value.base])[0], cut))]
 
 
 def _picked(old: Carried, new: Carried) -> Carried:
@@ -145,7 +145,7 @@ def _picked(old: Carried, new: Carried) -> Carried:
 @rule("split")
 def _split(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[Any]:
     x, sizes, axis = values[0], eqn.params["sizes"], eqn.params["axis"]
-    bases = compat.bind(eqn, [x.value.base])
+    bases = _jaxprs.bind(eqn, [x.value.base])
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     outs = []
     for base, start, size in zip(bases, starts, sizes, strict=True):
@@ -176,7 +176,7 @@ def _dynamic_slice(
             return factor
         return jax.lax.dynamic_slice(factor, begin + zero, [*(sizes[axis] for axis in axes), rank])
 
-    return [_picked(x, _same_axes(x, compat.bind(eqn, [x.value.base, *starts])[0], cut))]
+    return [_picked(x, _same_axes(x, _jaxprs.bind(eqn, [x.value.base, *starts])[0], cut))]
 
 
 @rule("reduce_sum")
@@ -197,7 +197,7 @@ def _sum(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[
     left, right = ([place[axis] for axis in side if axis in place] for side in (v.left, v.right))
     a, b = summed(v.a, x.a_axes), summed(v.b, x.b_axes)
     origin = [x.origin[axis] for axis in place]
-    return [x.rebuilt(compat.bind(eqn, [v.base])[0], a, b, left, right, origin)]
+    return [x.rebuilt(_jaxprs.bind(eqn, [v.base])[0], a, b, left, right, origin)]
 
 
 @rule("rev")
@@ -207,7 +207,7 @@ def _rev(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[
     def turn(factor: jax.Array, axes: list[int]) -> jax.Array:
         return jax.lax.rev(factor, [axes.index(axis) for axis in flipped if axis in axes])
 
-    return [_same_axes(x, compat.bind(eqn, [x.value.base])[0], turn)]
+    return [_same_axes(x, _jaxprs.bind(eqn, [x.value.base])[0], turn)]
 
 
 @rule("pad")
@@ -221,7 +221,7 @@ def _pad(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[
         zero = jnp.zeros((), factor.dtype)  # nothing is perturbed in the border
         return jax.lax.pad(factor, zero, [*(config[axis] for axis in axes), (0, 0, 0)])
 
-    return [_same_axes(x, compat.bind(eqn, [x.value.base, value])[0], padded)]
+    return [_same_axes(x, _jaxprs.bind(eqn, [x.value.base, value])[0], padded)]
 
 
 @rule(
@@ -230,14 +230,14 @@ def _pad(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[
 )
 def _unchanged(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[Any]:
     (x,) = values
-    (base,) = compat.bind(eqn, [x.value.base])
+    (base,) = _jaxprs.bind(eqn, [x.value.base])
     return [replace(x, value=replace(x.value, base=base))]
 
 
 @rule("optimization_barrier")
 def _barrier(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[Any]:
     plain = [x.value.base if isinstance(x, Carried) else x for x in values]
-    outs = compat.bind(eqn, plain)
+    outs = _jaxprs.bind(eqn, plain)
     return [
         replace(x, value=replace(x.value, base=out)) if isinstance(x, Carried) else out
         for x, out in zip(values, outs, strict=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from optkit.evolution.interpreter import compat
+from optkit import _jaxprs
 from optkit.evolution.perturbed import Perturbed
 from optkit.kernels.implementation import Implementation
 
@@ -122,7 +122,7 @@ class Carried:
     def note(self, record: Record, kind: Kind, eqn: Any, **axes: Sequence[int]) -> None:
         """Notes down a use."""
         named = {name: self.came_from(value) for name, value in axes.items()}
-        name, where = eqn.primitive.name, compat.source(eqn)
+        name, where = eqn.primitive.name, _jaxprs.source(eqn)
         record.uses.append(Use(self.path, kind, name, where, **named))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optkit.evolution.interpreter import compat
+from optkit import _jaxprs
 from optkit.evolution.interpreter.carried import Carried, Record, dense
 from optkit.evolution.interpreter.engine import rule
 from optkit.evolution.interpreter.kernel import by_kernel
@@ -34,7 +34,7 @@ def _dot_general(record: Record, eqn: Any, values: list[Any], live: list[bool]) 
         if by is not None:
             return [w.finish(by)]
     plain = [w.value.base, x] if side == 0 else [x, w.value.base]
-    (shared,) = compat.bind(eqn, plain)
+    (shared,) = _jaxprs.bind(eqn, plain)
     own = through_factors(
         w, labels[side], x, labels[1 - side], out, shared.dtype, eqn.params["precision"]
     )
@@ -52,7 +52,7 @@ def _one_carried(record: Record, eqn: Any, values: list[Any]) -> list[Any]:
     sizes = [math.prod(value.value.shape) for value in values]
     index = sizes.index(min(sizes))
     values = list(values)
-    values[index] = dense(values[index], record, eqn.primitive.name, compat.source(eqn))
+    values[index] = dense(values[index], record, eqn.primitive.name, _jaxprs.source(eqn))
     return values
 
 
@@ -134,7 +134,7 @@ def _conv(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list
         wide, thin = w.value.a, w.value.b
     else:
         return None
-    (shared,) = compat.bind(eqn, [x, w.value.base])
+    (shared,) = _jaxprs.bind(eqn, [x, w.value.base])
     narrow = _narrow_conv(eqn, x, wide)
     narrow = w.scaled(narrow).astype(x.dtype)
     labels = list(range(narrow.ndim))
@@ -164,7 +164,7 @@ def _narrow_conv(eqn: Any, x: jax.Array, wide: jax.Array) -> jax.Array:
     ranks, taps = wide.shape[-1], math.prod(window)
     layer = max(x.shape[lhs[1]], eqn.outvars[0].aval.shape[out[1]])
     if taps * ranks * math.prod(params["window_strides"]) > 4 * layer:
-        return compat.bind(eqn, [x, jnp.moveaxis(wide, -1, outputs)])[0]
+        return _jaxprs.bind(eqn, [x, jnp.moveaxis(wide, -1, outputs)])[0]
     names = {channels: lhs[1], **{axis: x.ndim + n for n, axis in enumerate(space)}}
     rank = 2 * x.ndim
     result = list(range(x.ndim))
@@ -179,4 +179,4 @@ def _narrow_conv(eqn: Any, x: jax.Array, wide: jax.Array) -> jax.Array:
     place = jnp.eye(taps * ranks, dtype=x.dtype).reshape(*window, ranks, taps * ranks)
     order = {axis: n for n, axis in enumerate([*space, outputs, channels])}
     kernel = place.transpose([order[axis] for axis in range(len(rhs))])
-    return compat.bind(eqn, [spread.reshape(shape), kernel])[0]
+    return _jaxprs.bind(eqn, [spread.reshape(shape), kernel])[0]

@@ -6,21 +6,21 @@ from typing import Any
 
 import jax
 
-from optkit.evolution.interpreter import compat
+from optkit import _jaxprs
 from optkit.evolution.interpreter.carried import Carried, Record, dense
 from optkit.evolution.interpreter.engine import evaluate, forwards, rule
 from optkit.evolution.perturbed import Perturbed
 
 
-@rule(*compat.CALLS)
+@rule(*_jaxprs.CALLS)
 def _call(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[Any]:
-    return evaluate(compat.inner(eqn), values, record, live)
+    return evaluate(_jaxprs.inner(eqn), values, record, live)
 
 
 @rule("cond")
 def _cond(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[Any]:
     branches = eqn.params["branches"]
-    index = dense(values[0], record, "cond", compat.source(eqn))
+    index = dense(values[0], record, "cond", _jaxprs.source(eqn))
     operands = values[1:]
     same = [set(sources) for sources in zip(*map(forwards, branches), strict=True)]
     through = [
@@ -50,7 +50,7 @@ def _while(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> lis
 
     def test(carry: Sequence[Any]) -> Any:
         out = evaluate(params["cond_jaxpr"], [*tests, *_full(fixed, carry)], record)[0]
-        return dense(out, record, "while", compat.source(eqn))
+        return dense(out, record, "while", _jaxprs.source(eqn))
 
     def body(carry: Sequence[Any]) -> Sequence[Any]:
         moving = [value is None for value in fixed]
@@ -63,7 +63,7 @@ def _while(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> lis
 @rule("scan")
 def _scan(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[Any]:
     params, jaxpr = eqn.params, eqn.params["jaxpr"]
-    n_consts, n_carry = compat.scan_counts(eqn)
+    n_consts, n_carry = _jaxprs.scan_counts(eqn)
     consts, xs = values[:n_consts], values[n_consts + n_carry :]
     fixed, init = _fixed(jaxpr, n_consts, values[n_consts : n_consts + n_carry], record, eqn)
     cuts = [_unstacked(x) if isinstance(x, Carried) else (x, _itself) for x in xs]
@@ -121,7 +121,7 @@ def _dense(
     values: Sequence[Any], wanted: Sequence[bool], record: Record, name: str, eqn: Any
 ) -> list[Any]:
     """Returns plain arrays, None for what is not wanted."""
-    where = compat.source(eqn)
+    where = _jaxprs.source(eqn)
     return [
         dense(value, record, name, where) if flag else None
         for value, flag in zip(values, wanted, strict=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.extend.core import Literal
 
-from optkit.evolution.interpreter import compat
+from optkit import _jaxprs
 from optkit.evolution.interpreter.carried import Carried, Record, dense
 
 # A rule takes the record, the equation, its inputs and which of its outputs are read, and returns
@@ -35,7 +35,7 @@ def evaluate(
       record: where uses are noted down.
       wanted: which of the outputs are read; None in place of the others, where that saves work.
     """
-    jaxpr, consts = compat.opened(jaxpr)
+    jaxpr, consts = _jaxprs.opened(jaxpr)
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
 
@@ -50,13 +50,13 @@ def evaluate(
 
 def _step(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> list[Any]:
     if not any(isinstance(value, Carried) for value in values):
-        return compat.bind(eqn, values)
+        return _jaxprs.bind(eqn, values)
     found = RULES.get(eqn.primitive.name)
     outs = found(record, eqn, values, live) if found else None
     if outs is not None:
         return outs
-    name, where = eqn.primitive.name, compat.source(eqn)
-    return compat.bind(eqn, [dense(value, record, name, where) for value in values])
+    name, where = eqn.primitive.name, _jaxprs.source(eqn)
+    return _jaxprs.bind(eqn, [dense(value, record, name, where) for value in values])
 
 
 def _live(jaxpr: Any, wanted: Sequence[bool] | None) -> list[tuple[Any, list[bool]]]:
@@ -77,12 +77,12 @@ def _live(jaxpr: Any, wanted: Sequence[bool] | None) -> list[tuple[Any, list[boo
 
 def forwards(jaxpr: Any) -> list[int | None]:
     """Returns for each output of a jaxpr which input it is, untouched, or None."""
-    jaxpr, _ = compat.opened(jaxpr)
+    jaxpr, _ = _jaxprs.opened(jaxpr)
     source = {var: index for index, var in enumerate(jaxpr.invars)}
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name not in compat.CALLS:
+        if eqn.primitive.name not in _jaxprs.CALLS:
             continue
-        for var, index in zip(eqn.outvars, forwards(compat.inner(eqn)), strict=True):
+        for var, index in zip(eqn.outvars, forwards(_jaxprs.inner(eqn)), strict=True):
             atom = eqn.invars[index] if index is not None else None
             if atom is not None and not isinstance(atom, Literal) and atom in source:
                 source[var] = source[atom]

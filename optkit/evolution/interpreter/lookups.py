@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optkit.evolution.interpreter import compat
+from optkit import _jaxprs
 from optkit.evolution.interpreter.carried import Carried, Record
 from optkit.evolution.interpreter.engine import rule
 
@@ -28,7 +28,7 @@ def _gather(record: Record, eqn: Any, values: list[Any], live: list[bool]) -> li
     count = jnp.ndim(indices) - 1 + len(offsets)
     names, places = iter(rest), iter(range(count))
     out = [next(names) if axis in offsets else -1 - next(places) for axis in range(count)]
-    (base,) = compat.bind(eqn, [w.value.base, indices])
+    (base,) = _jaxprs.bind(eqn, [w.value.base, indices])
     a, a_names = _picked(eqn, w.value.a, w.a_axes, indices)
     b, b_names = _picked(eqn, w.value.b, w.b_axes, indices)
     if len(rest) > 1 and not {*indexed} & {*w.value.left, *w.value.right}:

@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from optkit.codecs.base import Parts, Shape
+from optkit.codecs.blocks import from_bits, magnitude_bits
 from optkit.codecs.table import TableCodec
 from optkit.kernels.block_codec.base import Arrays, Function
 from optkit.kernels.block_codec.geometry import LANES, WIDE, Geometry, geometry_of
@@ -192,8 +193,7 @@ def _encode(
 
 def _largest(x: jax.Array) -> jax.Array:
     """The largest magnitude of each row as a bit pattern: a maximum of floats may hide NaN."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
-    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=1, keepdims=True), jnp.float32)
+    return from_bits(jnp.max(magnitude_bits(x), axis=1, keepdims=True))
 
 
 def _codes(codec: TableCodec, table: jax.Array, y: jax.Array) -> jax.Array:

@@ -7,12 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from optkit.kernels.blocks import LANES
+from optkit.kernels.blocks import LANES, RARE
 from optkit.kernels.newton_schulz.products import tile_at
 from optkit.linalg.normalise import EpsMode
 
-# Scope of what hardly any matrix needs: ``optkit.aot`` counts none of it.
-RARE = "rare"
 # Its inverse is a normal number.
 _LARGEST_PEAK = 2.0**126
 # Squares, and squares of their sums, of numbers up to this and down to its inverse are normal.
@@ -108,4 +106,4 @@ def _divisor(norm: jax.Array, inverse: jax.Array, division: Division) -> jax.Arr
     return jnp.where(scaled == 0.0, 1.0, scaled)
 
 
-__all__ = ["RARE", "Division", "copy", "divide", "inverse_divisor", "is_usual"]
+__all__ = ["Division", "copy", "divide", "inverse_divisor", "is_usual"]

@@ -12,10 +12,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from optkit.kernels.blocks import LANES, bytes_of, check_divides, check_on_chip
+from optkit.kernels.blocks import LANES, RARE, bytes_of, check_divides, check_on_chip
 from optkit.kernels.newton_schulz.blocks import ResidentBlocks
 from optkit.kernels.newton_schulz.dividing import (
-    RARE,
     Division,
     copy,
     divide,
