@@ -3,7 +3,7 @@
 #   make demo         race four optimizers on real text; the report is demo_out/report.html
 #   make test         style, types, examples in the documentation, and the quick tests
 #   make test-slow    the tests that `make test` leaves out
-#   make test-sweep   the costly tests of many alike; `make test` looks at a third of these
+#   make test-sweep   the costly tests of many alike; `make test` looks at a quarter of these
 #   make test-latest  a part of the tests on Python 3.12 or later with the newest JAX
 #   make test-tpu     compile kernels with the TPU's own compiler; no TPU is needed
 #   make test-gpu     compile kernels with the GPU's own compiler; no GPU is needed
@@ -26,8 +26,12 @@ LATEST_TESTS ?= tests/golden/test_replay.py tests/kernels $(patsubst %,tests/con
 	tests/transforms/test_elementwise.py tests/transforms/test_stored_kernel.py \
 	tests/evolution/test_population_apply.py tests/evolution/test_perturb.py tests/evolution/test_mesh.py \
 	tests/spmd tests/distributed/test_inside.py tests/aot
-LATEST_EVERY ?= 10
+LATEST_EVERY ?= 3
 LATEST_FLAGS ?= -m "not slow and not tpu and not gpu"
+
+# Of the costly tests of many alike a part, other ones after each commit.
+OPTKIT_SWEEP ?= $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
+export OPTKIT_SWEEP
 
 # Packages of the user or of another project must not be seen in place of those installed here.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -57,8 +61,8 @@ test-sweep: $(VENV)/.optkit-test
 	OPTKIT_SWEEP=all $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m sweep
 
 test-latest: $(VENV_LATEST)/.optkit-test
-	OPTKIT_EVERY_METHOD=$(LATEST_EVERY) OPTKIT_SWEEP=all $(VENV_LATEST)/bin/python -m pytest \
-	  $(PYTEST_FLAGS) $(LATEST_FLAGS) $(LATEST_TESTS)
+	OPTKIT_EVERY_METHOD=$(LATEST_EVERY) $(VENV_LATEST)/bin/python -m pytest $(PYTEST_FLAGS) \
+	  $(LATEST_FLAGS) $(LATEST_TESTS)
 
 test-tpu: $(VENV_TPU)/.optkit-test
 	$(VENV_TPU)/bin/python -m pytest $(PYTEST_FLAGS) -m tpu $(call marked,tpu)
@@ -85,26 +89,36 @@ clean:
 
 # --- environments: the stamp inside one says which extra of this pyproject.toml it holds ----------
 
+# Bytecode is made of what is imported, which is a small part of what is installed.
+PIP_INSTALL = -m pip install --quiet --no-compile
+
 $(VENV)/.optkit-cli: pyproject.toml | own-venv
-	$(VENV)/bin/python -m pip install --quiet --editable '.[cli]'
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[cli]'
 	@touch $@
 
 $(VENV)/.optkit-test: pyproject.toml | own-venv
-	$(VENV)/bin/python -m pip install --quiet --editable '.[test,evolve]'
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[test,evolve]'
 	@touch $@ $(VENV)/.optkit-cli
 
 $(VENV_LATEST)/.optkit-test: pyproject.toml | own-venv-latest
-	$(VENV_LATEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
-	  --editable '.[test]'
+	$(VENV_LATEST)/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable '.[test]'
 	@touch $@
 
-$(VENV_TPU)/.optkit-test: pyproject.toml | own-venv-tpu
-	$(VENV_TPU)/bin/python -m pip install --quiet --editable '.[test,tpu]'
+$(VENV_TPU)/.optkit-test: $(VENV)/.optkit-test | own-venv-tpu
+	$(call see_packages,$(VENV_TPU))
+	$(VENV_TPU)/bin/python $(PIP_INSTALL) --editable '.[test,tpu]'
 	@touch $@
 
-$(VENV_GPU)/.optkit-test: pyproject.toml | own-venv-gpu
-	$(VENV_GPU)/bin/python -m pip install --quiet --editable '.[test,gpu]'
+$(VENV_GPU)/.optkit-test: $(VENV)/.optkit-test | own-venv-gpu
+	$(call see_packages,$(VENV_GPU))
+	$(VENV_GPU)/bin/python $(PIP_INSTALL) --editable '.[test,gpu]'
 	@touch $@
+
+# Packages of $(VENV) are seen in $(1) too, which then holds a compiler and little else.
+define see_packages
+@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+$(VENV)/bin/python -c "$$packages" > "$$($(1)/bin/python -c "$$packages")/optkit-base.pth"
+endef
 
 # $(1): folder; $(2): shell text that sets $$python to the interpreter to make it with
 define own_venv
@@ -125,10 +139,10 @@ own-venv:
 	$(call own_venv,$(VENV),$(find_python))
 
 own-venv-tpu:
-	$(call own_venv,$(VENV_TPU),$(find_python))
+	$(call own_venv,$(VENV_TPU),python=$(VENV)/bin/python)
 
 own-venv-gpu:
-	$(call own_venv,$(VENV_GPU),$(find_python))
+	$(call own_venv,$(VENV_GPU),python=$(VENV)/bin/python)
 
 own-venv-latest:
 	$(call own_venv,$(VENV_LATEST),$(find_python312))

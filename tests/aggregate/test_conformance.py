@@ -36,6 +36,7 @@ def test_compiled_equals_eager(name: str) -> None:
     close(run(rule, rounds()), run(rule, rounds(), rule.apply))
 
 
+@pytest.mark.sweep
 def test_state_and_direction_keep_shapes_and_dtypes(name: str) -> None:
     rule = build(name)
     state = rule.init(params(), CLIENTS)
@@ -76,6 +77,7 @@ def test_what_is_absent_is_not_read(name: str) -> None:
     chex.assert_trees_all_equal(numbers(got), numbers(want))
 
 
+@pytest.mark.sweep
 def test_an_empty_round_keeps_finite(name: str) -> None:
     rule = build(name)
     nobody = (sent(3), {"present": jnp.zeros(CLIENTS, bool)})
@@ -144,6 +146,7 @@ def test_clients_along_an_axis_name_give_what_a_leading_axis_gives(name: str) ->
         close((got, moved), (want.direction, want.moved))
 
 
+@pytest.mark.sweep
 def test_a_server_runs_it_in_chunks(name: str) -> None:
     server = optkit.server_step(build(name), optax.sgd(1.0))
     ends = jax.tree.map(jnp.negative, sent(0))

@@ -356,6 +356,7 @@ def test_badam_keeps_one_layer(model):
     assert 8 * held <= owned_bytes(Case("badam"), model) <= 8 * held * 1.01
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("model", "rank", "published"),
     [

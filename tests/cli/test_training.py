@@ -89,6 +89,7 @@ def test_a_run_in_parts_is_bit_for_bit_the_whole_run(whole, tmp_path):
     assert found == wanted
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("method", ["adamw", "lion", "signsgd", "cautious_muon", "grams"])
 def test_other_methods_resume_bit_for_bit(method, tmp_path):
     small = {"method": method, "hyperparameters": None, "steps": 4}

@@ -131,6 +131,7 @@ def test_keep_sign_moves_off_entries_of_the_other_sign() -> None:
     assert store(TableCodec(keep_sign=True), x)[0]["codes"].tolist() == [255, 128, 126, 127]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("codec", CODECS + RANDOM, ids=label)
 @given(seed=st.integers(0, 2**16), scale=st.sampled_from([1e-18, 1e-4, 1.0, 1e15]))
 def test_the_contraction_law_holds(codec: Codec, seed: int, scale: float) -> None:

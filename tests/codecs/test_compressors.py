@@ -45,6 +45,7 @@ def normal(seed: int, shape: tuple[int, ...] = (4, 10), scale: float = 1.0) -> n
     return np.float32(np.random.default_rng(seed).standard_normal(shape) * scale)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("codec", [*FIXED, *RANDOM], ids=lambda c: c.name)
 @pytest.mark.parametrize("shape", [(4, 10), (7,), ()], ids=str)
 def test_what_is_stored_has_the_shapes_that_are_said(codec: Codec, shape: tuple) -> None:

@@ -14,6 +14,7 @@ from tests.conformance.methods import TRACES, Method, step
 from tests.conformance.trees import PAIR, assert_close, assert_same, described
 
 
+@pytest.mark.sweep
 def test_compiled_equals_eager(method: Method) -> None:
     updates, state = method.eager
     for got, want in zip(method.compiled, updates, strict=False):

@@ -24,6 +24,7 @@ FIRST_MOVE = {
 }
 
 
+@pytest.mark.sweep
 def test_quadratic(recipe: Method) -> None:
     """The loss |p - target|^2 / 2 falls on every leaf; the recipe's step is RATE an entry or so."""
     _, params, _ = recipe.scanned

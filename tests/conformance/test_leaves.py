@@ -44,6 +44,7 @@ def _check_types(updates: Any, params: Any) -> None:
         assert (u.shape, u.dtype) == (p.shape, p.dtype)
 
 
+@pytest.mark.sweep
 def test_every_rank_and_role_is_traced(method: Method) -> None:
     params = method.params(ZOO)
     state = jax.eval_shape(method.tx.init, params)
@@ -173,6 +174,7 @@ def test_zero_gradients_move_nothing(recipe: Method) -> None:
         assert not any(jnp.any(x) for x in jax.tree.leaves(updates))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 @pytest.mark.parametrize(
     "name", [n for n in (*MATRIX_RECIPES, "orthogonalize") if n not in SEES_THE_SCALE]

@@ -95,6 +95,7 @@ def test_nnx_parameters_make_the_program_of_the_plain_tree(recipe: Method) -> No
     assert programs[0] == programs[1]
 
 
+@pytest.mark.sweep
 def test_nnx_optimizer_steps_like_the_plain_tree(recipe: Method) -> None:
     model, grads = _small(recipe)
     optimizer = nnx.Optimizer(model, recipe.tx, wrt=nnx.Param)

@@ -29,6 +29,7 @@ def test_pair_traces_to_the_types_it_has(pair: Method) -> None:
         assert types == [(x.shape, x.dtype) for x in jax.tree.leaves(want)]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_wrapped_matrix_method_compiles_to_the_same_numbers(name: str) -> None:
     pair = method_named(name, "matrix")

@@ -84,6 +84,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Job]:
     return run
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("before", "processes", "devices", "exact"),
     [(4, 4, 2, True), (4, 2, 4, True), (4, 2, 2, False), (2, 2, 2, True), (2, 1, 4, True)],

@@ -10,6 +10,7 @@ from tests.docs.modules import module_names
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", module_names())
 def test_examples_of_docstrings(name: str) -> None:
     module = importlib.import_module(name)

@@ -115,11 +115,13 @@ def test_a_population_is_a_function_of_the_state(made: Method) -> None:
     assert_same(draw(made.params, made.state), draw(made.params, made.state))
 
 
+@pytest.mark.sweep
 def test_the_state_survives_export(made: Method) -> None:
     _, state = made.update(made.fitness, made.state, made.params)
     assert_same(optkit.restore_state(made.state, optkit.export_state(state)), state)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", TOLD)
 def test_a_sigma_of_nothing_is_refused_or_moves_nothing(name: str) -> None:
     entry = STRATEGIES[name]
@@ -138,6 +140,7 @@ def test_a_sigma_of_nothing_is_refused_or_moves_nothing(name: str) -> None:
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(g))
 
 
+@pytest.mark.sweep
 def test_the_state_is_found_in_a_chain(made: Method) -> None:
     tx = optax.chain(made.es, optax.scale(-1))
     held = tx.init(made.params)

@@ -137,6 +137,7 @@ RULES: dict[str, tuple[Callable[[Any], Any], tuple[int, ...], Sides]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", RULES)
 def test_equals_the_parameter_in_full(name: str) -> None:
     fn, shape, (left, right) = RULES[name]

@@ -30,6 +30,7 @@ def fitness(seed: int, count: int = 6) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=count).astype(np.float32)
 
 
+@pytest.mark.sweep
 @each
 @pytest.mark.parametrize("staggered", [False, True])
 def test_the_estimate_is_that_of_the_paper(name, staggered):

@@ -14,7 +14,7 @@ QUICK = {"quickstart", "resume", "routing", "sharded"}
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:
-    slow = [pytest.mark.slow] * (name not in QUICK)
+    slow = [pytest.mark.slow, pytest.mark.sweep] * (name not in QUICK)
     return slow + [pytest.mark.multiprocess] * ("host" in name)
 
 

@@ -14,6 +14,7 @@ from optkit.linalg import COEFFICIENTS, newton_schulz
 from tests.fast_weights.definition import CHUNK, FORMS, gradient_of, jitted, sequence, slow
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("muon", "momentum", "prenorm"), FORMS)
 def test_against_the_definition(muon, momentum, prenorm):
     inputs = sequence(22)  # four whole chunks and one of two tokens

@@ -109,6 +109,7 @@ def test_the_sketch_does_not_show():
     np.testing.assert_allclose(one, two, atol=1e-4)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_16_bit_panels_are_worked_on_in_float32(method, dtype):

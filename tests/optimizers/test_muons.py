@@ -146,6 +146,7 @@ def test_a_stack_is_its_matrices(name, seed, rate, decay):
         np.testing.assert_allclose(together[:, i], alone[single], atol=2e-5)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", STRAIGHT)
 @FEW
 @given(seed=SEEDS, **NUMBERS)

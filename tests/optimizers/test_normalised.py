@@ -286,6 +286,7 @@ def test_adago_needs_no_schedule_and_stops_at_a_rate_of_0():
     assert np.any(u[0]) and not np.any(u[1:])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", MATRICES)
 def test_a_stack_is_its_matrices(name):
     factory = optkit.catalogue.get(name).factory
@@ -298,6 +299,7 @@ def test_a_stack_is_its_matrices(name):
         np.testing.assert_allclose(together[:, i], alone[leaf], atol=2e-5)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_other_layout_is_the_transposed_run(name):
     factory = optkit.catalogue.get(name).factory

@@ -193,6 +193,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(("devices", "replicas", "groups", "exchanges"), MESHES)
 def test_who_meets_on_a_mesh_is_sent_and_nobody_else(

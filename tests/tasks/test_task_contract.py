@@ -136,6 +136,7 @@ def columns(mesh: Mesh, leaf: jax.Array) -> NamedSharding:
 
 
 # Explicit axes carry data only: splitting a kernel there asks a model to name its shardings.
+@pytest.mark.sweep
 @pytest.mark.parametrize(("kind", "split"), [(AxisType.Auto, True), (AxisType.Explicit, False)])
 def test_sharded_gradients_equal_unsharded_ones(
     task: tasks.Task, params: tasks.Params, kind: AxisType, split: bool

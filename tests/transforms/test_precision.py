@@ -56,6 +56,7 @@ def test_what_has_no_neighbours_rounds_as_a_cast(dtype):
     np.testing.assert_array_equal(np.float32(out), np.float32(x.astype(dtype)))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_chain_with_stochastic_rounding_trains_in_the_mean(dtype):
     params = {"w": jnp.full(2048, 1.0, dtype), "f": jnp.ones(2)}
@@ -110,6 +111,7 @@ def test_a_bfloat16_one_moves_with_master_weights_only(wrapper):
     assert float(moved["w"][-1][0]) == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn])
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
 def test_master_weights_are_float32_training_rounded(name, dtype):

@@ -29,6 +29,7 @@ PLACES = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(
     "codec",
@@ -85,6 +86,7 @@ def _gathered(text: str) -> list[int]:
 # ---- memory
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("model", "size", "codec", "formula"),
     [

@@ -65,6 +65,7 @@ def check_against(oracle, tx, *options):
         np.testing.assert_allclose(mine, want, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("rescale", ["frobenius", "match_rms", "none"])
 @pytest.mark.parametrize("axis", SIDES)
 def test_row_moment_is_its_definition(axis, rescale):
@@ -78,6 +79,7 @@ def test_entry_moment_is_its_definition(rescale):
     check_against(entries_oracle, tx, 0.8, 0.1, "", rescale, 0.3)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("axis", SIDES)
 def test_a_factor_in_the_part_is_a_link_in_front(axis):
     function = lambda x: linalg.newton_schulz(3.0 * x)  # noqa: E731

@@ -101,6 +101,7 @@ def test_bfloat16_weights_keep_the_norm_that_they_began_with():
     assert np.abs(drift).max() > 3 * errors.max()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("options", [{}, {"radius": "current"}, {"radius": 0.3}, {"per": "leaf"}])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_without_a_direction_nothing_moves(options, dtype):

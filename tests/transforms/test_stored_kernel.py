@@ -42,6 +42,7 @@ def trained(tx: optax.GradientTransformation, dtype: Any = jnp.float32) -> Any:
     return params
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "codec", "dtype"),
     [
