@@ -3,7 +3,7 @@
 #   make demo         race four optimizers on real text; the report is demo_out/report.html
 #   make test         style, types, examples in the documentation, and the quick tests
 #   make test-slow    the tests that `make test` leaves out
-#   make test-sweep   the costly tests of many alike; `make test` looks at a quarter of these
+#   make test-sweep   the costly tests of many alike; `make test` looks at an eighth of these
 #   make test-latest  a part of the tests on Python 3.12 or later with the newest JAX
 #   make test-tpu     compile kernels with the TPU's own compiler; no TPU is needed
 #   make test-gpu     compile kernels with the GPU's own compiler; no GPU is needed
@@ -26,11 +26,13 @@ LATEST_TESTS ?= tests/golden/test_replay.py tests/kernels $(patsubst %,tests/con
 	tests/transforms/test_elementwise.py tests/transforms/test_stored_kernel.py \
 	tests/evolution/test_population_apply.py tests/evolution/test_perturb.py tests/evolution/test_mesh.py \
 	tests/spmd tests/distributed/test_inside.py tests/aot
-LATEST_EVERY ?= 3
+LATEST_EVERY ?= 6
 LATEST_FLAGS ?= -m "not slow and not tpu and not gpu"
 
 # Of the costly tests of many alike a part, other ones after each commit.
-OPTKIT_SWEEP ?= $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
+ifndef OPTKIT_SWEEP
+OPTKIT_SWEEP := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
+endif
 export OPTKIT_SWEEP
 
 # Packages of the user or of another project must not be seen in place of those installed here.

@@ -108,9 +108,9 @@ def pytest_runtest_setup() -> None:
 
 
 # Tests marked `sweep` cost most of the suite's time, and are of a kind that many others are of: a
-# method of the catalogue, or other hyperparameters of one. Each run looks at every fourth, from
+# method of the catalogue, or other hyperparameters of one. Each run looks at every eighth, from
 # this one on; `make test-sweep` at all.
-TURNS = 4
+TURNS = 8
 TURN = os.environ.get("OPTKIT_SWEEP", "0")
 
 

@@ -59,6 +59,7 @@ def test_updates_keep_their_dtype(method: Method) -> None:
     assert _statistics(after, params) <= {jnp.dtype(F32), *own}
 
 
+@pytest.mark.sweep
 def test_state_dtype_is_honoured(method: Method) -> None:
     names = {"state_dtype", "dtype"} if method.entry.kind == "wrapper" else {"state_dtype"}
     asked = names & set(method.hyperparameters)

@@ -40,6 +40,7 @@ def test_a_constant_schedule_is_the_constant(method: Method) -> None:
         assert_close(got, method.eager[0], units=256)
 
 
+@pytest.mark.sweep
 def test_schedules_start_at_0_and_advance_by_1(method: Method) -> None:
     """Each scheduled value is in the state, as it was in the update that was just made."""
     constants = _schedulable(method)

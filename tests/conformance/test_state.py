@@ -33,6 +33,7 @@ def test_orbax_round_trip_is_bit_for_bit(method: Method, tmp_path: Path) -> None
     assert described(restored["state"]) == described(state)
 
 
+@pytest.mark.sweep
 def test_export_by_name_is_bit_for_bit(method: Method) -> None:
     state, _, _ = method.compiled[1]
     exported = optkit.export_state(state)

@@ -52,6 +52,7 @@ def products(chip: str, spec: ArgSpec, dtype: Any) -> None:
     assert calls(chip, run, x, a) == 3
 
 
+@pytest.mark.sweep
 @pytest.mark.tpu
 @pytest.mark.parametrize("chip", TPUS)
 @pytest.mark.parametrize("spec", PRODUCTS, ids=lambda spec: spec.name)

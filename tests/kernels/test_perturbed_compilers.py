@@ -90,6 +90,7 @@ def test_a_generation_on_a_gpu_takes_two_kernels_a_product() -> None:
     assert generation("h100").count('custom_call_target="__gpu$xla.gpu.triton"') == 4
 
 
+@pytest.mark.sweep
 @pytest.mark.tpu
 @pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1"])
 @pytest.mark.parametrize(("shape", "dtype", "generated"), CASES, ids=str)

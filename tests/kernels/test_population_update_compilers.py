@@ -39,6 +39,7 @@ def check(target: str, spec: ArgSpec, signs: bool) -> None:
     assert program.memory_analysis().temp_size_in_bytes < turned + 2**18
 
 
+@pytest.mark.sweep
 @pytest.mark.tpu
 @pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1"])
 @pytest.mark.parametrize("spec", CASES, ids=lambda spec: spec.name)

@@ -25,6 +25,7 @@ def adam(moments: Any, arrays: Any, scalars: Any) -> Any:
     return [(scalars[0] * m / (jnp.sqrt(v) + 1e-8)).astype(arrays[0].dtype)], [m, v]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("chip", tpu.TOPOLOGIES)
 @pytest.mark.parametrize(
     "spec",
