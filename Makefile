@@ -1,7 +1,7 @@
 # Needs make and Python >= 3.11; everything else is installed into folders of this repository.
 #
 #   make demo         race four optimizers on real text; the report is demo_out/report.html
-#   make test         style, types, examples in the documentation, and the quick tests
+#   make test         style, types, and the quick tests; examples in docstrings take turns
 #   make test-slow    the tests that `make test` leaves out
 #   make test-sweep   the costly tests of many alike; `make test` looks at an eighth of these
 #   make test-latest  a part of the tests on Python 3.12 or later with the newest JAX
@@ -60,7 +60,8 @@ test-slow: $(VENV)/.optkit-test
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m slow $(call marked,slow)
 
 test-sweep: $(VENV)/.optkit-test
-	OPTKIT_SWEEP=all $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m sweep
+	OPTKIT_SWEEP=all $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) \
+	  -m "sweep and not tpu and not gpu"
 
 test-latest: $(VENV_LATEST)/.optkit-test
 	OPTKIT_EVERY_METHOD=$(LATEST_EVERY) $(VENV_LATEST)/bin/python -m pytest $(PYTEST_FLAGS) \

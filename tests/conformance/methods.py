@@ -339,8 +339,8 @@ def method(name: str, base: str = "adaptive") -> Method:
     return Method(optkit.catalogue.get(name), base)
 
 
-# Every how many-th method is tested: all, but by `make test-latest`, since what another JAX breaks
-# it breaks for many methods alike.
+# Every how many-th method and stored run is tested: all, but by `make test-latest`, since what
+# another JAX breaks it breaks for many methods alike.
 EVERY = int(os.environ.get("OPTKIT_EVERY_METHOD", "1"))
 
 
